@@ -1,0 +1,38 @@
+"""The errors users see: one line, the accepted values, what was got, and what mends it.
+
+Every error that a wrong request, file or machine can cause is a ``FlurkaError``; the command line prints its text and
+exits with its ``exit_code``. Anything else that escapes is a bug and keeps its traceback. ``assert`` is for those.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FlurkaError(Exception):
+    """Base of the errors that end a command with one line instead of a traceback."""
+
+    exit_code = 2
+
+
+class RequestError(FlurkaError, ValueError):
+    """The request was wrong: a name, a value, a file. Says how, and what would be accepted."""
+
+
+class Interrupted(FlurkaError):
+    """The user stopped the command; what was finished is on disk and the same command goes on from there."""
+
+    exit_code = 130
+
+
+def nearest(got: str, accepted: Iterable[str]) -> str | None:
+    """The accepted name closest to ``got``, or None where none is close."""
+    close = difflib.get_close_matches(str(got), [str(name) for name in accepted], n=1, cutoff=0.5)
+    return close[0] if close else None
+
+
+def unknown(what: str, got: object, accepted: Iterable[str]) -> RequestError:
+    """The error for a name that is not one of a known set: names the nearest and lists all of them."""
+    accepted = sorted(str(name) for name in accepted)
+    guess = nearest(str(got), accepted)
+    hint = f" (did you mean {guess!r}?)" if guess else ""
+    return RequestError(f"unknown {what} {str(got)!r}{hint}; accepted: {', '.join(accepted)}")

@@ -1,0 +1,73 @@
+"""Quantities as people write and read them: parsing of options, formatting of answers."""
+
+import math
+import re
+
+from flurka_bench.errors import RequestError
+
+_BYTES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
+
+
+def _parse(text: str, scale: dict[str, float], what: str, example: str) -> float:
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ]*)\s*", str(text))
+    if not match or match[2].lower() not in scale:
+        units = ", ".join(unit for unit in scale if unit)
+        raise RequestError(f"{what} must be a positive number with a unit of {units} (like {example}), got {text!r}")
+    value = float(match[1]) * scale[match[2].lower()]
+    if not (math.isfinite(value) and value > 0):
+        raise RequestError(f"{what} must be finite and above 0 (like {example}), got {text!r}")
+    return value
+
+
+def parse_bytes(text: str, what: str = "memory") -> int:
+    """``"40GB"`` -> 40_000_000_000. Raises RequestError naming the units."""
+    return int(_parse(text, _BYTES, what, "40GB"))
+
+
+def parse_seconds(text: str, what: str = "time") -> float:
+    """``"2ms"`` -> 0.002. Raises RequestError naming the units."""
+    return _parse(text, _SECONDS, what, "2ms")
+
+
+def parse_fraction(text: str, what: str = "threshold") -> float:
+    """``"5%"`` or ``"0.05"`` -> 0.05. Raises RequestError for anything outside (0, 1]."""
+    raw = str(text).strip()
+    try:
+        value = float(raw[:-1]) / 100 if raw.endswith("%") else float(raw)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise RequestError(f"{what} must be above 0% and at most 100% (like 5% or 0.05), got {text!r}")
+    return value
+
+
+def _scaled(value: float, steps: list[tuple[float, str]], digits: int) -> str:
+    for factor, unit in steps:
+        if abs(value) >= factor:
+            return f"{value / factor:.{digits}g} {unit}"
+    return f"{value / steps[-1][0]:.{digits}g} {steps[-1][1]}"
+
+
+def format_seconds(seconds: float | None, digits: int = 3) -> str:
+    """``0.00123`` -> ``"1.23 ms"``; None and nan -> ``"n/a"``."""
+    if seconds is None or math.isnan(seconds):
+        return "n/a"
+    if seconds >= 120:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest} s"
+    return _scaled(seconds, [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")], digits)
+
+
+def format_bytes(count: float | None, digits: int = 3) -> str:
+    """``4.2e9`` -> ``"4.2 GB"`` (powers of ten); None and nan -> ``"n/a"``."""
+    if count is None or math.isnan(count):
+        return "n/a"
+    return _scaled(count, [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")], digits)
+
+
+def format_ratio(ratio: float | None) -> str:
+    """``1.234`` -> ``"1.23×"``; large ratios lose their decimals."""
+    if ratio is None or math.isnan(ratio):
+        return "n/a"
+    return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:.1f}×" if ratio >= 10 else f"{ratio:.2f}×"

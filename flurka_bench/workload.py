@@ -1,0 +1,100 @@
+"""The words everyone uses: what is computed (a case), on what shape, in which form.
+
+Shape letters, used in comments and docstrings throughout the project::
+
+    b  batch          N  seq_len       d  head_dim       D  model_dim = h * d
+    h  num_heads      k  rank          m  num_features   f  ffn_dim
+
+A ``Case`` is one thing to time or to predict: a mechanism with its knobs, at a workload. Its numeric fields are plain
+ints for one case, NumPy arrays for many, or SymPy symbols for closed forms; everything that counts FLOPs and bytes is
+arithmetic on them. Categorical fields are always one string.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+Number = Any  # int | float | numpy.ndarray | sympy.Expr: whatever supports + - * / and comparison
+
+LEVELS = ("core", "layer", "model")
+PASSES = ("forward", "train")
+ORDERS = ("project_first", "compress_first", "absorbed")
+BACKENDS = ("eager", "compiled", "fused")
+COMPRESSIONS = ("dense", "mean-pool", "conv")
+DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+DTYPES = tuple(DTYPE_BYTES)
+
+# The stages a mechanism runs, in this order where it has them; the same names in op lists, code, profiler and plots.
+# "ffn" and "other" (norms, residuals, embedding, optimizer) exist at level model only.
+STAGES = ("project", "compress", "features", "scores", "key_value", "output", "merge", "ffn", "other")
+
+# The sizes of a case, in the order in which ids, tables and records give them.
+SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One mechanism with its knobs at one workload.
+
+    ``order`` is None at level core (there is nothing to reorder). ``rank`` is None where keys and values are not
+    compressed, ``num_features`` where the similarity is softmax; elu + 1 has ``num_features == head_dim``.
+    ``mechanisms.canonical`` brings a requested combination into this form, or says why it is impossible.
+    """
+
+    mechanism: str
+    level: str = "core"
+    pass_: str = "forward"
+    order: str | None = None
+    backend: str = "eager"
+    dtype: str = "float32"
+    batch: Number = 1
+    num_heads: Number = 8
+    seq_len: Number = 1024
+    head_dim: Number = 64
+    rank: Number | None = None
+    num_features: Number | None = None
+    compression: str = "dense"  # how E and F are made: a learned dense matrix, mean-pool, strided convolution
+    share_kv: bool = False  # E = F: one compression serves keys and values
+    share_heads: bool = True  # one E (and F) for all heads
+    num_layers: Number = 1  # level model only, as are the next two
+    ffn_dim: Number = 0
+    vocab_size: Number = 0
+
+    @property
+    def model_dim(self) -> Number:
+        """D = h * d, the width of x (b, N, D)."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def workload_key(self) -> tuple:
+        """What competitors must share to be compared: everything but the mechanism and its knobs."""
+        return (self.level, self.pass_, self.dtype, self.batch, self.num_heads, self.seq_len, self.head_dim,
+                self.num_layers, self.ffn_dim, self.vocab_size)  # fmt: skip
+
+    @property
+    def case_id(self) -> str:
+        """A readable id, unique per case and the same on every machine; knobs at their default are left out."""
+        parts = [self.mechanism, self.level, self.pass_]
+        if self.order is not None:
+            parts.append(self.order)
+        parts += [self.backend, self.dtype, f"b{self.batch}", f"h{self.num_heads}", f"n{self.seq_len}", f"d{self.head_dim}"]
+        parts += [f"k{self.rank}"] if self.rank is not None else []
+        parts += [f"m{self.num_features}"] if self.num_features is not None else []
+        parts += [self.compression] if self.compression != "dense" else []
+        parts += ["sharekv"] if self.share_kv else []
+        parts += ["perhead"] if not self.share_heads else []
+        if self.level == "model":
+            parts += [f"l{self.num_layers}", f"f{self.ffn_dim}", f"v{self.vocab_size}"]
+        return ".".join(parts)
+
+    def replace(self, **changes: Any) -> "Case":
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def as_record(self) -> dict[str, Any]:
+        """The case's fields under the names that records, tables and command-line options use (``pass``, not ``pass_``)."""
+        return {field.name.rstrip("_"): getattr(self, field.name) for field in fields(self)}
