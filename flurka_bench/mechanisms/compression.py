@@ -31,7 +31,7 @@ class Compression:
         weight, name, channels = self._weight(of_values), self._name(of_values), x.shape[-1]
         if weight is None:
             windows = tape.view(x, *x.shape[:-2], k, self.window, channels)
-            return tape.reduce(windows, (-2,), name, keepdim=False)
+            return tape.reduce(windows, -2, name, keepdim=False, mean=True)
         if self.case.compression == "conv":
             windows = tape.view(x, *x.shape[:-2], k, self.window, channels)
             taps = tape.view(weight, 1, self.window)
