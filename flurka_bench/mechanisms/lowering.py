@@ -36,6 +36,7 @@ def record(case: Case, device: str = "cuda") -> Tape:
         out = layer.layer(tape.leaf("x", case.batch, case.seq_len, case.model_dim, role="input"))
     if tape.train:
         tape.backward(out)
+        tape.held_until[out.tensor.name] = len(tape.ops) - 1  # the caller keeps the result
     return tape
 
 
