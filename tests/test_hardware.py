@@ -6,6 +6,7 @@ import pytest
 
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load, names, write_profile
+from flurka_bench.hardware.detect import detect_cpu, from_cuda_properties, recognise
 from flurka_bench.hardware.profile import parse_profile
 
 REQUIRED = {
@@ -94,3 +95,14 @@ def test_measured_numbers_stay_apart():
     assert again.datasheet == profile.datasheet
     with pytest.raises(RequestError, match="finite"):
         profile.with_measured({"launch_s": math.nan}, {})
+
+
+def test_the_device_at_hand_is_recognised_by_exact_name_only():
+    assert recognise("NVIDIA H100 PCIe").name == "h100-pcie-80gb"
+    assert recognise("NVIDIA H100") is None
+    cpu = detect_cpu()
+    assert cpu.kind == "cpu" and parse_profile(write_profile(cpu), "again") == cpu
+    unknown_gpu = from_cuda_properties("NVIDIA RTX 5000 Ada Generation", (8, 9), 100, 2.55e9, 32e9, 72e6, 576e9, 102400)
+    assert unknown_gpu.name == "nvidia-rtx-5000-ada-generation"
+    assert unknown_gpu.peak_flops["vector.float32"] == pytest.approx(65.3e12, rel=0.01)  # NVIDIA's datasheet: 65.3 TFLOP/s
+    assert unknown_gpu.peak_flops["tensor.bfloat16"] == pytest.approx(261.1e12, rel=0.01)  # 1044.4 sparse FP8 / 4

@@ -84,6 +84,7 @@ class Profile:
     peaks: Mapping[str, Figure]
     sources: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    device_names: tuple[str, ...] = ()  # what the driver calls it, to recognise the device that is at hand
     measured: Mapping[str, float] = field(default_factory=dict)
     measured_about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -241,7 +242,7 @@ def _figures(where: str, table: Any) -> dict[str, Figure]:
 
 
 _HEADER = {"schema", "name", "title", "vendor", "kind", "architecture", "matmul_library", "attention_kernel", "aliases",
-           "sources", "datasheet", "measured", "measured_about"}  # fmt: skip
+           "device_names", "sources", "datasheet", "measured", "measured_about"}  # fmt: skip
 
 
 def parse_profile(text: str, where: str) -> Profile:
@@ -260,16 +261,25 @@ def parse_profile(text: str, where: str) -> Profile:
         if not isinstance(data.get(key), str) or not data[key]:
             raise RequestError(f"{where}: {key} must be text, got {data.get(key)!r}")
         words[key] = data[key]
-    for key, kind in (("aliases", list), ("sources", dict), ("datasheet", dict), ("measured", dict), ("measured_about", dict)):
+    for key, kind in (
+        ("aliases", list),
+        ("device_names", list),
+        ("sources", dict),
+        ("datasheet", dict),
+        ("measured", dict),
+        ("measured_about", dict),
+    ):
         if not isinstance(data.get(key, kind()), kind):
             raise RequestError(f"{where}: {key} must be a {'list' if kind is list else 'table'}, got {data[key]!r}")
     datasheet = dict(data.get("datasheet", {}))
     peaks = _figures(f"{where}: [datasheet.peak_flops]", datasheet.pop("peak_flops", {}))
-    if not all(isinstance(alias, str) for alias in data.get("aliases", [])):
-        raise RequestError(f"{where}: aliases must be a list of names")
+    for key in ("aliases", "device_names"):
+        if not all(isinstance(alias, str) for alias in data.get(key, [])):
+            raise RequestError(f"{where}: {key} must be a list of names")
     return Profile(
         **words,
         aliases=tuple(data.get("aliases", ())),
+        device_names=tuple(data.get("device_names", ())),
         sources=data.get("sources", {}),
         datasheet=_figures(f"{where}: [datasheet]", datasheet),
         peaks=peaks,
@@ -357,6 +367,7 @@ def write_profile(profile: Profile) -> str:
     for key in ("name", "title", "vendor", "kind", "architecture", "matmul_library", "attention_kernel"):
         lines.append(f"{key} = {_toml_value(getattr(profile, key))}")
     lines.append(f"aliases = {_toml_value(profile.aliases)}")
+    lines.append(f"device_names = {_toml_value(profile.device_names)}")
     lines += ["", "[sources]", *[f"{_toml_value(key)} = {_toml_value(text)}" for key, text in profile.sources.items()]]
     lines += ["", "[datasheet]", *[_figure_line(name, figure) for name, figure in profile.datasheet.items()]]
     lines += ["", "[datasheet.peak_flops]", *[_figure_line(name, figure) for name, figure in profile.peaks.items()]]
