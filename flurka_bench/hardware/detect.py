@@ -119,7 +119,8 @@ def from_cuda_properties(
     """
     architecture = {(7, 5): "turing", (8, 9): "ada"}.get(capability) or _CUDA_GENERATION.get(capability[0], "blackwell")
     lanes = _CUDA_LANES.get(capability, 128)
-    rate = {"volta": 1024, "turing": 1024, "ampere": 2048 if capability == (8, 0) else 1024, "ada": 1024, "hopper": 4096, "blackwell": 8192,
+    rate = {"volta": 1024, "turing": 1024,
+            "ampere": 2048 if capability == (8, 0) else 1024, "ada": 1024, "hopper": 4096, "blackwell": 8192,
             "blackwell-rtx": 1024}.get(architecture)  # fmt: skip
 
     def figure(value: float, unit: str) -> Figure:
