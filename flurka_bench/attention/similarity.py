@@ -20,6 +20,7 @@ from flurka_bench.attention.stages import stage
 from flurka_bench.errors import RequestError, unknown
 
 RELU_EPSILON = 1e-3  # as performer-pytorch's and google-research's kernel_epsilon: keeps the normaliser above zero
+ELU_EPSILON = 1e-6  # as in Katharopoulos et al.'s code: a query whose features all underflow attends evenly, not 0 / 0
 
 
 class Softmax(nn.Module):
@@ -169,7 +170,7 @@ class ReluFeatures(FeatureMap):
 
 
 class EluFeatures(FeatureMap):
-    """phi(x) = elu(x) + 1, m = d, no random features (Katharopoulos et al. 2020, equation 7)."""
+    """phi(x) = elu(x) + 1 (+ 1e-6), m = d, no random features (Katharopoulos et al. 2020, equation 7)."""
 
     name = "elu"
 
@@ -184,12 +185,12 @@ class EluFeatures(FeatureMap):
 
     def activate_keys(self, y: Tensor, k: Tensor | None, keep: Tensor | None, rows: int) -> tuple[Tensor, None]:
         """Kernels: elu, add (in place)."""
-        phi = nn.functional.elu(y).add_(1)
+        phi = nn.functional.elu(y).add_(1 + ELU_EPSILON)
         return phi if keep is None else phi.masked_fill(~keep, 0), None
 
     def activate_queries(self, y: Tensor, shift: None) -> Tensor:
         """Kernels: elu, add (in place)."""
-        return nn.functional.elu(y).add_(1)
+        return nn.functional.elu(y).add_(1 + ELU_EPSILON)
 
 
 class FavorFeatures(FeatureMap):
