@@ -87,11 +87,11 @@ def main() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     print(
-        f"D {MODEL_DIM}, h {NUM_HEADS}, k {RANK}, m {NUM_FEATURES}, float32, {arguments.threads} threads, {arguments.rounds} rounds"
+        f"D {MODEL_DIM}, h {NUM_HEADS}, k {RANK}, m {NUM_FEATURES}, float32, {arguments.threads} threads,",
+        arguments.rounds,
+        "rounds",
     )
-    print(
-        f"{'layer':16} {'pass':8} {'batch':>5} {'N':>6} {'theirs ms':>10} {'ours ms':>9} {'ratio':>6}  95 % interval   output differs by"
-    )
+    print("layer            pass     batch      N  theirs ms   ours ms  ratio  95 % interval   outputs differ by")
     for seq_len in arguments.seq_len:
         for batch in arguments.batch:
             for name, (theirs, ours) in pairs(seq_len).items():
@@ -110,7 +110,8 @@ def main() -> None:
                     medians = 1e3 * np.median(times, axis=0)
                     print(
                         f"{name:16} {'train' if train else 'forward':8} {batch:>5} {seq_len:>6}"
-                        f" {medians[0]:>10.1f} {medians[1]:>9.1f} {np.median(ratios):>6.2f}  {low:.2f} to {high:.2f}    {difference:.1e}",
+                        f" {medians[0]:>10.1f} {medians[1]:>9.1f} {np.median(ratios):>6.2f}"
+                        f"  {low:.2f} to {high:.2f}    {difference:.1e}",
                         flush=True,
                     )
 

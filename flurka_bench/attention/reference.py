@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flurka_bench.attention.similarity import ELU_EPSILON, RELU_EPSILON
+from flurka_bench.attention.similarity import RELU_EPSILON
 
 CHUNK = 8192  # positions cast and projected at once
 
@@ -73,7 +73,7 @@ def _head(problem: Problem, batch_index: int, head: int, rows: Tensor, dtype: to
 
 def _features(problem: Problem, x: Tensor, side: str) -> Tensor:
     if problem.similarity == "elu":
-        return torch.nn.functional.elu(x) + (1 + ELU_EPSILON)
+        return torch.nn.functional.elu(x) + 1
     y = x @ problem.omega.to(x.dtype)
     if problem.similarity == "relu":
         return torch.relu(y) + RELU_EPSILON
