@@ -251,7 +251,7 @@ def test_diagnosis(eager_s, device_s, flops, num_bytes, expected):
 
 
 def test_devices_and_timers_by_name(fake):
-    gpu, device = fake
+    _, device = fake
     assert make_timer("auto", device).name == "eager"
     assert open_device("cuda:0").name == "cuda:0"
     assert open_device("auto").name == "cuda:0"

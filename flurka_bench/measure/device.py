@@ -10,12 +10,12 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from flurka_bench.errors import RequestError
+from flurka_bench.hardware.detect import last_level_cache_bytes
 
 # Below this share of the default clock a sample is not the device's speed (nvbench's rule).
 MIN_CLOCK_FRACTION = 0.75
@@ -82,18 +82,6 @@ class Device(Protocol):
         """Peak of live bytes during one call, above those that lived before it."""
 
 
-def parse_size(text: str) -> int:
-    """``"32768K"`` (sysfs) -> 33554432; 0 where it is not a size."""
-    match = re.fullmatch(r"\s*(\d+)\s*([KMG]?)\s*", text)
-    return int(match[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[match[2]] if match else 0
-
-
-def cpu_cache_bytes(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
-    """The last-level cache of the first CPU; 32 MiB where the system does not say."""
-    sizes = [parse_size(path.read_text()) for path in root.glob("index*/size")]
-    return max(sizes, default=0) or 32 * 2**20
-
-
 class CpuDevice:
     """The host: calls are done when they return, so synchronising is free. ``clock_ns`` takes a fake clock in tests."""
 
@@ -106,7 +94,7 @@ class CpuDevice:
     @functools.cached_property
     def cache_bytes(self) -> int:
         """Last-level cache."""
-        return cpu_cache_bytes()
+        return int(last_level_cache_bytes()[0])
 
     @functools.cached_property
     def _flush_buffer(self) -> np.ndarray:
