@@ -231,9 +231,8 @@ class StoppingRule:
 
     def due(self, num_rounds: int, elapsed_s: float) -> bool:
         """Whether to look at the intervals after this round: each 10 % more rounds, so that looking stays cheap."""
-        return self.exhausted(num_rounds, elapsed_s) is not None or (
-            num_rounds >= self.min_rounds and (num_rounds < 20 or num_rounds % (num_rounds // 10) == 0)
-        )
+        grown = num_rounds > 1 and int(math.log(num_rounds, 1.1)) > int(math.log(num_rounds - 1, 1.1))
+        return self.exhausted(num_rounds, elapsed_s) is not None or (num_rounds >= self.min_rounds and grown)
 
     def stop_reason(self, num_rounds: int, elapsed_s: float, ratios: Iterable[RatioEstimate]) -> str | None:
         """``interval``, ``budget``, ``max_rounds`` or None: go on."""
