@@ -66,7 +66,8 @@ class Budget:
 
     ``time_s`` is shared out over the workloads and bounds the repetitions (None: as many as the target interval asks for);
     ``case_time_s`` bounds one case's; ``timeout_s`` is how long a single call may hang before its process is killed;
-    ``memory_bytes`` is the most a case may need (None: what the device has); ``target`` is the relative half-width of the speedups' intervals.
+    ``memory_bytes`` is the most a case may need (None: what the device has); ``target`` is the width of a speedup's
+    interval, relative to the speedup, at which sampling ends.
     """
 
     time_s: float | None = None
