@@ -101,7 +101,6 @@ FIELDS: dict[str, Field] = {
     "predicted_low_s": _seconds("lower end of its band"),
     "predicted_high_s": _seconds("upper end of its band"),
     "bound": Field(kind="text", meaning="what the cost model says bounds it"),
-    "gate_error": Field(kind="number", meaning="largest error against the float64 reference, relative to its tolerance", least=0),
     "stamp": Field(kind="table", meaning="clocks, temperature, load at the time"),
     "error": Field(kind="text", meaning="what went wrong, in one line"),
 }

@@ -9,13 +9,16 @@ import os
 import signal
 import sys
 import time
-from types import SimpleNamespace
 
 from flurka_bench.measure.device import CpuDevice
 from flurka_bench.measure.group import Tools
 from flurka_bench.measure.worker import serve
 
 PLAN = json.loads(os.environ.get("FLURKA_BENCH_FAKE", "{}"))
+
+
+class WrongError(Exception):
+    pass
 
 
 class FakeDevice(CpuDevice):
@@ -36,12 +39,11 @@ class Subject:
 
     def check(self):
         if self.fault == "wrong":
-            return SimpleNamespace(ok=False, error=7.5, detail="output is off by 7.5 tolerances")
+            raise WrongError("output is off by 7.5 tolerances")
         if self.fault == "nan":
-            return SimpleNamespace(ok=False, error=float("nan"), detail="output holds NaN")
-        return SimpleNamespace(ok=True, error=0.1, detail="")
+            raise WrongError("3 of 4 elements of the output are NaN or Inf")
 
-    def step(self):
+    def run(self):
         self.calls += 1
         late = self.calls > 12  # in the rounds, after warm-up
         if self.fault == "hang" and late:
@@ -73,7 +75,13 @@ def open_tools(device_name):
         raise RequestError("device 'cuda:7' is not here")
     if PLAN.get("start") == "fail":
         sys.exit("no torch today")
-    tools = Tools(device=FakeDevice(), build=lambda case, seed: Subject(case))
+    tools = Tools(
+        device=FakeDevice(),
+        build=lambda case, seed: Subject(case),
+        resident_bytes=lambda subject: 500,
+        incorrect=(WrongError,),
+        unsupported=(NotImplementedError,),
+    )
     return tools, {"device": "fake device", "memory_bytes": 10**12, "cache_bytes": 0, "environment": {"fake": True}}
 
 

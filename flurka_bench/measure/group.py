@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from flurka_bench import mechanisms
-from flurka_bench.errors import RequestError
 from flurka_bench.measure.device import Device
 from flurka_bench.measure.protocol import NOBODY, is_out_of_memory, is_poisoned, one_line
 from flurka_bench.measure.statistics import median_interval, paired_ratio
@@ -35,11 +34,11 @@ _PHASE_INTERVAL_S = 0.5
 class Built(Protocol):
     """What ``attention.build`` returns for a case: something to call and to check."""
 
-    def step(self) -> Any:
+    def run(self) -> Any:
         """One call of what is timed."""
 
-    def check(self) -> Any:
-        """The correctness gate: has ``ok``, ``error`` (relative to its tolerance) and ``detail``."""
+    def check(self) -> None:
+        """The correctness gate: raises one of ``Tools.incorrect`` for a wrong output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +47,9 @@ class Tools:
 
     device: Device
     build: Callable[[Case, int], Built]
+    resident_bytes: Callable[[Built], int]  # what it holds between calls
+    incorrect: tuple[type[Exception], ...]
+    unsupported: tuple[type[Exception], ...]
     stamp: Callable[[], dict[str, Any]] = dict
     stages: Callable[[Built], dict[str, float]] | None = None
 
@@ -124,16 +126,13 @@ class GroupRun:
             built = self.tools.build(case, self.options.seed)
             self._phase(case, "check")
             with self._counting("gate"):
-                gate = built.check()
-            outcome["gate_error"] = gate.error if math.isfinite(gate.error) else None
-            if not gate.ok:
-                self._say_failure(index, "incorrect", gate.detail, outcome)
-                return None
+                built.check()
             self._phase(case, "warm-up")
             with self._counting("memory"):
-                outcome["peak_memory_bytes"] = self.tools.device.peak_memory_bytes(built.step)
+                held = self.tools.resident_bytes(built)
+                outcome["peak_memory_bytes"] = held + self.tools.device.peak_memory_bytes(built.run)
             with self._counting("warmup"):
-                prepared = self.timer.prepare(built.step, warmup_budget_s=self.options.case_time_s / 4)
+                prepared = self.timer.prepare(built.run, warmup_budget_s=self.options.case_time_s / 4)
         except Exception as error:
             return self._refused(index, error, outcome, alone)
         return _Competitor(index=index, case=case, built=built, outcome=outcome, prepared=prepared)
@@ -147,8 +146,10 @@ class GroupRun:
             if not alone:
                 return "again"
             self._say_failure(index, "oom", one_line(error), outcome)
-        elif isinstance(error, RequestError | NotImplementedError):
-            self._say_failure(index, "unsupported", str(error) or "not implemented", outcome)
+        elif isinstance(error, self.tools.incorrect):
+            self._say_failure(index, "incorrect", str(error), outcome)
+        elif isinstance(error, self.tools.unsupported):
+            self._say_failure(index, "unsupported", str(error), outcome)
         else:
             self._say_failure(index, "crashed", one_line(error), outcome)
         return None
@@ -161,6 +162,9 @@ class GroupRun:
         racing = list(competitors)
         rng = random.Random(self.options.seed)
         num_rounds, next_look = 0, MIN_ROUNDS
+        # What building and warming up left of the budget, but never so little that the preparation was for nothing.
+        budget_s = max(self.options.budget_s - (time.monotonic() - self._started), self.options.budget_s / 4)
+        started = time.monotonic()
         while racing:
             for competitor in rng.sample(racing, len(racing)):
                 self._sample(competitor, self.options.first_round + num_rounds)
@@ -168,8 +172,8 @@ class GroupRun:
             racing = [competitor for competitor in racing if competitor.stop_reason is None]
             if reference.stop_reason is not None and racing:  # it failed: go on without
                 reference = _choose_reference(racing)
-            elapsed_s = time.monotonic() - self._started
-            overdue = elapsed_s > self.options.budget_s and (num_rounds >= MIN_ROUNDS or elapsed_s > 2 * self.options.budget_s)
+            elapsed_s = time.monotonic() - started
+            overdue = elapsed_s > budget_s and (num_rounds >= MIN_ROUNDS or elapsed_s > 4 * budget_s)
             if overdue or num_rounds >= MAX_ROUNDS:
                 for competitor in racing:
                     self._look(competitor, reference)
@@ -266,7 +270,7 @@ class GroupRun:
             "num_dropped": competitor.dropped,
             "stop_reason": competitor.stop_reason,
             "ratio_error": competitor.ratio_error if math.isfinite(competitor.ratio_error) else None,
-            "memory_method": "allocator peak of one call, above what lived before it",
+            "memory_method": "inputs, parameters and gradients, and the allocator's peak of one call above them",
             "stamp": self.tools.stamp(),
         }
         try:
@@ -287,7 +291,7 @@ class GroupRun:
         for key, name in (("graph_s", "graph"), ("device_s", "profiler")):
             try:
                 with self._counting("extra"):
-                    prepared = make_timer(name, self.tools.device).prepare(competitor.built.step, warmup_budget_s=0.05)
+                    prepared = make_timer(name, self.tools.device).prepare(competitor.built.run, warmup_budget_s=0.05)
                     found[key] = statistics.median(prepared.sample().seconds for _ in range(5))
             except Exception as error:  # a call that cannot be captured still has its eager time
                 if is_poisoned(error):
@@ -296,8 +300,8 @@ class GroupRun:
         return found
 
     def _say_failure(self, index: int, status: str, error: str, outcome: dict[str, Any]) -> None:
-        known = {key: outcome[key] for key in ("gate_error", "peak_memory_bytes") if key in outcome}
-        self.say({"say": "outcome", "index": index, "status": status, "error": error, **known})
+        memory = {key: outcome[key] for key in ("peak_memory_bytes",) if key in outcome}
+        self.say({"say": "outcome", "index": index, "status": status, "error": error.splitlines()[0], **memory})
 
     def _phase(self, case: Case, phase: str) -> None:
         now = time.monotonic()

@@ -36,7 +36,7 @@ def torch_tools(device_name: str) -> tuple[Tools, dict[str, Any]]:
     """The real tools, and what this device and its environment are."""
     import torch
 
-    from flurka_bench import attention
+    from flurka_bench.attention import workbench
     from flurka_bench.measure import environment
     from flurka_bench.measure.device import open_device
 
@@ -50,7 +50,10 @@ def torch_tools(device_name: str) -> tuple[Tools, dict[str, Any]]:
         name, memory = environment.cpu_name(), psutil.virtual_memory().available
     tools = Tools(
         device=device,
-        build=lambda case, seed: attention.build(case, seed=seed, device=device.name),
+        build=lambda case, seed: workbench.build(case, seed=seed, device=device.name),
+        resident_bytes=_resident_bytes,
+        incorrect=(workbench.IncorrectOutput,),
+        unsupported=(workbench.UnsupportedCase, RequestError, NotImplementedError),
         stamp=lambda: environment.stamp(device),
         stages=lambda built: environment.stage_times(device, built.step),
     )
@@ -61,6 +64,13 @@ def torch_tools(device_name: str) -> tuple[Tools, dict[str, Any]]:
         "environment": environment.capture(device),
     }
     return tools, hello
+
+
+def _resident_bytes(bench: Any) -> int:
+    """Inputs, parameters, buffers and whatever gradients are there."""
+    tensors = [*bench.module.parameters(), *bench.module.buffers(), *bench.inputs]
+    gradients = [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    return sum(tensor.nbytes for tensor in [*tensors, *gradients])
 
 
 def serve(open_tools: Callable[[str], tuple[Tools, dict[str, Any]]], arguments: list[str] | None = None) -> int:
