@@ -12,6 +12,7 @@ from flurka_bench.attention.modules import (
     PerformerAttention,
 )
 from flurka_bench.attention.similarity import FeatureMap, Softmax, feature_map
+from flurka_bench.attention.workbench import IncorrectOutput, UnsupportedCase, Workbench, build
 
 __all__ = [
     "AttentionLayer",
@@ -19,8 +20,12 @@ __all__ = [
     "FLuRKAAttention",
     "FeatureMap",
     "FullAttention",
+    "IncorrectOutput",
     "LinformerAttention",
     "PerformerAttention",
     "Softmax",
+    "UnsupportedCase",
+    "Workbench",
+    "build",
     "feature_map",
 ]

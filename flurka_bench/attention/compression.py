@@ -127,6 +127,24 @@ class Compression(nn.Module):
         rows = torch.bmm(weight[..., :n].flatten(0, 1).expand(b, -1, -1), x)
         return rows.view(b, self.num_heads, self.rank, width)
 
+    @torch.no_grad()
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """E and F written out, each (k, N) or (h, k, N), whatever the kind: for references and for bounds."""
+        if self.kind == "dense":
+            pair = (self.weight_k, self.weight_v)
+        else:
+            taps = [None if w is None else w.detach() for w in (self.weight_k, self.weight_v)]
+            if self.kind == "mean-pool":
+                taps[0] = torch.full((self.window,), 1 / self.window)
+            pair = [None if t is None else self._banded(t) for t in taps]
+        return pair[0], pair[0] if pair[1] is None else pair[1]
+
+    def _banded(self, taps: Tensor) -> Tensor:
+        """The matrix whose row i holds the taps from column i * window on."""
+        rows = taps.new_zeros(*taps.shape[:-1], self.rank, self.rank, self.window)
+        rows.diagonal(dim1=-3, dim2=-2).copy_(taps[..., None].expand(*taps.shape, self.rank))
+        return rows.flatten(-2)
+
     def _check(self, x: Tensor) -> None:
         if x.shape[-2] > self.seq_len:
             raise RequestError(
