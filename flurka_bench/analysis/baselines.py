@@ -9,29 +9,25 @@ or the best of all others; or any mechanism by name, in its fastest form.
 from dataclasses import dataclass
 
 from flurka_bench import errors
+from flurka_bench.mechanisms import MECHANISMS, Mechanism
 
-SIMILARITIES = ("favor", "relu", "elu")
+
+def _family(cell: Mechanism) -> str:
+    return "flurka" if cell.is_flurka else "kernel" if cell.is_kernel else "low-rank" if cell.compressed else "full"
+
+
+FAMILY_OF = {name: _family(cell) for name, cell in MECHANISMS.items()}
 FAMILIES = {
-    "full": ("full-math", "full-sdpa"),
-    "low-rank": ("low-rank", "low-rank-sdpa"),
-    "kernel": tuple(f"kernel-{similarity}" for similarity in SIMILARITIES),
-    "flurka": tuple(f"flurka-{similarity}" for similarity in SIMILARITIES),
+    family: tuple(name for name, own in FAMILY_OF.items() if own == family) for family in ("full", "low-rank", "kernel", "flurka")
 }
-FAMILY_OF = {mechanism: family for family, members in FAMILIES.items() for mechanism in members}
 PAPER_MECHANISM = {"full": "full-math", "low-rank": "low-rank"}
-
-
-def similarity(mechanism: str) -> str | None:
-    """The feature map in a mechanism's name (``flurka-relu`` -> ``relu``), None where the similarity is softmax."""
-    return mechanism.partition("-")[2] if FAMILY_OF[mechanism] in ("kernel", "flurka") else None
 
 
 def knobs(mechanism: str) -> tuple[str, ...]:
     """The columns that a user chooses for this mechanism; elu + 1 has no num_features to choose."""
-    family = FAMILY_OF[mechanism]
-    compressed = ("rank", "compression", "share_kv", "share_heads") if family in ("low-rank", "flurka") else ()
-    featured = ("num_features",) if similarity(mechanism) in ("favor", "relu") else ()
-    return compressed + featured
+    cell = MECHANISMS[mechanism]
+    compressed = ("rank", "compression", "share_kv", "share_heads") if cell.compressed else ()
+    return compressed + (("num_features",) if cell.uses_features else ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +47,8 @@ class Baseline:
         if self.family is None:
             return tuple(name for name, family in FAMILY_OF.items() if family != FAMILY_OF[subject])
         if self.family == "kernel":
-            own = similarity(subject)
-            return (f"kernel-{own}",) if own else FAMILIES["kernel"]
+            parent = MECHANISMS[subject].parents["kernel"]
+            return (parent,) if parent else FAMILIES["kernel"]
         return (PAPER_MECHANISM[self.family],) if self.paper else FAMILIES[self.family]
 
 

@@ -57,7 +57,7 @@ def _replicates(rows: pd.DataFrame, part: pd.DataFrame, rng: np.random.Generator
     """(REPLICATES, points) bootstrap log-speedups, the rounds of every point drawn anew."""
     columns = []
     for own, other, speedup in zip(part["subject_row"], part["baseline_row"], part["speedup"]):
-        pairs = ratio.log_ratios(rows.at[own, "samples_s"], rows.at[own, "round_ids"], rows.at[other, "samples_s"], rows.at[other, "round_ids"])
+        pairs = ratio.log_ratios(rows["samples_s"], rows["round_ids"], own, other)
         if pairs is None:
             columns.append(np.full(REPLICATES, np.log(speedup)))
             continue
