@@ -97,6 +97,11 @@ def canonical(case: Case) -> Case:
     """
     mechanism = get(case.mechanism)
     _check_names(case)
+    case = case.replace(**{
+        field.name: int(value)
+        for field in fields(case)
+        if isinstance(value := getattr(case, field.name), np.integer)
+    })  # fmt: skip
     changes: dict[str, object] = {}
     for name in ("batch", "num_heads", "seq_len", "head_dim"):
         _check_count(name, getattr(case, name))
