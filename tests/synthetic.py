@@ -56,7 +56,9 @@ def records(
     rng = np.random.default_rng(seed)
     failures = dict(failures)
     out, seen = [], set()
-    for mechanism, n, k, m, order, pass_, dtype in itertools.product(mechanisms, seq_lens, ranks, features, orders, passes, dtypes):
+    for mechanism, n, k, m, order, pass_, dtype in itertools.product(
+        mechanisms, seq_lens, ranks, features, orders, passes, dtypes
+    ):
         compressed = mechanism.startswith(("low-rank", "flurka"))
         featured = mechanism.startswith(("kernel", "flurka"))
         if order == "compress_first" and not compressed:
@@ -65,8 +67,8 @@ def records(
         m_ = (head_dim if mechanism.endswith("elu") and not mechanism.endswith("relu") else m) if featured else None
         if compressed and k > n:
             continue
-        case = Case(mechanism=mechanism, level=level, pass_=pass_, order=order if level == "layer" else None, dtype=dtype, batch=batch,
-                    num_heads=num_heads, seq_len=n, head_dim=head_dim, rank=k_, num_features=m_)  # fmt: skip
+        case = Case(mechanism=mechanism, level=level, pass_=pass_, order=order if level == "layer" else None,
+                    dtype=dtype, batch=batch, num_heads=num_heads, seq_len=n, head_dim=head_dim, rank=k_, num_features=m_)  # fmt: skip
         if case.case_id in seen:
             continue
         seen.add(case.case_id)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from flurka_bench.analysis.speedup import CELL, prepare, speedups
+from flurka_bench.analysis.speedup import CELL, prepare
 
 DECIDED = ("FASTER", "SLOWER")
 NUM_WORST = 10
@@ -15,10 +15,11 @@ NUM_WORST = 10
 class Agreement:
     """Predicted beside measured.
 
-    ``times``: one row over all and one per bottleneck (``bound``): count, mape, median_ape, p90_ape (fractions), bias (median of
-    predicted / measured), coverage (share of measurements inside the band). ``signs``: one row per baseline: cells, decided (cells
-    whose measured verdict is FASTER or SLOWER), sign_agreement and iou over the decided, ratio_mape. ``confusion``: measured
-    verdict, predicted verdict, count, per baseline. ``worst``: the cells whose speedup is farthest off, each with its explanation.
+    ``times``: one row over all and one per bottleneck (``bound``): count, mape, median_ape, p90_ape (fractions), bias
+    (median of predicted / measured), coverage (share of measurements inside the band). ``signs``: one row per baseline:
+    cells, decided (cells whose measured verdict is FASTER or SLOWER), sign_agreement and iou over the decided,
+    ratio_mape. ``confusion``: measured verdict, predicted verdict, count, per baseline. ``worst``: the cells whose speedup
+    is farthest off, each with its explanation.
     """
 
     times: pd.DataFrame
@@ -51,8 +52,17 @@ def _times(both: pd.DataFrame) -> pd.DataFrame:
         if part.empty:
             continue
         ape = part["error"].abs()
-        rows.append({"bottleneck": name, "count": len(part), "mape": ape.mean(), "median_ape": ape.median(), "p90_ape": ape.quantile(0.9),
-                     "bias": (part["error"] + 1).median(), "coverage": part["inside"].mean()})  # fmt: skip
+        rows.append(
+            {
+                "bottleneck": name,
+                "count": len(part),
+                "mape": ape.mean(),
+                "median_ape": ape.median(),
+                "p90_ape": ape.quantile(0.9),
+                "bias": (part["error"] + 1).median(),
+                "coverage": part["inside"].mean(),
+            }
+        )
     return pd.DataFrame(rows, columns=["bottleneck", "count", "mape", "median_ape", "p90_ape", "bias", "coverage"])
 
 

@@ -60,7 +60,9 @@ BASELINES = {
         Baseline(name="strong-low-rank", label="low-rank parent, strong (SDPA, best order and backend)", family="low-rank"),
         Baseline(name="strong-kernel", label="kernel parent, strong (best order and backend)", family="kernel"),
         Baseline(name="strong-full", label="full attention, strong (SDPA, best backend)", family="full"),
-        Baseline(name="paper-low-rank", label="low-rank parent, the paper's (eager, project_first)", family="low-rank", paper=True),
+        Baseline(
+            name="paper-low-rank", label="low-rank parent, the paper's (eager, project_first)", family="low-rank", paper=True
+        ),
         Baseline(name="paper-kernel", label="kernel parent, the paper's (eager, project_first)", family="kernel", paper=True),
         Baseline(name="paper-full", label="full attention, the paper's (eager, materialised)", family="full", paper=True),
     )

@@ -35,7 +35,7 @@ def crossing(axis: np.ndarray, log_ratio: np.ndarray, rising: bool) -> np.ndarra
 
 
 def _wins(log_ratio: np.ndarray) -> str:
-    """``throughout``, ``nowhere``, ``from`` (wins above the crossing), ``up to`` (below it) or ``in part`` (more than one change)."""
+    """``throughout``, ``nowhere``, ``from`` (wins above the crossing), ``up to`` (below it), ``in part`` (changes twice or more)."""
     positive = log_ratio >= 0
     changes = int((positive[1:] != positive[:-1]).sum())
     if changes == 0:
@@ -68,9 +68,10 @@ def _replicates(rows: pd.DataFrame, part: pd.DataFrame, rng: np.random.Generator
 def crossovers(frame: pd.DataFrame, cells: pd.DataFrame, axis: str) -> pd.DataFrame:
     """One row per series of at least two cells along ``axis``, from ``cells`` = ``speedups(frame, ...)``.
 
-    Columns: ``CELL`` without the axis, subject, baseline, axis, ``tested_from``, ``tested_to``, ``points``; measured ``wins``
-    (``from``, ``up to``, ``throughout``, ``nowhere``, ``in part``), ``crossing``, ``crossing_low``, ``crossing_high`` (0 and inf: outside the
-    tested range, on that side); the same prefixed ``predicted_``. Raises RequestError for an unknown axis.
+    Columns: ``CELL`` without the axis, subject, baseline, axis, ``tested_from``, ``tested_to``, ``points``; measured
+    ``wins`` (``from``, ``up to``, ``throughout``, ``nowhere``, ``in part``), ``crossing``, ``crossing_low``,
+    ``crossing_high`` (0 and inf: outside the tested range, on that side); the same prefixed ``predicted_``. Raises
+    RequestError for an unknown axis.
     """
     if axis not in AXES:
         raise unknown("axis", axis, AXES)
@@ -108,6 +109,9 @@ def in_words(row: "pd.Series | dict", prefix: str = "") -> str:
     tested = f"{row['tested_from']} to {row['tested_to']}"
     if wins in ("throughout", "nowhere"):
         sure = low == high and low in (0.0, np.inf)
-        return f"{wins} ({symbol} = {tested})" + ("" if sure else ", within its noise")
-    edge = [f"below {row['tested_from']}" if v == 0 else f"above {row['tested_to']}" if np.isinf(v) else f"{v:.0f}" for v in (low, high)]
+        return f"{wins} ({symbol} = {tested})" + ("" if sure else ", not certain at every point")
+    edge = [
+        f"below {row['tested_from']}" if v == 0 else f"above {row['tested_to']}" if np.isinf(v) else f"{v:.0f}"
+        for v in (low, high)
+    ]
     return f"{wins} {symbol} = {row[f'{prefix}crossing']:.0f} ({edge[0]} to {edge[1]})"

@@ -1,7 +1,7 @@
 """Intervals and verdicts for many speedups at once; what an interval means is ``measure.statistics``' to say."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def measured(samples: np.ndarray, rounds: np.ndarray, seconds: np.ndarray, pairs
     known = (pairs >= 0).all(axis=1)
     resamples = {"num_resamples": FEW_RESAMPLES} if known.sum() > MANY_PAIRS else {}
 
-    @lru_cache(maxsize=None)
+    @cache
     def estimate(own: int, other: int) -> tuple[float, float, float]:
         a, b = samples[own], samples[other]
         if a is None or b is None or len(a) == 0 or len(b) == 0:

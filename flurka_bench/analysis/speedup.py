@@ -11,7 +11,19 @@ import pandas as pd
 from flurka_bench.analysis import ratio
 from flurka_bench.analysis.baselines import BASELINES, FAMILY_OF, Baseline, baseline, knobs, subject_mechanisms
 
-WORKLOAD = ["device", "level", "pass", "dtype", "batch", "num_heads", "seq_len", "head_dim", "num_layers", "ffn_dim", "vocab_size"]
+WORKLOAD = [
+    "device",
+    "level",
+    "pass",
+    "dtype",
+    "batch",
+    "num_heads",
+    "seq_len",
+    "head_dim",
+    "num_layers",
+    "ffn_dim",
+    "vocab_size",
+]
 KNOBS = ["rank", "num_features", "compression", "share_kv", "share_heads"]
 CELL = WORKLOAD + KNOBS
 SHOWN = ["case_id", "mechanism", "order", "backend"]
@@ -143,7 +155,9 @@ def _measured(cells: pd.DataFrame, rows: pd.DataFrame) -> None:
 
 def _predicted(cells: pd.DataFrame, rows: pd.DataFrame) -> None:
     pairs = cells[["predicted_subject_row", "predicted_baseline_row"]].to_numpy()
-    bands = ratio.predicted(rows["predicted_s"].to_numpy(), rows["predicted_low_s"].to_numpy(), rows["predicted_high_s"].to_numpy(), pairs)
+    bands = ratio.predicted(
+        rows["predicted_s"].to_numpy(), rows["predicted_low_s"].to_numpy(), rows["predicted_high_s"].to_numpy(), pairs
+    )
     cells["predicted_speedup"], cells["predicted_speedup_low"], cells["predicted_speedup_high"] = bands.T
     cells["predicted_verdict"] = ratio.verdicts(*bands.T)
 
@@ -166,8 +180,10 @@ def _why_missing(cells: pd.DataFrame, rows: pd.DataFrame, own: pd.DataFrame, own
             if cell[f"{side}_row"] >= 0:
                 continue
             row = sides[side].get(index, -1)
-            parts.append(f"{rows.at[row, 'mechanism']}: {rows.at[row, 'status']}"
-                         + (f" ({rows.at[row, 'error']})" if rows.at[row, "error"] else "") if row >= 0 else f"{label}: not in this run")  # fmt: skip
+            error = f" ({rows.at[row, 'error']})" if row >= 0 and rows.at[row, "error"] else ""
+            parts.append(
+                f"{rows.at[row, 'mechanism']}: {rows.at[row, 'status']}{error}" if row >= 0 else f"{label}: not in this run"
+            )
         reasons[index] = "; ".join(parts)
     return list(reasons)
 

@@ -50,20 +50,25 @@ def grids(cells: pd.DataFrame, x: str, y: str) -> list[Grid]:
     found = []
     for key, part in cells.groupby(fixed, sort=False):
         by_place = {(row[x], row[y]): row for _, row in part.iterrows()}
-        found.append(Grid(x=x, y=y, xs=sorted(set(part[x])), ys=sorted(set(part[y])), cells=by_place, fixed=dict(zip(fixed, key))))
+        found.append(
+            Grid(x=x, y=y, xs=sorted(set(part[x])), ys=sorted(set(part[y])), cells=by_place, fixed=dict(zip(fixed, key)))
+        )
     return sorted(found, key=lambda grid: -len(grid.cells))
 
 
 def heat_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "num_features", which: int = 0) -> Figure:
     """A map over x and y of ``cells`` = ``speedups(...)``: measured left, predicted right, both 1x contours in both.
 
-    ``which`` counts the maps that ``grids`` finds, largest first. Colour is the speedup in log scale, white at 1; AMBIGUOUS and SAME cells are hatched; an empty cell says why it is empty.
+    ``which`` counts the maps that ``grids`` finds, largest first. Colour is the speedup in log scale, white at 1;
+    AMBIGUOUS and SAME cells are hatched; an empty cell says why it is empty.
     """
     found = grids(cells, x, y)
     if not found:
         return style.says_nothing("No cell has both the subject and the baseline: there is no map to draw.")
     grid = found[which]
-    ratios = {side: [row[f"{side}speedup"] for row in grid.cells.values() if row[f"{side}speedup"] > 0] for side in ("", "predicted_")}
+    ratios = {
+        side: [row[f"{side}speedup"] for row in grid.cells.values() if row[f"{side}speedup"] > 0] for side in ("", "predicted_")
+    }
     sides = [side for side in ratios if ratios[side]] or [""]
     most = np.quantile(np.exp(np.abs(np.log(sum(ratios.values(), [1.0])))), 0.9)
     limit = next((limit for limit in LIMITS if limit >= most), LIMITS[-1])

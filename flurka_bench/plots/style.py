@@ -11,14 +11,20 @@ from matplotlib.figure import Figure
 
 SYMBOLS = {"seq_len": "sequence length N", "rank": "rank k", "num_features": "num_features m", "head_dim": "head_dim d",
            "num_heads": "num_heads h", "batch": "batch b"}  # fmt: skip
-# Okabe and Ito's palette, told apart with every common colour vision; a family has one hue, its members differ by line and marker.
+# Okabe and Ito's palette, told apart with every common colour vision; a family has one hue, its members their line and marker.
 FAMILY_COLOURS = {"full": "#555555", "low-rank": "#0072B2", "kernel": "#D55E00", "flurka": "#009E73"}
 STAGE_COLOURS = {"project": "#0072B2", "compress": "#E69F00", "features": "#009E73", "scores": "#D55E00", "key_value": "#CC79A7",
                  "output": "#56B4E9", "merge": "#999999", "ffn": "#F0E442", "other": "#DDDDDD"}  # fmt: skip
 LINES = {"full-math": ("--", "s"), "full-sdpa": ("-", "s"), "low-rank": ("--", "o"), "low-rank-sdpa": ("-", "o"),
          "kernel-favor": ("--", "^"), "kernel-relu": ("-", "^"), "kernel-elu": (":", "^"),
          "flurka-favor": ("--", "D"), "flurka-relu": ("-", "D"), "flurka-elu": (":", "D")}  # fmt: skip
-_PARAMETERS = {"font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "svg.hashsalt": "flurka-bench", "font.family": "DejaVu Sans"}
+_PARAMETERS = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "svg.hashsalt": "flurka-bench",
+    "font.family": "DejaVu Sans",
+}
 
 
 def figure(width: float, height: float) -> Figure:
@@ -59,6 +65,23 @@ def seconds_axis(axis: Axes, which: str) -> None:
     if high / low < 30:
         target.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
     target.set_minor_formatter(matplotlib.ticker.NullFormatter())
+
+
+def ratio_axis(axis: Axes, which: str = "y") -> None:
+    """A logarithmic axis of speedups labelled 1/2×, 1×, 1.2×, 2×, ... so that at least two labels show."""
+    getattr(axis, f"set_{which}scale")("log", base=2)
+    low, high = getattr(axis, f"get_{which}lim")()
+    steps = [1, 1.2, 1.5, 2] if high / low < 6 else [2**power for power in range(0, 12, 1 if high / low < 500 else 2)]
+    ticks = {1 / step: f"1/{step:g}×" for step in steps[1:]} | {step: f"{step:g}×" for step in steps}
+    ticks = {value: text for value, text in ticks.items() if low <= value <= high}
+    target = getattr(axis, f"{which}axis")
+    target.set_ticks(list(ticks), labels=list(ticks.values()))
+    target.set_minor_locator(matplotlib.ticker.NullLocator())
+
+
+def title(fig: Figure, text: str) -> None:
+    """The title over the whole figure, legend included."""
+    fig.suptitle(text, fontsize=10)
 
 
 def says_nothing(message: str) -> Figure:

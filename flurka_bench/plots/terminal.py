@@ -9,8 +9,16 @@ from flurka_bench.plots.heatmap import Grid, caption, grids
 from flurka_bench.units import format_ratio
 
 # The same brown to blue-green as the pictures, by steps of log2: below 1/4, 1/2, 1/1.2, 1, 1.2, 2, 4.
-STEPS = ((0.25, "#8c510a", "white"), (0.5, "#bf812d", "black"), (0.833, "#dfc27d", "black"), (1.0, "#f6e8c3", "black"),
-         (1.2, "#c7eae5", "black"), (2.0, "#80cdc1", "black"), (4.0, "#35978f", "black"), (float("inf"), "#01665e", "white"))  # fmt: skip
+STEPS = (
+    (0.25, "#8c510a", "white"),
+    (0.5, "#bf812d", "black"),
+    (0.833, "#dfc27d", "black"),
+    (1.0, "#f6e8c3", "black"),
+    (1.2, "#c7eae5", "black"),
+    (2.0, "#80cdc1", "black"),
+    (4.0, "#35978f", "black"),
+    (float("inf"), "#01665e", "white"),
+)
 SHORT = {"seq_len": "N", "rank": "k", "num_features": "m", "head_dim": "d", "num_heads": "h", "batch": "b"}
 WIDTH = 8
 
