@@ -68,7 +68,8 @@ def records(
         if compressed and k > n:
             continue
         case = Case(mechanism=mechanism, level=level, pass_=pass_, order=order if level == "layer" else None,
-                    dtype=dtype, batch=batch, num_heads=num_heads, seq_len=n, head_dim=head_dim, rank=k_, num_features=m_)  # fmt: skip
+                    dtype=dtype, batch=batch, num_heads=num_heads, seq_len=n, head_dim=head_dim,
+                    rank=k_, num_features=m_)  # fmt: skip
         if case.case_id in seen:
             continue
         seen.add(case.case_id)

@@ -35,7 +35,7 @@ def crossing(axis: np.ndarray, log_ratio: np.ndarray, rising: bool) -> np.ndarra
 
 
 def _wins(log_ratio: np.ndarray) -> str:
-    """``throughout``, ``nowhere``, ``from`` (wins above the crossing), ``up to`` (below it), ``in part`` (changes twice or more)."""
+    """``throughout``, ``nowhere``, ``from`` (wins above the crossing), ``up to`` (below it), ``in part`` (more than once)."""
     positive = log_ratio >= 0
     changes = int((positive[1:] != positive[:-1]).sum())
     if changes == 0:
@@ -53,51 +53,61 @@ def _describe(axis: np.ndarray, centre: np.ndarray, replicates: np.ndarray) -> t
     return wins, float(crossing(axis, centre, rising)[0]), float(low), float(high)
 
 
-def _replicates(rows: pd.DataFrame, part: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """(REPLICATES, points) bootstrap log-speedups, the rounds of every point drawn anew."""
-    columns = []
-    for own, other, speedup in zip(part["subject_row"], part["baseline_row"], part["speedup"]):
-        pairs = ratio.log_ratios(rows["samples_s"], rows["round_ids"], own, other)
-        if pairs is None:
-            columns.append(np.full(REPLICATES, np.log(speedup)))
+def replicates(rows: pd.DataFrame, cells: pd.DataFrame) -> np.ndarray:
+    """(REPLICATES, cells) bootstrap log-speedups: the rounds of every cell drawn anew; nan where there is no speedup."""
+    rng = np.random.default_rng(0)
+    curves = np.full((REPLICATES, len(cells)), np.nan, dtype=np.float32)
+    for column, (own, other, speedup) in enumerate(zip(cells["subject_row"], cells["baseline_row"], cells["speedup"])):
+        if np.isnan(speedup):
             continue
-        columns.append(np.median(pairs[rng.integers(len(pairs), size=(REPLICATES, len(pairs)))], axis=1))
-    return np.column_stack(columns)
+        logs = ratio.log_ratios(rows["samples_s"], rows["round_ids"], own, other)
+        if logs is None or len(logs) < 2:
+            curves[:, column] = np.log(speedup)
+        else:
+            curves[:, column] = np.median(logs[rng.integers(len(logs), size=(REPLICATES, len(logs)))], axis=1)
+    return curves
 
 
-def crossovers(frame: pd.DataFrame, cells: pd.DataFrame, axis: str) -> pd.DataFrame:
-    """One row per series of at least two cells along ``axis``, from ``cells`` = ``speedups(frame, ...)``.
+def _series(part: pd.DataFrame, axis: str, curves: np.ndarray) -> dict:
+    entry: dict = {}
+    for prefix in ("", "predicted_"):
+        known = part[part[f"{prefix}speedup"].notna()]
+        if len(known) < 2:
+            continue
+        places = known[axis].to_numpy(dtype=float)
+        centre = np.log(known[f"{prefix}speedup"].to_numpy(dtype=float))
+        band = np.log(known[["predicted_speedup_low", "predicted_speedup_high"]].to_numpy(dtype=float).T)
+        words = _describe(places, centre, band if prefix else curves[:, known.index])
+        entry |= dict(zip((f"{prefix}wins", f"{prefix}crossing", f"{prefix}crossing_low", f"{prefix}crossing_high"), words))
+        entry.setdefault("tested_from", int(places[0]))
+        entry.setdefault("tested_to", int(places[-1]))
+        entry.setdefault("points", len(places))
+    return entry
 
-    Columns: ``CELL`` without the axis, subject, baseline, axis, ``tested_from``, ``tested_to``, ``points``; measured
+
+def crossovers(frame: pd.DataFrame, cells: pd.DataFrame, *axes: str) -> pd.DataFrame:
+    """One row per axis and series of at least two cells along it, from ``cells`` = ``speedups(frame, ...)``.
+
+    Columns: ``CELL`` (the axis itself 0), subject, baseline, axis, ``tested_from``, ``tested_to``, ``points``; measured
     ``wins`` (``from``, ``up to``, ``throughout``, ``nowhere``, ``in part``), ``crossing``, ``crossing_low``,
     ``crossing_high`` (0 and inf: outside the tested range, on that side); the same prefixed ``predicted_``. Raises
     RequestError for an unknown axis.
     """
-    if axis not in AXES:
-        raise unknown("axis", axis, AXES)
-    rows, rng = prepare(frame), np.random.default_rng(0)
-    fixed = [name for name in CELL if name != axis] + ["subject", "baseline"]
+    for axis in axes:
+        if axis not in AXES:
+            raise unknown("axis", axis, AXES)
+    rows = prepare(frame)
+    cells = cells.reset_index(drop=True)
+    curves = replicates(rows, cells)
     found = []
-    for key, part in cells.groupby(fixed, sort=False):
-        entry = dict(zip(fixed, key)) | {"axis": axis, "tested_from": None, "tested_to": None, "points": 0}
-        for prefix in ("", "predicted_"):
-            known = part[part[f"{prefix}speedup"].notna()].drop_duplicates(axis).sort_values(axis)
-            if len(known) < 2:
-                continue
-            places = known[axis].to_numpy(dtype=float)
-            centre = np.log(known[f"{prefix}speedup"].to_numpy(dtype=float))
-            if prefix:
-                replicates = np.log(known[["predicted_speedup_low", "predicted_speedup_high"]].to_numpy(dtype=float).T)
-            else:
-                replicates = _replicates(rows, known, rng)
-            words = _describe(places, centre, replicates)
-            entry |= dict(zip((f"{prefix}wins", f"{prefix}crossing", f"{prefix}crossing_low", f"{prefix}crossing_high"), words))
-            if not entry["points"]:
-                entry |= {"tested_from": int(places[0]), "tested_to": int(places[-1]), "points": len(places)}
-        if entry["points"]:
-            found.append(entry)
+    for axis in axes:
+        fixed = [name for name in [*CELL, "subject", "baseline"] if name != axis]
+        for key, part in cells.groupby(fixed, sort=False):
+            entry = _series(part.drop_duplicates(axis).sort_values(axis), axis, curves)
+            if entry:
+                found.append(dict(zip(fixed, key)) | {axis: 0, "axis": axis} | entry)
     named = [f"{p}{n}" for p in ("", "predicted_") for n in ("wins", "crossing", "crossing_low", "crossing_high")]
-    return pd.DataFrame(found, columns=[*fixed, "axis", "tested_from", "tested_to", "points", *named])
+    return pd.DataFrame(found, columns=[*CELL, "subject", "baseline", "axis", "tested_from", "tested_to", "points", *named])
 
 
 def in_words(row: "pd.Series | dict", prefix: str = "") -> str:

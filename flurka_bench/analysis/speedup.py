@@ -54,6 +54,9 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
         frame[name] = pd.to_numeric(frame[name]).astype("float64")
     for name in ("compression", "share_kv", "share_heads"):
         frame[name] = frame[name].where(frame[name].notna(), _DEFAULTS[name])
+    if "run_id" in frame and len(frame):  # two runs on one device stay apart: their rounds are not pairs
+        shared = frame.groupby("device")["run_id"].transform("nunique") > 1
+        frame.loc[shared, "device"] = frame.loc[shared, "device"] + " [" + frame.loc[shared, "run"] + "]"
     frame["order"] = frame["order"].astype(object).where(frame["order"].notna(), None)
     frame["seconds"] = frame["median_s"].where(frame["status"] == "ok")
     frame["family"] = frame["mechanism"].map(FAMILY_OF)

@@ -49,12 +49,6 @@ def stage_seconds(record: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
     return "predicted", {}
 
 
-def flop_condition(own: Case, other: Case) -> str:
-    """``"needs 0.62× the matmul FLOPs"``: the FLOP condition of the pair in numbers, from the op lists."""
-    ratio = total(lower(own), "matmul_flops") / total(lower(other), "matmul_flops")
-    return f"needs {format_ratio(float(ratio))} the matmul FLOPs"
-
-
 def reason(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """In words and numbers, why ``own`` is faster or slower than ``other`` (records): stage, bound, FLOP condition."""
     word, mine = stage_seconds(own)
@@ -73,8 +67,8 @@ def reason(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
         parts.append(
             f"{mine_bound}-bound" + (f" (the other {other_bound}-bound)" if other_bound != mine_bound else ", as is the other")
         )
-    own_case, other_case = case_of(own), case_of(other)
-    parts.append(f"{own_case.mechanism} {flop_condition(own_case, other_case)} of {other_case.mechanism}")
+    flops = [record["flops"] if record.get("flops", 0) > 0 else total(lower(case_of(record)), "flops") for record in (own, other)]
+    parts.append(f"{own['mechanism']} needs {format_ratio(float(flops[0] / flops[1]))} the FLOPs of {other['mechanism']}")
     return "; ".join(parts)
 
 

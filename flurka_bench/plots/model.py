@@ -53,7 +53,7 @@ def predicted_against_measured(frame: pd.DataFrame) -> Figure:
 
 
 def error_map(frame: pd.DataFrame, x: str = "seq_len", y: str = "rank") -> Figure:
-    """predicted / measured, the geometric mean over everything else, a panel per mechanism: where the model is off, and which way."""
+    """predicted / measured, the geometric mean over everything else, a panel per mechanism: where it is off, and which way."""
     axis_name(x), axis_name(y)
     both = time_errors(frame)
     if both.empty:
