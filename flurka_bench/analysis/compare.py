@@ -6,6 +6,7 @@ change between the runs is free of that part, and a verdict that flips is worth 
 """
 
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,6 @@ from flurka_bench.measure.statistics import RatioEstimate, paired_ratio, unpaire
 
 if TYPE_CHECKING:
     import pandas as pd
-
     from flurka_bench.results import Run
 
 # Parts of the environment that differ between any two moments, by how much (as a ratio) they may before it is said.
@@ -100,14 +100,14 @@ def compare_runs(a: "Run", b: "Run", *, fail: float | None = None) -> Comparison
     left, right = ({record["case_id"]: record for record in run.records} for run in (a, b))
     same_run = a.meta.get("run_id") is not None and a.meta.get("run_id") == b.meta.get("run_id")
     cases = [_case_change(left[key], right[key], fail, same_run) for key in left if key in right]
-    ratios = sorted(case.ratio for case in cases if case.ratio is not None)
+    ratios = [case.ratio for case in cases if case.ratio is not None]
     return Comparison(
         differences=environment_differences(a.meta, b.meta),
         cases=cases,
         speedups=_speedup_changes(a, b),
         only_a=[key for key in left if key not in right],
         only_b=[key for key in right if key not in left],
-        common_ratio=ratios[len(ratios) // 2] if ratios else None,
+        common_ratio=statistics.median(ratios) if ratios else None,
         regressions=[case for case in cases if case.regressed],
     )
 

@@ -83,7 +83,7 @@ def _as_text(frame: "pd.DataFrame", columns: list[str] | None = None) -> "pd.Dat
     for name in columns if columns is not None else frame.columns:
         frame[name] = frame[name].map(lambda value: _dumps(value) if isinstance(value, (list, dict)) else value)
     if columns is None:
-        whole = frame.select_dtypes("float").columns[lambda names: [_is_whole(frame[name]) for name in names]]
+        whole = [name for name in frame.select_dtypes("float") if _is_whole(frame[name])]
         frame = frame.astype(dict.fromkeys(whole, "Int64"))
     return frame
 
