@@ -15,6 +15,7 @@ from flurka_bench.measure.statistics import RatioEstimate, paired_ratio, unpaire
 
 if TYPE_CHECKING:
     import pandas as pd
+
     from flurka_bench.results import Run
 
 # Parts of the environment that differ between any two moments, by how much (as a ratio) they may before it is said.
