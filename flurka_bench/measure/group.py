@@ -173,7 +173,7 @@ class GroupRun:
             if reference.stop_reason is not None and racing:  # it failed: go on without
                 reference = _choose_reference(racing)
             elapsed_s = time.monotonic() - started
-            overdue = elapsed_s > budget_s and (num_rounds >= MIN_ROUNDS or elapsed_s > 4 * budget_s)
+            overdue = elapsed_s > budget_s and num_rounds >= MIN_ROUNDS
             if overdue or num_rounds >= MAX_ROUNDS:
                 for competitor in racing:
                     self._look(competitor, reference)
@@ -181,6 +181,7 @@ class GroupRun:
                     if competitor.ratio_error < self.options.target:
                         competitor.stop_reason = "interval"
                 break
+            racing = [competitor for competitor in racing if not self._too_slow(competitor, racing)]
             if num_rounds >= next_look and racing:
                 next_look = math.ceil(num_rounds * _LOOK_AGAIN)
                 racing = self._retire(racing, reference)
@@ -209,6 +210,13 @@ class GroupRun:
         else:
             competitor.samples_s.append(sample.seconds)
             competitor.round_ids.append(round_id)
+
+    def _too_slow(self, competitor: _Competitor, racing: list[_Competitor]) -> bool:
+        """Whether it leaves before it has an interval: twice its own time is spent, and another goes on."""
+        if competitor.spent_s < 2 * self.options.case_time_s or len(racing) == 1:
+            return False
+        competitor.stop_reason = "budget"
+        return True
 
     def _retire(self, racing: list[_Competitor], reference: _Competitor) -> list[_Competitor]:
         """Let those leave whose interval is narrow enough or whose time is spent; the reference leaves last."""

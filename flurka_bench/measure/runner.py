@@ -27,7 +27,7 @@ import flurka_bench
 from flurka_bench import mechanisms
 from flurka_bench.errors import Interrupted, RequestError
 from flurka_bench.measure.protocol import NOBODY, Heartbeat, case_to_message, encode
-from flurka_bench.mechanisms.memory import peak_live_bytes
+from flurka_bench.measure.timers import diagnose
 from flurka_bench.results import RunWriter
 from flurka_bench.suite import Suite
 from flurka_bench.workload import SIZES, Case
@@ -335,6 +335,8 @@ class _Run:
                     "sessions": [],
                 }
             self.writer.start(meta)
+            for warning in message.get("warnings", []):
+                self._show("note", text=warning)
         return worker
 
     def _end(self) -> None:
@@ -485,16 +487,22 @@ class _Run:
         if self.predict is not None:
             record |= self.predict(case)
         record |= outcome
-        if record["status"] == "ok" and (impossible := self._impossible(case, record)):
-            record |= {"status": "invalid", "error": impossible}
+        peaks = self.peaks(case) if self.peaks is not None and record["status"] == "ok" else None
+        if peaks is not None:
+            if impossible := self._impossible(case, record["median_s"], peaks):
+                record |= {"status": "invalid", "error": impossible}
+            record["limited_by"] = diagnose(
+                eager_s=record["median_s"],
+                device_s=record.get("device_s"),
+                flops=figures.flops,
+                num_bytes=figures.bytes,
+                peak_flops_per_s=peaks.flops_per_s,
+                peak_bandwidth_bytes_per_s=peaks.bandwidth_bytes_per_s,
+            )
         return record
 
-    def _impossible(self, case: Case, record: dict[str, Any]) -> str | None:
+    def _impossible(self, case: Case, seconds: float, peaks: Peaks) -> str | None:
         """By which physical bound the measured time is too short, if any."""
-        peaks = self.peaks(case) if self.peaks is not None else None
-        if peaks is None:
-            return None
-        seconds = record["median_s"]
         flops = _figures(case).matmul_flops
         if flops / seconds > peaks.flops_per_s:
             return f"faster than peak FLOPs: {flops / seconds:.3g} FLOP/s, the device has {peaks.flops_per_s:.3g}"
@@ -542,7 +550,7 @@ def _figures(case: Case) -> _Figures:
         matmul_flops=float(sum(op.matmul_flops for op in ops)),
         bytes=float(sum(op.bytes_read + op.bytes_written for op in ops)),
         resident_bytes=float(sum(tensor.bytes for tensor in kept.values())),
-        peak_bytes=float(peak_live_bytes(ops)),
+        peak_bytes=float(mechanisms.peak_memory_bytes(case)),
     )
 
 
