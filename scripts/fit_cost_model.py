@@ -39,14 +39,32 @@ def _free(unit: str, groups: Mapping[str, Iterable[str]], width: float = 0.5) ->
     return {(unit, *group.split("."), name): width for group, names in groups.items() for name in names}
 
 
+_FAMILY = (
+    "compute_efficiency",
+    "feed_bytes_per_clock_per_sm",
+    "feed_exponent",
+    "wave_rounding",
+    "prologue_cycles",
+    "epilogue_cycles",
+    "epilogue_exponent",
+    "picojoules_per_flop",
+)
+_COMMON = (
+    "split_s",
+    "l2_capacity",
+    "reread",
+    "dram_efficiency",
+    "l2_bytes_per_clock_per_sm",
+    "overlap_exponent",
+    "power_window_s",
+)
 _TENSOR = {
-    "common": ("feed_exponent", "split_s", "min_split_inner", "l2_capacity", "reread", "dram_efficiency", "l2_bytes_per_clock_per_sm",
-               "overlap_exponent", "power_window_s", "epilogue_cycles", "launch_events_s"),
-    "generations.mma": ("compute_efficiency", "feed_bytes_per_clock_per_sm", "wave_rounding", "prologue_cycles", "picojoules_per_flop"),
-    "generations.wgmma": ("compute_efficiency", "feed_bytes_per_clock_per_sm", "wave_rounding", "prologue_cycles", "picojoules_per_flop"),
+    "common": (*_COMMON, "launch_events_s"),
+    "generations.mma": _FAMILY,
+    "generations.wgmma": _FAMILY,
     "generations.early": ("launch_graph_s",),
     "generations.late": ("launch_graph_s",),
-}  # fmt: skip
+}
 
 FITS: dict[str, Fit] = {
     "matmul-tensor": Fit(

@@ -169,7 +169,10 @@ class ReluFeatures(FeatureMap):
 
 
 class EluFeatures(FeatureMap):
-    """phi(x) = elu(x) + 1, m = d, no random features (Katharopoulos et al. 2020, equation 7)."""
+    """phi(x) = elu(x) + 1, m = d, no random features (Katharopoulos et al. 2020, equation 7).
+
+    The 1 is the next number above 1 that the dtype holds: a query whose features all underflow attends evenly, not 0 / 0.
+    """
 
     name = "elu"
 
@@ -178,18 +181,22 @@ class EluFeatures(FeatureMap):
         self.head_dim = self.num_features = head_dim
         self.omega = None
 
+    @staticmethod
+    def _one(y: Tensor) -> float:
+        return 1 + torch.finfo(y.dtype).eps
+
     def project(self, x: Tensor) -> Tensor:
         """x itself. Kernels: none."""
         return x
 
     def activate_keys(self, y: Tensor, k: Tensor | None, keep: Tensor | None, rows: int) -> tuple[Tensor, None]:
         """Kernels: elu, add (in place)."""
-        phi = nn.functional.elu(y).add_(1)
+        phi = nn.functional.elu(y).add_(self._one(y))
         return phi if keep is None else phi.masked_fill(~keep, 0), None
 
     def activate_queries(self, y: Tensor, shift: None) -> Tensor:
         """Kernels: elu, add (in place)."""
-        return nn.functional.elu(y).add_(1)
+        return nn.functional.elu(y).add_(self._one(y))
 
 
 class FavorFeatures(FeatureMap):

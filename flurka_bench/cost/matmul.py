@@ -36,7 +36,8 @@ class MatmulConstants:
     feed_exponent: float  # p-norm of feed and compute inside a tile
     wave_rounding: float  # 1: the last wave costs as much as a full one; 0: it costs its share
     prologue_cycles: float  # once a call: first loads, last stores
-    epilogue_cycles: float  # once a tile of 128 x 128, in proportion to its area
+    epilogue_cycles: float  # once a tile of 128 x 128
+    epilogue_exponent: float  # power of the area by which other tiles differ
     split_s: float  # a second pass that adds up the parts of a split inner dimension
     min_split_inner: float  # shortest inner length that a part may have
     inner_step: float  # the inner dimension is walked in steps of this many elements
@@ -205,7 +206,7 @@ def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth)
     multiply = 2 * area * profile.num_sms / (peak * c.compute_efficiency)
     feed = (tile[0] + tile[1]) * size / (c.feed_bytes_per_clock_per_sm * clock_hz)
     step_s = (multiply**c.feed_exponent + feed**c.feed_exponent) ** (1 / c.feed_exponent)
-    epilogue_s = c.epilogue_cycles * area / 128**2 / clock_hz
+    epilogue_s = c.epilogue_cycles * (area / 128**2) ** c.epilogue_exponent / clock_hz
     prologue_s = c.prologue_cycles / clock_hz
 
     per_sm = num_tiles * real(1 / profile.num_sms)

@@ -117,7 +117,10 @@ class Timer:
         return Prepared(timer=self, run=run, num_calls=num_calls, overhead_fraction=fraction, warmup_s=warmup_s)
 
     def _warm_up(self, run: Call, num_calls: int, budget_s: float, max_warmups: int) -> list[float]:
-        """Sample until the oldest of the last five samples is no longer an outlier among them, or the budget is spent."""
+        """Sample until the oldest of the last five samples is no longer an outlier among them, or the budget is spent.
+
+        Five slow calls alike pass for warm: a plateau cannot be told from the truth without waiting for its end.
+        """
         samples: list[float] = []
         while len(samples) < max_warmups:
             samples.append(self.elapsed_s(run, num_calls) / num_calls)
