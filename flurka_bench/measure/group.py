@@ -185,6 +185,7 @@ class GroupRun:
             if num_rounds >= next_look and racing:
                 next_look = math.ceil(num_rounds * _LOOK_AGAIN)
                 racing = self._retire(racing, reference)
+        self._look(reference, reference)
         for competitor in competitors:
             competitor.outcome["reference"] = reference.case.case_id
 
@@ -236,7 +237,7 @@ class GroupRun:
         return rest
 
     def _look(self, competitor: _Competitor, reference: _Competitor) -> None:
-        """Update the competitor's ``ratio_error``: the whole width of its interval relative to its ratio."""
+        """Update ``ratio_error``: the width of the interval over the ratio to the reference (for it: over its own median)."""
         own = competitor.samples_s, competitor.round_ids
         if competitor is reference:
             median, low, high = median_interval(own[0], num_resamples=_STOPPING_RESAMPLES) if own[0] else (math.nan, 0, math.inf)

@@ -112,11 +112,11 @@ class _StopError(Exception):
 
 
 class _WorkerDeathError(Exception):
-    """The worker ended; ``status`` and ``error`` are the blame."""
+    """The worker ended: ``status`` and ``error`` say how, ``index`` while executing which case of its group, if any."""
 
-    def __init__(self, status: str, error: str) -> None:
+    def __init__(self, status: str, error: str, index: int) -> None:
         super().__init__(error)
-        self.status, self.error = status, error
+        self.status, self.error, self.index = status, error, None if index == NOBODY else index
 
 
 class _Worker:
@@ -162,21 +162,24 @@ class _Worker:
                 beats, deadline = self.heartbeat.read(), time.monotonic() + timeout_s
             elif time.monotonic() > deadline:
                 self.kill()
-                raise _WorkerDeathError("timeout", f"no sign of life for {timeout_s:.3g} s (budget.timeout in the suite)")
+                raise _WorkerDeathError(
+                    "timeout", f"no sign of life for {timeout_s:.3g} s (budget.timeout in the suite)", beats[0]
+                )
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
 
     def _death(self) -> _WorkerDeathError:
+        index, _ = self.heartbeat.read()
         try:
             code = self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self.kill()
-            return _WorkerDeathError("crashed", "the worker closed its pipe and did not end")
+            return _WorkerDeathError("crashed", "the worker closed its pipe and did not end", index)
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             likely = " (often the system's out-of-memory killer)" if -code == signal.SIGKILL else ""
-            return _WorkerDeathError("crashed", f"the worker was killed by {name}{likely}{self._tail()}")
-        return _WorkerDeathError("crashed", f"the worker ended with status {code}{self._tail()}")
+            return _WorkerDeathError("crashed", f"the worker was killed by {name}{likely}{self._tail()}", index)
+        return _WorkerDeathError("crashed", f"the worker ended with status {code}{self._tail()}", index)
 
     def _tail(self) -> str:
         """The last line of what the worker printed."""
@@ -194,10 +197,14 @@ class _Worker:
             self.process.wait(timeout=grace_s)
         self.kill()
 
-    def kill(self) -> None:
-        """Kill its whole session and clean up."""
+    def signal_kill(self) -> None:
+        """Kill its whole session and return at once: waiting here could deadlock in a signal handler."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Kill its whole session and clean up."""
+        self.signal_kill()
         self.process.wait()
         if self.reply >= 0:
             os.close(self.reply)
@@ -289,6 +296,7 @@ class _Run:
         for repair in self.writer.repairs:
             self._show("note", text=repair)
         todo = [case for case in cases if case.case_id not in self.writer.done]
+        self.too_large = [case for case in cases if self.writer.done.get(case.case_id) == "oom"]
         self.summary = Summary(folder=self.writer.folder, num_cases=len(cases), num_before=len(cases) - len(todo))
         if self.writer.meta:
             self._check_suite()
@@ -313,7 +321,7 @@ class _Run:
 
     def _start_worker(self) -> _Worker:
         worker = self.worker = _Worker(self.command, self.device, self.memory_limit, self.stopper)
-        self.stopper.on_second = worker.kill
+        self.stopper.on_second = worker.signal_kill
         try:
             message = worker.receive(_START_TIMEOUT_S)
         except _WorkerDeathError as death:
@@ -401,11 +409,11 @@ class _Run:
                 pending.append(case)
         stray_deaths = 0
         while pending:
-            outcomes, death, culprit = self._exchange(pending, share_s)
+            outcomes, death = self._exchange(pending, share_s)
             if death is not None:
                 self.worker = None
-                if culprit is not None and culprit not in outcomes:
-                    outcomes[culprit] = {"status": death.status, "error": death.error}
+                if death.index is not None and death.index not in outcomes:
+                    outcomes[death.index] = {"status": death.status, "error": death.error}
                 elif not outcomes:
                     stray_deaths += 1
                     if stray_deaths >= _MAX_STRAY_DEATHS:
@@ -420,10 +428,8 @@ class _Run:
             self._show("record", record=record)
         self._show("group", records=tuple(records))
 
-    def _exchange(
-        self, pending: list[Case], share_s: float | None
-    ) -> tuple[dict[int, dict], _WorkerDeathError | None, int | None]:
-        """Have a group measured: outcomes by index, and if the worker died, how and while executing which case."""
+    def _exchange(self, pending: list[Case], share_s: float | None) -> tuple[dict[int, dict], _WorkerDeathError | None]:
+        """Have a group measured: outcomes by index, and how the worker died if it did."""
         worker = self.worker or self._start_worker()
         budget = self.suite.budget
         options = {
@@ -441,9 +447,8 @@ class _Run:
             try:
                 message = worker.receive(budget.timeout_s)
             except _WorkerDeathError as death:
-                index = _last_index(worker)
                 worker.kill()
-                return outcomes, death, index
+                return outcomes, death
             match message.pop("say"):
                 case "outcome":
                     outcomes[message.pop("index")] = message
@@ -451,12 +456,12 @@ class _Run:
                     self._show("phase", text=f"{message['case_id']}: {message['phase']}")
                 case "done":
                     self._count(message)
-                    return outcomes, None, None
+                    return outcomes, None
                 case "fatal":
                     self._count(message)
-                    index = _last_index(worker)
+                    index, _ = worker.heartbeat.read()
                     worker.kill()
-                    return outcomes, _WorkerDeathError("crashed", message["error"]), index
+                    return outcomes, _WorkerDeathError("crashed", message["error"], index)
 
     def _count(self, message: dict[str, Any]) -> None:
         for key, seconds in message["calls_s"].items():
@@ -523,11 +528,6 @@ class _Run:
             elif fresh:
                 left_s = elapsed_s / fresh * (total - done)
         self.on_event(Event(kind=kind, num_done=done, num_cases=total, left_s=left_s, **content))
-
-
-def _last_index(worker: _Worker) -> int | None:
-    index, _ = worker.heartbeat.read()
-    return None if index == NOBODY else index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
