@@ -137,7 +137,7 @@ def fit(profile: "Profile", groups: "Iterable[Rows]", num_fitted: int = NUM_FITT
         errors: list[float | None] = [None, None]
         if len(held_out):
             predicted = (operator.predict(each, held_out, None) for each in (before, profile))
-            errors = [float(np.mean(absolute_percentage_error(each, held_out.seconds))) for each in predicted]
+            errors = [float(np.mean(absolute_percentage_error(each, held_out.seconds))) / 100 for each in predicted]
         fits.append(Fit(**about, num_fitted=int(chosen.sum()), num_held_out=len(held_out), before=errors[0], after=errors[1]))
     return profile, fits
 
