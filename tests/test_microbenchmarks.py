@@ -45,7 +45,7 @@ SMALL = [
 
 
 def test_rows_have_the_published_columns(tmp_path):
-    found = measure(CpuDevice(), probes=SMALL, budget_s=3.0)
+    found = measure(CpuDevice(), probes=SMALL, budget_s=8.0)
     assert not found.left_out
     assert [row["op"] for row in found.rows] == [probe.op for probe in SMALL]
     assert all(0 < row["latency_ms"] < 1000 for row in found.rows)
@@ -61,7 +61,12 @@ def test_rows_have_the_published_columns(tmp_path):
     assert all(math.isfinite(value) and value > 0 for value in found.figures.values())
 
 
-def test_the_time_bound_holds_and_says_what_it_cut():
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(microbenchmarks, "_figure_probes", lambda torch, device, dtypes: ())
+
+
+def test_the_time_bound_holds_and_says_what_it_cut(no_figures):
     probes = [Probe(op="linear", dtype="float32", shape={"B": 1, "M": 512, "N": 512, "K": 512})] * 300
     start = time.monotonic()
     found = measure(CpuDevice(), probes=probes, budget_s=2.0)
@@ -71,7 +76,7 @@ def test_the_time_bound_holds_and_says_what_it_cut():
     assert all(text.endswith("time bound") for text in found.left_out)
 
 
-def test_what_cannot_run_is_left_out_and_named(monkeypatch):
+def test_what_cannot_run_is_left_out_and_named(monkeypatch, no_figures):
     real = microbenchmarks._operands
 
     def operands(torch, device, probe):
@@ -218,8 +223,8 @@ def test_calibrate_takes_only_this_devices_rows(tmp_path):
         invoke("--from", tmp_path / "x.rows.csv", "--hardware", "h200", "--out", tmp_path / "o.toml", "--json").stdout
     )
     assert [(fit["num_fitted"], fit["num_held_out"]) for fit in answer["fits"]] == [(6, 3)]
-    with pytest.raises(RequestError, match=r"no row is of 'v100.*h200-sxm, t4"):
-        invoke("--from", tmp_path / "x.rows.csv", "--hardware", "v100-sxm-32gb", "--out", tmp_path / "o.toml")
+    with pytest.raises(RequestError, match=r"no row is of 'v100.*h200.*, t4"):
+        invoke("--from", tmp_path / "x.rows.csv", "--hardware", "v100", "--out", tmp_path / "o.toml")
 
 
 def test_requests_that_are_wrong(tmp_path):
