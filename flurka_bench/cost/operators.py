@@ -12,7 +12,7 @@ import numpy as np
 
 from flurka_bench.cost.attention import attention_constants, attention_terms
 from flurka_bench.cost.elementwise import elementwise_constants, elementwise_terms
-from flurka_bench.cost.fitting import Rows
+from flurka_bench.cost.fitting import NOISE, Rows
 from flurka_bench.cost.matmul import constants_of, matmul_terms
 from flurka_bench.cost.softmax import softmax_constants, softmax_terms
 from flurka_bench.errors import RequestError, unknown
@@ -27,7 +27,8 @@ class Operator:
     ``predict(profile, rows, table)`` gives seconds (n,), in double precision; ``table`` replaces the shipped constants.
     ``constants(profile, rows, table)`` gives the values that calibration starts from, by name; ``prior_sd`` how far in log
     units each may move, learnt from the devices whose rows ship. What is found is stored in the profile's ``measured`` as
-    ``prefix(rows) + name``. ``features`` (n, f) are logs that say where in the space of shapes a row lies.
+    ``prefix(rows) + name``. ``features`` (n, f) are logs that say where in the space of shapes a row lies; ``noise`` the
+    log-residuals' scale on one device.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Operator:
     prior_sd: Mapping[str, float]
     prefix: Callable[[Rows], str]
     features: Callable[[Rows], np.ndarray]
+    noise: float = NOISE
 
 
 def _matmul_shape(rows: Rows) -> tuple[np.ndarray, ...]:
@@ -136,6 +138,7 @@ ELEMENTWISE = Operator(
     prior_sd={"dram_efficiency": 0.1, "l2_bytes_per_clock_per_sm": 0.3, "l2_low": 0.15, "l2_high": 0.15, "launch_eager_s": 0.3, "host_overlap": 0.15},
     prefix=lambda rows: f"elementwise.{rows.op}.",
     features=_logs("B", "H"),
+    noise=0.015,
 )
 
 SOFTMAX = Operator(
@@ -151,6 +154,7 @@ SOFTMAX = Operator(
     },
     prefix=lambda rows: "softmax.",
     features=_logs("B", "H"),
+    noise=0.03,
 )  # fmt: skip
 
 ATTENTION = Operator(
@@ -164,7 +168,8 @@ ATTENTION = Operator(
         "combine_traffic": 0.4, "sustained_slowdown": 0.7, "floor_s": 0.2,
     },
     prefix=lambda rows: f"attention.{rows.dtype}.",
-    features=lambda rows: _logs("batch", "num_heads", "seq_len", "head_dim")(rows),
+    features=_logs("batch", "num_heads", "seq_len", "head_dim"),
+    noise=0.04,
 )  # fmt: skip
 
 OPERATORS: tuple[Operator, ...] = (MATMUL, ELEMENTWISE, SOFTMAX, ATTENTION)
