@@ -4,7 +4,7 @@ Cases that differ only in sizes share one op list whose sizes are arrays, so a s
 arrays; ``predict`` groups a mixed list by itself, ``predict_many`` takes one case with arrays. No torch, no clock.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -26,6 +26,9 @@ from flurka_bench.workload import DTYPE_BYTES, Case, Number
 CACHES = ("cold", "warm")
 BOUNDS = ("launch", "compute", "memory", "special")
 CHUNK = 4096  # cases at once: their arrays stay in a core's cache, and memory stays bounded however long the sweep
+# The host's time for a kernel of compiled code, in eager ops: the wrapper calls a launcher, no dispatcher and no autograd.
+# No data at hand settles it; ``measured["dispatch_s.compiled"]`` replaces it.
+COMPILED_DISPATCH = 0.4
 _SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features", "num_layers", "ffn_dim", "vocab_size")
 
 
@@ -183,11 +186,13 @@ def _matmul(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, length:
     )  # fmt: skip
 
 
-def _lowered(case: Case, profile: Profile, length: int, launch: str, cache: str) -> Predictions:
-    """One chunk: a case whose sizes are numbers or arrays of ``length``."""
-    ops = lower(case)
+def predict_lowered(
+    ops: Sequence[Op], case: Case, profile: Profile, *, length: int = 1, launch: str = "eager", cache: str = "warm"
+) -> Predictions:
+    """Predictions for an op list, by default one for which sizes are numbers; ``case`` says whose list it is."""
     predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length)
     overlap = 0.0 if profile.kind == "cpu" else elementwise_constants(profile).host_overlap
+    dispatch = _dispatch(profile, case.backend)
     total = host = device = np.zeros(length, dtype=np.float32)
     stages: dict[str, Any] = {}
     waits = {name: np.zeros(length, dtype=np.float32) for name in BOUNDS}
@@ -195,7 +200,7 @@ def _lowered(case: Case, profile: Profile, length: int, launch: str, cache: str)
     band = {}
     for prediction in predictions:
         op, terms = prediction.op, prediction.terms
-        launch_s = np.float32(terms.launch)
+        launch_s = np.float32(dispatch(terms.launch) if launch == "eager" else terms.launch)
         if launch == "eager" and profile.kind == "gpu":
             # Two clocks: the host dispatches op after op, the device starts a kernel when it is dispatched and free.
             host = host + launch_s
@@ -227,6 +232,15 @@ def _lowered(case: Case, profile: Profile, length: int, launch: str, cache: str)
     )  # fmt: skip
 
 
+def _dispatch(profile: Profile, backend: str) -> Callable[[float], float]:
+    """The host's seconds from one op to the next, given those of the op's kind alone."""
+    own = profile.measured.get(f"dispatch_s.{backend}", profile.measured.get("dispatch_s"))
+    if own is not None:
+        return lambda launch_s: own
+    share = COMPILED_DISPATCH if backend == "compiled" else 1.0
+    return lambda launch_s: launch_s * share
+
+
 def _attribute(waits: dict[str, np.ndarray], terms: Terms, spent: np.ndarray, on_kernel: np.ndarray) -> None:
     """Adds an op's seconds to what they wait for: the launch's share, and the kernel's largest part."""
     compute, special = terms.compute, terms.special
@@ -254,7 +268,8 @@ def predict_many(
         part = {name: array[start : start + chunk] for name, array in arrays.items()}
         length = len(next(iter(part.values()))) if part else 1
         single = {name: int(array[0]) if (array == array[0]).all() else array for name, array in part.items()}
-        yield _lowered(case.replace(**single), profile, length, launch, cache)
+        part_case = case.replace(**single)
+        yield predict_lowered(lower(part_case), part_case, profile, length=length, launch=launch, cache=cache)
 
 
 def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", cache: str = "warm") -> list[Prediction]:
