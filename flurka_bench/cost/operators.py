@@ -83,7 +83,7 @@ MATMUL = Operator(
     constants=_matmul_constants,
     prior_sd={
         "compute_efficiency": 0.1,
-        "feed_bytes_per_clock_per_sm": 0.2,
+        "tile_overhead": 0.2,
         "wave_rounding": 0.3,
         "prologue_cycles": 0.3,
         "epilogue_cycles": 0.3,
