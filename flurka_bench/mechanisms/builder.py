@@ -224,9 +224,8 @@ class Tape:
         dims = (self.size(*lead), rows, inner, cols)
         product = 2 * scores * inner
         statistics = self._new("logsumexp", (*lead, rows), dtype="float32")
-        writes = (out, statistics) if out.requires_grad else (out,)
         self._emit(
-            "attention", name, dims, (q, k, v), writes,
+            "attention", name, dims, (q, k, v), (out, statistics),
             matmul_flops=2 * product, vector_flops=(SOFTMAX_VECTOR_FLOPS + 1) * scores, special_flops=scores,
         )  # fmt: skip
 
@@ -249,7 +248,7 @@ class Tape:
 
         ``in_place`` puts the result in the first input's memory.
         """
-        shape, requires_grad = broadcast(*(x.shape for x in inputs)), any(x.requires_grad for x in inputs)
+        shape, requires_grad = broadcast(*(x.shape for x in inputs), ()), any(x.requires_grad for x in inputs)
         if in_place:
             out = Var(inputs[0].tensor, shape, requires_grad)
         else:
@@ -342,8 +341,9 @@ class Tape:
         out = self.pointwise(name, x, vector=1)
 
         def pull(g: Var) -> tuple[Var]:
+            zero = self.pointwise(f"{name}_zero")
             mask = self.pointwise(f"{name}_mask", x, vector=1, dtype="bool")
-            return (self.pointwise(f"{name}_backward", mask, g, vector=1),)
+            return (self.pointwise(f"{name}_backward", mask, g, zero, vector=1),)
 
         self._step(out, (x,), pull)
         return out
@@ -429,9 +429,7 @@ class Tape:
     def _reduce_to(self, g: Var, x: Var) -> Var:
         """The gradient summed over the dimensions along which ``x`` was broadcast."""
         lead = len(g.shape) - len(x.shape)
-        dims = tuple(
-            i for i, size in enumerate(g.shape) if not is_one(size) and (i < lead or is_one(x.shape[i - lead]))
-        )
+        dims = tuple(i for i, size in enumerate(g.shape) if i < lead or (is_one(x.shape[i - lead]) and not is_one(size)))
         if not dims:
             return g
         return Var(self._reduced(g, dims, f"{g.tensor.name}_sum", keepdim=True).tensor, x.shape)

@@ -25,6 +25,8 @@ class Layer:
     def core(self, q: Var, k: Var, v: Var) -> Var:
         """q, k, v (b, h, N, d) -> (b, h, N, d)."""
         with self.tape.frame():
+            if self.mechanism.similarity == "softmax" and self.compression is None:
+                k = self.tape.view(k, *k.shape, copied_back=True)  # its gradient comes transposed, and k.grad is not
             if self.compression is not None:
                 with self.tape.stage("compress"):
                     k, v = self.compression.head_rows(k), self.compression.head_rows(v, of_values=True)
@@ -41,7 +43,7 @@ class Layer:
                 q = self._heads(tape.matmul(x, self.w_q, "project_queries"))
             if self.compression is None:
                 with tape.stage("project"):
-                    k = self._heads(tape.matmul(x, self.w_k, "project_keys"))
+                    k = self._heads(tape.matmul(x, self.w_k, "project_keys"), transposed_back=is_one(x.shape[0]))
                     v = self._heads(tape.matmul(x, self.w_v, "project_values"))
             elif self.case.order == "project_first":
                 k, v = self._project_then_compress(x)
@@ -60,15 +62,20 @@ class Layer:
         with self.tape.stage("scores"):
             return self.tape.attention(q, k, v)
 
-    def _heads(self, x: Var) -> Var:
-        """(b, L, D) -> (b, h, L, d): a view for SDPA, which takes any strides; else a copy unless b = 1, and one back."""
+    def _heads(self, x: Var, *, transposed_back: bool = False) -> Var:
+        """(b, L, D) -> (b, h, L, d): a view for SDPA, which takes any strides; else a copy unless b = 1, and one back.
+
+        The gradient of softmax's keys comes transposed out of its product. Where what made x can take it so
+        (``transposed_back``), there is no copy back.
+        """
+        copied_back = not (transposed_back and self.mechanism.similarity == "softmax")
         b, rows, _ = x.shape
         shape = (b, self.case.num_heads, rows, self.case.head_dim)
         if self.mechanism.similarity == "sdpa":
             return self.tape.view(x, *shape)
         if is_one(b):
-            return self.tape.view(x, *shape, copied_back=True)
-        return self.tape.copy(x, *shape, name="split_heads", copied_back=True)
+            return self.tape.view(x, *shape, copied_back=copied_back)
+        return self.tape.copy(x, *shape, name="split_heads", copied_back=copied_back)
 
     def _merge(self, x: Var) -> Var:
         """(b, h, N, d) -> (b, N, D): a view where SDPA has left tokens first, else a copy, and unless b = 1 one back."""
@@ -86,7 +93,8 @@ class Layer:
             tape.hold(k, v)
             with tape.stage("compress"):
                 if self.case.share_heads:
-                    return self._heads(compression.shared_rows(k)), self._heads(compression.shared_rows(v, of_values=True))
+                    k = self._heads(compression.shared_rows(k), transposed_back=True)
+                    return k, self._heads(compression.shared_rows(v, of_values=True))
                 shape = (self.case.batch, self.case.num_heads, self.case.seq_len, self.case.head_dim)
                 k, v = (tape.view(rows, *shape, copied_back=True) for rows in (k, v))
                 return compression.head_rows(k, tokens_first=True), compression.head_rows(v, of_values=True, tokens_first=True)
@@ -102,7 +110,7 @@ class Layer:
             tape.hold(rows_k, rows_v)
             with tape.stage("project"):
                 if self.case.share_heads:
-                    k = self._heads(tape.matmul(rows_k, self.w_k, "project_keys"))
+                    k = self._heads(tape.matmul(rows_k, self.w_k, "project_keys"), transposed_back=is_one(x.shape[0]))
                     return k, self._heads(tape.matmul(rows_v, self.w_v, "project_values"))
                 k = self._head_linear(rows_k, self._per_head(self.w_k), "project_keys")
                 return k, self._head_linear(rows_v, self._per_head(self.w_v), "project_values")
@@ -115,8 +123,11 @@ class Layer:
         """x (b, h, r, c) times (h, c, o), a matrix a head: a copy unless b = 1 or memory has ``heads_first``; one product."""
         b, h, r, c = x.shape
         tape, rows = self.tape, self.tape.size(b, r)
-        moved = tape.view if is_one(b) or heads_first else tape.copy
-        return tape.view(tape.matmul(moved(x, h, rows, c), weight, name), b, h, r, weight.shape[-1])
+        if is_one(b) or heads_first:
+            folded = tape.view(x, h, rows, c)
+        else:
+            folded = tape.copy(x, h, rows, c, copied_back=True)
+        return tape.view(tape.matmul(folded, weight, name), b, h, r, weight.shape[-1])
 
     def _absorb(self, weight: Var, name: str) -> Var:
         """W Ω as (D, h m): one product of h matrices (m, d) @ (d, D)."""
@@ -143,7 +154,8 @@ class Layer:
             with tape.stage("merge"):
                 per_head_out = tape.view(self.w_out, h, case.head_dim, width, copied_back=True)
                 kvo = self._head_linear(kv, per_head_out, "merge", heads_first=self.compression is None)
-                kvo = tape.view(kvo, b, all_features, width) if is_one(b) else tape.copy(kvo, b, all_features, width)
+                shape = (b, all_features, width)
+                kvo = tape.view(kvo, *shape) if is_one(b) else tape.copy(kvo, *shape, copied_back=True)
             with tape.stage("project"):
                 if tape.train:
                     weight = self._absorb(self.w_q, "absorb_queries")
