@@ -34,7 +34,7 @@ META_NAME, RECORDS_NAME, LOCK_NAME = "run.json", "measurements.jsonl", "run.lock
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One field of a record: its type, its unit, and what it says. ``accepted`` lists a text's values, ``least`` bounds a number."""
+    """One field of a record: its type, unit and meaning. ``accepted`` lists a text's values, ``least`` bounds a number."""
 
     kind: str  # text, count, number, flag, numbers, counts, table
     meaning: str
@@ -83,8 +83,8 @@ FIELDS: dict[str, Field] = {
     "num_calls": _size("calls per sample", required=False),
     "num_warmup": _size("calls before the first sample", required=False, least=0),
     "num_dropped": _size("samples dropped because the clock was throttled", required=False, least=0),
-    "stop_reason": Field(kind="text", meaning="why no more samples were taken", accepted=("target", "budget", "max_rounds")),
-    "ratio_error": Field(kind="number", meaning="relative half-width of the ratio to the reference competitor's interval", least=0),
+    "stop_reason": Field(kind="text", meaning="why no more samples were taken", accepted=("interval", "budget", "max_rounds")),
+    "ratio_error": Field(kind="number", meaning="width of the interval of the ratio to the reference, over the ratio", least=0),
     "reference": Field(kind="text", meaning="case_id of the competitor that decided when to stop"),
     "graph_s": _seconds("one call replayed as a CUDA graph, cold cache"),
     "device_s": _seconds("time the device itself was busy in one call"),
@@ -101,7 +101,6 @@ FIELDS: dict[str, Field] = {
     "predicted_low_s": _seconds("lower end of its band"),
     "predicted_high_s": _seconds("upper end of its band"),
     "bound": Field(kind="text", meaning="what the cost model says bounds it"),
-    "gate_error": Field(kind="number", meaning="largest error against the float64 reference, relative to its tolerance", least=0),
     "stamp": Field(kind="table", meaning="clocks, temperature, load at the time"),
     "error": Field(kind="text", meaning="what went wrong, in one line"),
 }
@@ -279,7 +278,8 @@ def to_frame(runs: Run | Iterable[Run]) -> "pd.DataFrame":
 class RunWriter:
     """The one writer of a run folder: locks it, repairs it, appends to it.
 
-    Raises RequestError if another process writes there, if the folder holds another suite's or device's run, or cannot be written.
+    Raises RequestError if another process writes there, if the folder holds the run of another suite or device, or cannot
+    be written.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -366,6 +366,8 @@ class RunWriter:
         else:
             self.meta = {"schema": SCHEMA, **meta}
             self.save_meta()
+        if self._file is not None:
+            return
         try:
             descriptor = os.open(self.folder / RECORDS_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
             self._file = os.fdopen(descriptor, "ab", buffering=0)
@@ -389,7 +391,7 @@ class RunWriter:
             raise self._cannot_write(error) from None
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one final record and have it on the disk. Raises RequestError for a malformed or second record, or a full disk."""
+        """Write one final record and have it on the disk. RequestError for a malformed or second record, or a full disk."""
         assert self._file is not None, "append before start"
         record = {"schema": SCHEMA, **record}
         check_record(record, strict=True)
@@ -430,4 +432,6 @@ class RunWriter:
 
     def _cannot_write(self, error: OSError) -> RequestError:
         done = f"; {len(self.done)} records are safe there, and the same command goes on from them" if self.done else ""
-        return RequestError(f"cannot write to {str(self.folder)!r}: {error.strerror or error}{done} (mend it or give another --out)")
+        return RequestError(
+            f"cannot write to {str(self.folder)!r}: {error.strerror or error}{done} (mend it or give another --out)"
+        )

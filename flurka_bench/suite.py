@@ -66,7 +66,8 @@ class Budget:
 
     ``time_s`` is shared out over the workloads and bounds the repetitions (None: as many as the target interval asks for);
     ``case_time_s`` bounds one case's; ``timeout_s`` is how long a single call may hang before its process is killed;
-    ``memory_bytes`` is the most a case may need (None: what the device has); ``target`` is the relative half-width of the speedups' intervals.
+    ``memory_bytes`` is the most a case may need (None: what the device has); ``target`` is the width of a speedup's
+    interval, relative to the speedup, at which sampling ends.
     """
 
     time_s: float | None = None
@@ -90,7 +91,10 @@ class Suite:
     baselines: tuple[str, ...] = ()
 
     def cases(self) -> list[Case]:
-        """The cases in canonical form, each once, in the order of the file. Raises RequestError if there is none or too many."""
+        """The cases in canonical form, each once, the competitors of a workload together, else in the order of the file.
+
+        Raises RequestError if there is none or too many.
+        """
         combinations = sum(_num_combinations(block) for block in self.blocks)
         if combinations > MAX_COMBINATIONS:
             raise RequestError(
@@ -125,7 +129,10 @@ class Suite:
             raise RequestError(f"suite {self.name!r} expands to no case: {why}")
         if len(found) > MAX_CASES:
             raise RequestError(f"suite {self.name!r} expands to {len(found)} cases; the limit is {MAX_CASES} (shorten its axes)")
-        return list(found)
+        workloads: dict[tuple, list[Case]] = {}
+        for case in found:
+            workloads.setdefault(case.workload_key, []).append(case)
+        return [case for competitors in workloads.values() for case in competitors]
 
 
 def shipped_suites() -> list[str]:
@@ -286,12 +293,9 @@ def _combinations(block: dict[str, Any]) -> Iterator[dict[str, Any]]:
         rows = list(zip(*[values * length if len(values) == 1 else values for values in own.values()])) or [()]
     else:
         rows = product(*own.values())
-    # The first axis of the file varies slowest, the mechanism fastest: competitors of one workload stand together.
-    outer = {axis: values for axis, values in shared.items() if axis != "mechanism"}
-    inner = {axis: values for axis, values in shared.items() if axis == "mechanism"}
     for row in rows:
-        for values in product(*outer.values(), *inner.values()):
-            yield dict(zip([*outer, *inner], values)) | dict(zip(own, row))
+        for values in product(*shared.values()):
+            yield dict(zip(shared, values)) | dict(zip(own, row))
 
 
 def _check_keys(table: dict[str, Any], accepted: tuple[str, ...], what: str) -> None:

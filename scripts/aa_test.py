@@ -82,7 +82,9 @@ def main() -> int:
             burner.join()
     wrong = verdicts["FASTER"] + verdicts["SLOWER"]
     print(f"load {options.load}, {options.trials} trials: {dict(verdicts)}; stopped by {dict(stops)}")
-    print(f"|ratio - 1|: median {np.median(errors):.2%}, 95th percentile {np.quantile(errors, 0.95):.2%}, largest {max(errors):.2%}")
+    print(
+        f"|ratio - 1|: median {np.median(errors):.2%}, 95th percentile {np.quantile(errors, 0.95):.2%}, largest {max(errors):.2%}"
+    )
     print(f"called different: {wrong / options.trials:.1%} (goal: at most 5 %)")
     return int(wrong > 0.05 * options.trials)
 

@@ -8,14 +8,14 @@ import contextlib
 import functools
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from flurka_bench.errors import RequestError
+from flurka_bench.hardware.detect import last_level_cache_bytes
 
 # Below this share of the default clock a sample is not the device's speed (nvbench's rule).
 MIN_CLOCK_FRACTION = 0.75
@@ -23,6 +23,8 @@ MIN_CLOCK_FRACTION = 0.75
 # nvml.h, nvmlClocksThrottleReasons. The power cap (0x4) is not among them: small boards run into it on every large
 # matmul, so it is how they are, and only shows as a clock below the fraction above.
 THROTTLE_REASONS = {0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
+
+_UNCOUNTED = "flurka_bench::uncounted"  # the profiler range around what is not part of the call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,18 +82,6 @@ class Device(Protocol):
         """Peak of live bytes during one call, above those that lived before it."""
 
 
-def parse_size(text: str) -> int:
-    """``"32768K"`` (sysfs) -> 33554432; 0 where it is not a size."""
-    match = re.fullmatch(r"\s*(\d+)\s*([KMG]?)\s*", text)
-    return int(match[1]) * {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}[match[2]] if match else 0
-
-
-def cpu_cache_bytes(root: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
-    """The last-level cache of the first CPU; 32 MiB where the system does not say."""
-    sizes = [parse_size(path.read_text()) for path in root.glob("index*/size")]
-    return max(sizes, default=0) or 32 * 2**20
-
-
 class CpuDevice:
     """The host: calls are done when they return, so synchronising is free. ``clock_ns`` takes a fake clock in tests."""
 
@@ -104,7 +94,7 @@ class CpuDevice:
     @functools.cached_property
     def cache_bytes(self) -> int:
         """Last-level cache."""
-        return cpu_cache_bytes()
+        return int(last_level_cache_bytes()[0])
 
     @functools.cached_property
     def _flush_buffer(self) -> np.ndarray:
@@ -199,7 +189,6 @@ class CudaDevice:
     """One CUDA device through torch.cuda, on its current stream."""
 
     is_queue = True
-    _RANGE = "flurka_bench::call"
 
     def __init__(self, index: int = 0):
         import torch
@@ -255,17 +244,18 @@ class CudaDevice:
         return self.nvml.reading() if self.nvml else Reading()
 
     def profiled_s(self, call: Callable[[], Any], num_calls: int, before: Callable[[], Any] | None = None) -> float:
-        """The sum of the kernels launched inside a named range, so that flushes do not count."""
+        """The sum of all kernels less those of ``before``; a range around ``call`` would miss autograd's own thread."""
         from torch.profiler import ProfilerActivity, profile, record_function
 
+        self.synchronize()
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
             for _ in range(num_calls):
                 if before is not None:
-                    before()
-                with record_function(self._RANGE):
-                    call()
+                    with record_function(_UNCOUNTED):
+                        before()
+                call()
             self.synchronize()
-        return kernel_time_s(profiler.events(), self._RANGE)
+        return kernel_time_s(profiler.events())
 
     def peak_memory_bytes(self, call: Callable[[], Any]) -> int:
         """From the caching allocator."""
@@ -278,12 +268,14 @@ class CudaDevice:
         return self.torch.cuda.max_memory_allocated(self.index) - before
 
 
-def kernel_time_s(events: Any, name: str) -> float:
-    """Device seconds of all kernels launched under the profiler ranges called ``name`` (host events, microseconds)."""
+def kernel_time_s(events: Iterable[Any]) -> float:
+    """Device seconds of all kernels and copies among a profiler's events, less those launched under ``_UNCOUNTED``."""
     total_us = 0.0
     for event in events:
-        if event.name == name and str(event.device_type).endswith("CPU"):
-            total_us += event.device_time_total
+        if "CPU" not in str(event.device_type):
+            total_us += 0.0 if getattr(event, "is_user_annotation", False) else event.device_time_total
+        elif event.name == _UNCOUNTED:
+            total_us -= event.device_time_total
     return total_us * 1e-6
 
 

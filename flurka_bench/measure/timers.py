@@ -29,6 +29,7 @@ Call = Callable[[], Any]
 OUTLIER_Z = 3.5  # Iglewicz and Hoaglin's threshold for the modified z-score
 _WARMUP_WINDOW = 5
 _CAPTURE_WARMUPS = 3  # allocations, library handles and workspaces must exist before a capture
+_BUSY = 0.8  # below this share of the eager time the device waits for the host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,10 @@ class Timer:
         return Prepared(timer=self, run=run, num_calls=num_calls, overhead_fraction=fraction, warmup_s=warmup_s)
 
     def _warm_up(self, run: Call, num_calls: int, budget_s: float, max_warmups: int) -> list[float]:
-        """Sample until the oldest of the last five samples is no longer an outlier among them, or the budget is spent."""
+        """Sample until the oldest of the last five samples is no longer an outlier among them, or the budget is spent.
+
+        Five slow calls alike pass for warm: a plateau cannot be told from the truth without waiting for its end.
+        """
         samples: list[float] = []
         while len(samples) < max_warmups:
             samples.append(self.elapsed_s(run, num_calls) / num_calls)
@@ -271,3 +275,22 @@ def interleave(competitors: Mapping[str, Prepared], *, baseline: str, rule: Stop
         stop_reason = rule.stop_reason(num_rounds, elapsed_s, ratios.values())
         if stop_reason:
             return Rounds(samples_s=samples_s, round_ids=round_ids, dropped=dropped, stop_reason=stop_reason, ratios=ratios)
+
+
+def diagnose(
+    *,
+    eager_s: float,
+    device_s: float | None,
+    flops: float,
+    num_bytes: float,
+    peak_flops_per_s: float,
+    peak_bandwidth_bytes_per_s: float,
+) -> str:
+    """What bounds a case, by the clock: ``launch-bound`` where the device idles more than a fifth of the eager time.
+
+    Otherwise by which of the case's FLOPs and bytes takes longer at the device's peaks. ``device_s`` is None where nothing
+    is launched (a CPU).
+    """
+    if device_s is not None and device_s < _BUSY * eager_s:
+        return "launch-bound"
+    return "compute-bound" if flops / peak_flops_per_s >= num_bytes / peak_bandwidth_bytes_per_s else "memory-bound"

@@ -54,9 +54,12 @@ class Tape:
         self.dtype = dtype
         self.train = train
         self.ops: list[Op] = []
+        self.leaves: list[Tensor] = []
         self._stage = "other"
         self._phase = "forward"
         self._steps: list[tuple[str, Var, tuple[Var, ...], Callable[[Var], tuple[Var | None, ...]]]] = []
+        self.held_until: dict[str, int] = {}
+        self._frames: list[list[str]] = []
         self._names: dict[str, int] = {}
         self._products: dict[tuple[int, ...], tuple[Shape, Number]] = {}
 
@@ -78,7 +81,9 @@ class Tape:
         In training all but buffers require a gradient unless ``requires_grad`` says otherwise.
         """
         wanted = role != "buffer" if requires_grad is None else requires_grad
-        return self._new(name, shape, role=role, requires_grad=self.train and wanted)
+        out = self._new(name, shape, role=role, requires_grad=self.train and wanted)
+        self.leaves.append(out.tensor)
+        return out
 
     def _new(self, name: str, shape: Shape, *, role: str = "activation", requires_grad: bool = False, dtype: str = "") -> Var:
         count = self._names[name] = self._names.get(name, 0) + 1
@@ -91,6 +96,17 @@ class Tape:
         before, self._stage = self._stage, name
         yield
         self._stage = before
+
+    @contextmanager
+    def frame(self) -> Iterator[None]:
+        """A function of the eager code: what it ``hold``s stays in memory until it returns."""
+        self._frames.append([])
+        yield
+        self.held_until |= dict.fromkeys(self._frames.pop(), len(self.ops) - 1)
+
+    def hold(self, *held: Var) -> None:
+        """Local variables of the innermost frame."""
+        self._frames[-1].extend(x.tensor.name for x in held)
 
     def _emit(self, kind: str, name: str, dims: Shape, reads: tuple[Var, ...], writes: tuple[Var, ...], **flops: Number) -> None:
         batch, rows, inner, cols = dims
@@ -109,10 +125,13 @@ class Tape:
 
     # Views: no kernel, no memory
 
-    def view(self, x: Var, *shape: Number) -> Var:
-        """The same memory under another shape: reshape, transpose, expand, slice."""
+    def view(self, x: Var, *shape: Number, copied_back: bool = False) -> Var:
+        """The same memory under another shape: reshape, transpose, expand, slice.
+
+        With ``copied_back`` the gradient is laid out anew on its way back, as reshaping a transposed tensor needs.
+        """
         out = Var(x.tensor, shape, x.requires_grad)
-        self._step(out, (x,), lambda g: (Var(g.tensor, x.shape),))
+        self._step(out, (x,), lambda g: (self.copy(g, *x.shape) if copied_back else Var(g.tensor, x.shape),))
         return out
 
     def transpose(self, x: Var) -> Var:
@@ -121,31 +140,31 @@ class Tape:
 
     # Kernels
 
-    def copy(self, x: Var, *shape: Number, name: str = "copy") -> Var:
-        """The same numbers in new, contiguous memory, under ``shape`` (that of ``x`` where not given)."""
-        out = self._new(name, shape or x.shape, requires_grad=x.requires_grad)
+    def copy(self, x: Var, *shape: Number, name: str = "copy", copied_back: bool = False) -> Var:
+        """The same numbers in new, contiguous memory, under ``shape``."""
+        out = self._new(name, shape, requires_grad=x.requires_grad)
         self._emit("copy", name, self._flat(out.shape), (x,), (out,))
-        self._step(out, (x,), lambda g: (Var(g.tensor, x.shape),))
+        self._step(out, (x,), lambda g: (self.copy(g, *x.shape) if copied_back else Var(g.tensor, x.shape),))
         return out
 
     def matmul(self, a: Var, b: Var, name: str, bias: Var | None = None) -> Var:
-        """(…, r, i) @ (…, i, c) -> (…, r, c), batch dimensions broadcast.
+        """(…, r, i) @ (…, i, c) -> (…, r, c), batch dimensions broadcast; the gradients are the chain rule's two products.
 
-        A right operand without batch dimensions is one tall product, as torch folds it; a left one likewise.
-        The gradients are the two products of the chain rule, each only where it is needed.
+        A right operand without batch dimensions makes it one tall product, as torch folds it. A left one is expanded over
+        the batch (``torch.bmm`` of a view), so that its gradient is a product a batch, summed afterwards.
         """
         rows, inner, cols = a.shape[-2], a.shape[-1], b.shape[-1]
         lead = broadcast(a.shape[:-2], b.shape[:-2])
         needs_grad = a.requires_grad or b.requires_grad or (bias is not None and bias.requires_grad)
         out = self._new(name, (*lead, rows, cols), requires_grad=needs_grad)
         reads = (a, b) if bias is None else (a, b, bias)
-        self._matmul_op(name, lead, (rows, inner, cols), reads, out, tall=len(b.shape) == 2, wide=len(a.shape) == 2)
+        self._matmul_op(name, lead, (rows, inner, cols), reads, out, tall=len(b.shape) == 2)
         inputs = (a, b) if bias is None else (a, b, bias)
 
         def pull(g: Var) -> tuple[Var | None, ...]:
             return (
                 self._matmul_grad(a, name, lead, (rows, cols, inner), (g, b), tall=len(b.shape) == 2),
-                self._matmul_grad(b, name, lead, (inner, rows, cols), (a, g), wide=len(a.shape) == 2),
+                self._matmul_grad(b, name, lead, (inner, rows, cols), (a, g), summed=len(b.shape) == 2),
                 *(() if bias is None else (self._reduce_to(g, bias) if bias.requires_grad else None,)),
             )
 
@@ -153,33 +172,28 @@ class Tape:
         return out
 
     def _matmul_op(
-        self, name: str, lead: Shape, dims: Shape, reads: tuple[Var, ...], out: Var, *, tall: bool, wide: bool
+        self, name: str, lead: Shape, dims: Shape, reads: tuple[Var, ...], out: Var, *, tall: bool
     ) -> None:
         rows, inner, cols = dims
-        batch = self.size(*lead)
         flops = 2 * self.size(*lead, rows, inner, cols)
-        whole = (batch, rows, inner, cols)
-        if tall:
-            whole = (1, self.size(*lead, rows), inner, cols)
-        elif wide:
-            whole = (1, rows, inner, self.size(*lead, cols))
+        whole = (1, self.size(*lead, rows), inner, cols) if tall else (self.size(*lead), rows, inner, cols)
         self._emit("matmul", name, whole, reads, (out,), matmul_flops=flops)
 
     def _matmul_grad(
-        self, of: Var, name: str, lead: Shape, dims: Shape, reads: tuple[Var, Var], *, tall: bool = False, wide: bool = False
+        self, of: Var, name: str, lead: Shape, dims: Shape, reads: tuple[Var, Var], *, tall: bool = False, summed: bool = False
     ) -> Var | None:
-        """The product that is the gradient of one operand: summed over the batch inside the product where it had no batch."""
+        """The product that is the gradient of one operand; ``summed`` over the batch inside the product."""
         if not of.requires_grad:
             return None
         rows, inner, cols = dims
         name = f"{name}_backward"
-        if len(of.shape) == 2:  # shared over the batch: one product whose inner dimension runs over it too
+        if summed:  # one product whose inner dimension runs over the batch too
             out = self._grad(of)
             flops = 2 * self.size(*lead, rows, inner, cols)
             self._emit("matmul", name, (1, rows, self.size(*lead, inner), cols), reads, (out,), matmul_flops=flops)
             return out
         out = self._new(f"grad_{of.tensor.name}", (*lead, rows, cols))
-        self._matmul_op(name, lead, dims, reads, out, tall=tall, wide=wide)
+        self._matmul_op(name, lead, dims, reads, out, tall=tall)
         return self._reduce_to(out, of)
 
     def softmax(self, x: Var, name: str = "softmax") -> Var:
@@ -210,9 +224,8 @@ class Tape:
         dims = (self.size(*lead), rows, inner, cols)
         product = 2 * scores * inner
         statistics = self._new("logsumexp", (*lead, rows), dtype="float32")
-        writes = (out, statistics) if out.requires_grad else (out,)
         self._emit(
-            "attention", name, dims, (q, k, v), writes,
+            "attention", name, dims, (q, k, v), (out, statistics),
             matmul_flops=2 * product, vector_flops=(SOFTMAX_VECTOR_FLOPS + 1) * scores, special_flops=scores,
         )  # fmt: skip
 
@@ -228,29 +241,42 @@ class Tape:
         self._step(out, (q, k, v), pull)
         return out
 
-    def pointwise(self, name: str, *inputs: Var, vector: int = 0, special: int = 0) -> Var:
-        """One elementwise kernel over the broadcast of its inputs, with FLOPs an element. Carries no gradient by itself."""
-        out = self._new(name, broadcast(*(x.shape for x in inputs)), requires_grad=any(x.requires_grad for x in inputs))
+    def pointwise(
+        self, name: str, *inputs: Var, vector: int = 0, special: int = 0, in_place: bool = False, dtype: str = ""
+    ) -> Var:
+        """One elementwise kernel over the broadcast of its inputs, with FLOPs an element. Carries no gradient by itself.
+
+        ``in_place`` puts the result in the first input's memory.
+        """
+        shape, requires_grad = broadcast(*(x.shape for x in inputs), ()), any(x.requires_grad for x in inputs)
+        if in_place:
+            out = Var(inputs[0].tensor, shape, requires_grad)
+        else:
+            out = self._new(name, shape, requires_grad=requires_grad, dtype=dtype)
         self._emit(
             "elementwise", name, self._flat(out.shape), inputs, (out,),
-            vector_flops=vector * out.tensor.numel, special_flops=special * out.tensor.numel,
+            vector_flops=vector and vector * out.tensor.numel, special_flops=special and special * out.tensor.numel,
         )  # fmt: skip
         return out
 
-    def add(self, a: Var, b: Var, name: str = "add") -> Var:
+    def add(self, a: Var, b: Var, name: str = "add", *, in_place: bool = False) -> Var:
         """a + b: the gradient passes on, summed where an operand was broadcast."""
-        out = self.pointwise(name, a, b, vector=1)
+        out = self.pointwise(name, a, b, vector=1, in_place=in_place)
         self._step(out, (a, b), lambda g: tuple(self._reduce_to(g, x) if x.requires_grad else None for x in (a, b)))
         return out
 
-    def subtract(self, a: Var, b: Var, name: str = "subtract") -> Var:
-        """a - b: as ``add``, and the second gradient is negated by a kernel of its own."""
-        out = self.pointwise(name, a, b, vector=1)
+    def subtract(self, a: Var, b: Var, name: str = "subtract", *, scaled: bool = False, in_place: bool = False) -> Var:
+        """a - b, or a - s b: as ``add``; the second gradient is negated and scaled by kernels of their own."""
+        out = self.pointwise(name, a, b, vector=2 if scaled else 1, in_place=in_place)
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
             first = self._reduce_to(g, a) if a.requires_grad else None
-            second = self._reduce_to(self.pointwise("negate", g, vector=1), b) if b.requires_grad else None
-            return first, second
+            if not b.requires_grad:
+                return first, None
+            second = self.pointwise("negate", g, vector=1)
+            if scaled:
+                second = self.pointwise(f"{name}_backward", second, vector=1)
+            return first, self._reduce_to(second, b)
 
         self._step(out, (a, b), pull)
         return out
@@ -282,10 +308,12 @@ class Tape:
         self._step(out, (a, b), pull)
         return out
 
-    def unary(self, name: str, x: Var, *, vector: int = 0, special: int = 0, saves: str | None = "output",
-              backward_vector: int = 1, backward_special: int = 0) -> Var:  # fmt: skip
-        """f(x) elementwise, in one kernel each way; the way back reads the ``saves``: "output", "input", or None."""
-        out = self.pointwise(name, x, vector=vector, special=special)
+    def unary(
+        self, name: str, x: Var, *, vector: int = 0, special: int = 0, saves: str | None = "output",
+        backward_vector: int = 1, backward_special: int = 0, in_place: bool = False,
+    ) -> Var:  # fmt: skip
+        """f(x) elementwise, in one kernel each way; the way back reads what it ``saves``: "output", "input", or None."""
+        out = self.pointwise(name, x, vector=vector, special=special, in_place=in_place)
         saved = {"output": (out,), "input": (x,), None: ()}[saves]
 
         def pull(g: Var) -> tuple[Var]:
@@ -294,28 +322,54 @@ class Tape:
         self._step(out, (x,), pull)
         return out
 
-    def scale(self, x: Var, name: str = "scale") -> Var:
+    def scale(self, x: Var, name: str = "scale", *, in_place: bool = False) -> Var:
         """A constant times x."""
-        return self.unary(name, x, vector=1, saves=None)
+        return self.unary(name, x, vector=1, saves=None, in_place=in_place)
 
-    def exp(self, x: Var, name: str = "exp") -> Var:
+    def exp(self, x: Var, name: str = "exp", *, in_place: bool = False) -> Var:
         """e^x."""
-        return self.unary(name, x, special=1)
+        return self.unary(name, x, special=1, in_place=in_place)
 
-    def relu(self, x: Var, name: str = "relu") -> Var:
-        """max(x, 0)."""
-        return self.unary(name, x, vector=1)
+    def add_constant(self, x: Var, name: str = "add_constant") -> Var:
+        """x + c in place; the gradient passes on untouched."""
+        out = self.pointwise(name, x, vector=1, in_place=True)
+        self._step(out, (x,), lambda g: (g,))
+        return out
 
-    def reduce(self, x: Var, dims: tuple[int, ...], name: str, *, keepdim: bool = True) -> Var:
-        """Sum (or, where no gradient is asked for, maximum) over dimensions, one FLOP an element read."""
-        axes = {dim % len(x.shape) for dim in dims}
-        kept = tuple(1 if i in axes else size for i, size in enumerate(x.shape))
-        out = self._new(name, kept if keepdim else tuple(s for i, s in enumerate(x.shape) if i not in axes),
-                        requires_grad=x.requires_grad)  # fmt: skip
-        inner = self.size(*(size for i, size in enumerate(x.shape) if i in axes))
-        outer = self.size(*(size for i, size in enumerate(x.shape) if i not in axes))
-        self._emit("reduction", name, (1, outer, 1, inner), (x,), (out,), vector_flops=self.size(*x.shape))
-        self._step(out, (x,), lambda g: (Var(g.tensor, x.shape),))  # expanded: a view
+    def clamp_min(self, x: Var, name: str = "relu") -> Var:
+        """max(x, c); the way back makes a mask of the saved input and selects by it."""
+        out = self.pointwise(name, x, vector=1)
+
+        def pull(g: Var) -> tuple[Var]:
+            zero = self.pointwise(f"{name}_zero")
+            mask = self.pointwise(f"{name}_mask", x, vector=1, dtype="bool")
+            return (self.pointwise(f"{name}_backward", mask, g, zero, vector=1),)
+
+        self._step(out, (x,), pull)
+        return out
+
+    def reduce(self, x: Var, dim: int, name: str, *, keepdim: bool = True, mean: bool = False) -> Var:
+        """Sum, mean or (where no gradient is asked for) maximum over one dimension, one FLOP an element read.
+
+        The gradient of a sum is a view that repeats it; that of a mean is divided, element by element.
+        """
+        axis = dim % len(x.shape)
+        out = self._reduced(x, (axis,), name, keepdim=keepdim)
+
+        def pull(g: Var) -> tuple[Var]:
+            expanded = Var(g.tensor, x.shape)
+            return (self.pointwise(f"{name}_backward", expanded, vector=1) if mean else expanded,)
+
+        self._step(out, (x,), pull)
+        return out
+
+    def _reduced(self, x: Var, axes: tuple[int, ...], name: str, *, keepdim: bool) -> Var:
+        """The kernel of a reduction over ``axes``."""
+        kept = tuple(size for i, size in enumerate(x.shape) if i not in axes)
+        gone = tuple(size for i, size in enumerate(x.shape) if i in axes)
+        shape = tuple(1 if i in axes else size for i, size in enumerate(x.shape)) if keepdim else kept
+        out = self._new(name, shape, requires_grad=x.requires_grad)
+        self._emit("reduction", name, (1, self.size(*kept), 1, self.size(*gone)), (x,), (out,), vector_flops=self.size(*x.shape))
         return out
 
     def detach(self, x: Var) -> Var:
@@ -375,12 +429,10 @@ class Tape:
     def _reduce_to(self, g: Var, x: Var) -> Var:
         """The gradient summed over the dimensions along which ``x`` was broadcast."""
         lead = len(g.shape) - len(x.shape)
-        dims = tuple(
-            i for i, size in enumerate(g.shape) if not is_one(size) and (i < lead or is_one(x.shape[i - lead]))
-        )
+        dims = tuple(i for i, size in enumerate(g.shape) if i < lead or (is_one(x.shape[i - lead]) and not is_one(size)))
         if not dims:
             return g
-        return self.view(self.reduce(g, dims, f"{g.tensor.name}_sum"), *x.shape)
+        return Var(self._reduced(g, dims, f"{g.tensor.name}_sum", keepdim=True).tensor, x.shape)
 
     def _flat(self, shape: Shape) -> Shape:
         """(batch, rows, inner, cols) of a kernel over every element of ``shape``."""

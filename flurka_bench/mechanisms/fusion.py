@@ -59,11 +59,12 @@ def _same(a: Number, b: Number) -> bool:
 def _merge(group: list[Op], index: int, readers: dict[str, set[int]]) -> Op:
     if len(group) == 1:
         return group[0]
-    made = {tensor.name for op in group for tensor in op.writes}
+    made: set[str] = set()
     reads: dict[str, Tensor] = {}
     writes: dict[str, Tensor] = {}
     for op in group:
         reads |= {tensor.name: tensor for tensor in op.reads if tensor.name not in made}
+        made |= {tensor.name for tensor in op.writes}
         writes |= {
             tensor.name: tensor
             for tensor in op.writes

@@ -1,61 +1,50 @@
-"""From a case to its op list: the stages of each mechanism, as the eager code runs them, over symbolic tensors."""
+"""From a case to its op list: one op per kernel that its backend launches."""
 
-from flurka_bench.mechanisms.builder import Tape, Var
-from flurka_bench.mechanisms.names import Mechanism, as_floats, canonical, get
+import numpy as np
+
+from flurka_bench.errors import RequestError
+from flurka_bench.mechanisms.builder import Tape
+from flurka_bench.mechanisms.fusion import fuse
+from flurka_bench.mechanisms.layer import Layer
+from flurka_bench.mechanisms.names import as_floats, canonical, get
 from flurka_bench.ops import Op
 from flurka_bench.workload import Case
 
 
 def lower(case: Case) -> list[Op]:
-    """The kernels that ``case`` launches, in order; ``case`` is brought into canonical form first (RequestError if impossible)."""
-    case = as_floats(canonical(case))
-    mechanism = get(case.mechanism)
+    """The kernels that ``case`` launches, in order.
+
+    ``case`` is brought into canonical form first (RequestError if impossible). Its sizes may be ints, SymPy symbols, or
+    arrays of one shape: then the list is that of all cases at once (in float64, which is exact to 2^53). Arrays
+    of batches hold either ones alone or none: a batch of one launches fewer copies, which is another list.
+    Pass "train" is forward and backward from a given gradient of the result.
+    """
+    tape = record(case)
+    return fuse(tape.ops) if case.backend == "compiled" else tape.ops
+
+
+def record(case: Case) -> Tape:
+    """The tape of ``case`` with its eager ops, forward and in training backward."""
+    case = _one_batch(as_floats(canonical(case)))
     tape = Tape(case.dtype, train=case.pass_ == "train")
-    out = _core(tape, case, mechanism)
+    layer = Layer(tape, case, get(case.mechanism))
+    if case.level == "core":
+        shape = (case.batch, case.num_heads, case.seq_len, case.head_dim)
+        out = layer.core(*(tape.leaf(name, *shape, role="input") for name in "qkv"))
+    else:
+        out = layer.layer(tape.leaf("x", case.batch, case.seq_len, case.model_dim, role="input"))
     if tape.train:
         tape.backward(out)
-    return tape.ops
+    return tape
 
 
-def _core(tape: Tape, case: Case, mechanism: Mechanism) -> Var:
-    shape = (case.batch, case.num_heads, case.seq_len, case.head_dim)
-    q, k, v = (tape.leaf(name, *shape, role="input") for name in "qkv")
-    if mechanism.compressed:
-        with tape.stage("compress"):
-            lead = () if case.share_heads else (case.num_heads,)
-            e = tape.leaf("E", *lead, case.rank, case.seq_len)
-            f = e if case.share_kv else tape.leaf("F", *lead, case.rank, case.seq_len)
-            k, v = tape.matmul(e, k, "compress_keys"), tape.matmul(f, v, "compress_values")
-    return _attend(tape, case, mechanism, q, k, v)
-
-
-def _attend(tape: Tape, case: Case, mechanism: Mechanism, q: Var, k: Var, v: Var) -> Var:
-    if mechanism.similarity == "sdpa":
-        with tape.stage("scores"):
-            return tape.attention(q, k, v)
-    if mechanism.similarity == "softmax":
-        with tape.stage("scores"):
-            weights = tape.softmax(tape.matmul(tape.scale(q), tape.transpose(k), "scores"))
-        with tape.stage("output"):
-            return tape.matmul(weights, v, "output")
-    with tape.stage("features"):
-        omega = None
-        if mechanism.uses_features:
-            omega = tape.leaf("omega", case.head_dim, case.num_features, role="buffer")
-        phi_q, phi_k = (_features(tape, mechanism, x, omega) for x in (q, k))
-    with tape.stage("key_value"):
-        key_value = tape.matmul(tape.transpose(phi_k), v, "key_value")
-        key_sum = tape.reduce(phi_k, (-2,), "key_sum")
-    with tape.stage("output"):
-        normaliser = tape.reduce(tape.multiply(phi_q, key_sum), (-1,), "normaliser")
-        return tape.divide(tape.matmul(phi_q, key_value, "output"), normaliser)
-
-
-def _features(tape: Tape, mechanism: Mechanism, x: Var, omega: Var | None) -> Var:
-    if mechanism.similarity == "elu":
-        return tape.unary("elu", x, vector=2, special=1)
-    projected = tape.matmul(tape.scale(x), omega, "features")
-    if mechanism.similarity == "relu":
-        return tape.relu(projected)
-    norm = tape.reduce(tape.multiply(x, x), (-1,), "norm")
-    return tape.exp(tape.subtract(projected, norm))
+def _one_batch(case: Case) -> Case:
+    """The case with an array of ones as batch made the literal 1, for which copies fall away."""
+    if not isinstance(case.batch, np.ndarray):
+        return case
+    ones = case.batch == 1
+    if np.all(ones):
+        return case.replace(batch=1)
+    if np.any(ones):
+        raise RequestError("an array of batches must be 1 everywhere or nowhere: other copies are launched (split the cases)")
+    return case

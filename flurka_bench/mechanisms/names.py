@@ -110,6 +110,8 @@ def canonical(case: Case) -> Case:
         changes |= {"rank": None, "compression": "dense", "share_kv": False, "share_heads": True}
     else:
         _check_rank(case)
+        if case.compression != "dense":
+            _check_window(case)
         if case.compression == "mean-pool":
             changes |= {"share_kv": True, "share_heads": True}
 
@@ -182,6 +184,15 @@ def _order(case: Case, mechanism: Mechanism) -> str:
     if case.order not in mechanism.orders:
         raise RequestError(f"{mechanism.name} has no order {case.order!r}; accepted: {', '.join(mechanism.orders)} (--order)")
     return case.order
+
+
+def _check_window(case: Case) -> None:
+    plain = (numbers.Number, np.ndarray)
+    if isinstance(case.rank, plain) and isinstance(case.seq_len, plain) and np.any(case.seq_len % case.rank != 0):
+        raise RequestError(
+            f"compression {case.compression!r} needs a rank that divides seq_len, got rank {case.rank}, seq_len {case.seq_len}"
+            " (--rank, --seq-len)"
+        )
 
 
 def paper_baseline(case: Case) -> Case:
