@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 
-PREDICT = ["predict", "--hardware", "h100", "--mechanism", "flurka-relu", "--level", "layer", "--seq-len", "4096", "--rank", "128",
-           "--num-features", "64"]  # fmt: skip
+SHAPE = ["--seq-len", "4096", "--rank", "128", "--num-features", "64"]
+PREDICT = ["predict", "--hardware", "h100", "--mechanism", "flurka-relu", "--level", "layer", *SHAPE]
 COMMANDS = {
     "import typer, rich": [sys.executable, "-c", "import typer, rich"],
     "import numpy": [sys.executable, "-c", "import numpy"],

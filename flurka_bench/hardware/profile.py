@@ -28,12 +28,13 @@ FIGURES: dict[str, tuple[str, float, float]] = {
     "base_clock_hz": ("Hz", 2e8, 7e9),
     "memory_bytes": ("B", 1e9, 4e12),
     "memory_bandwidth_bytes_per_s": ("B/s", 5e9, 3e13),
+    "memory_usable_share": ("ratio", 0.3, 1),  # of that bandwidth, where ECC in the same memory or an early controller takes some
     "l2_bytes": ("B", 2.5e5, 1e9),  # the last cache before memory that all SMs share
     "shared_memory_per_sm_bytes": ("B", 1.6e4, 1e7),
     "tdp_w": ("W", 5, 3000),
     "process_nm": ("nm", 2, 40),
 }
-OPTIONAL_FIGURES = {"tensor_clock_hz", "base_clock_hz", "shared_memory_per_sm_bytes", "tdp_w", "process_nm"}
+OPTIONAL_FIGURES = {"memory_usable_share", "tensor_clock_hz", "base_clock_hz", "shared_memory_per_sm_bytes", "tdp_w", "process_nm"}
 PEAKS = (
     "vector.float32",
     "vector.float64",
@@ -134,6 +135,11 @@ class Profile:
     def memory_bandwidth_bytes_per_s(self) -> float:
         """Peak bandwidth of device memory."""
         return self.datasheet["memory_bandwidth_bytes_per_s"].value
+
+    @cached_property
+    def memory_usable_share(self) -> float:
+        """Share of the peak bandwidth that ECC kept in the same memory, or an early memory controller, leaves."""
+        return self._figure("memory_usable_share") or 1.0
 
     @cached_property
     def l2_bytes(self) -> float:
