@@ -165,6 +165,18 @@ class Trained:
             pieces = [tokens[:seq_len] if len(tokens) >= seq_len else [] for tokens in self._tokens]
         return [piece for piece in pieces[int(train) :: 2] if piece]
 
+    def check(self, *, seq_len: int, seed: int | None) -> None:
+        """Raise RequestError where the model or the text is too short for this size and test seed (None: for training)."""
+        if seq_len > self.encoder.config.max_seq_len:
+            raise RequestError(f"the encoder takes up to {self.encoder.config.max_seq_len} tokens, got seq_len {seq_len}")
+        num_pieces, needed = len(self.pieces(seq_len, train=seed is None)), 1 if seed is None else seed + 1
+        if num_pieces < needed:
+            side = "training" if seed is None else "testing"
+            raise RequestError(
+                f"the text ({self.source}) has {num_pieces} stretches of {seq_len} tokens for {side}, and {needed} are needed; "
+                "give a longer --text, a smaller --seq-len or fewer --seeds"
+            )
+
     def draw(self, seed: int, *, num_heads: int, seq_len: int, head_dim: int, layer: int | None = None, train: bool = False) -> Draw:
         """See ``Family.draw``. Raises RequestError where the sizes are not the model's, or the text is too short."""
         config = self.encoder.config
@@ -172,15 +184,8 @@ class Trained:
             raise RequestError(
                 f"trained inputs come with {config.num_heads} heads of {self.encoder.head_dim}, got {num_heads} heads of {head_dim}"
             )
-        if seq_len > config.max_seq_len:
-            raise RequestError(f"the encoder takes up to {config.max_seq_len} tokens, got seq_len {seq_len}")
+        self.check(seq_len=seq_len, seed=None if train else seed)
         pieces = self.pieces(seq_len, train=train)
-        if not pieces or (seed >= len(pieces) and not train):
-            side = "training" if train else "testing"
-            raise RequestError(
-                f"the text ({self.source}) has {len(pieces)} stretches of {seq_len} tokens for {side}, "
-                f"seed {seed} needs {seed + 1}; give a longer --text, a smaller seq_len or fewer seeds"
-            )
         key = (seq_len, train, seed % len(pieces))
         if key not in self._cache:
             self._cache = dict(list(self._cache.items())[-11:])  # a few encodings: the training set and the seeds in turn

@@ -65,33 +65,33 @@ def least_squares(
     """F (k, N) that minimises the sum over training inputs and heads of |A - C F|² + ridge |F - start|².
 
     C (h, n, k) = ``compressed_attention[i](q)`` are rows of the mechanism's attention to the compressed keys of
-    ``training[i]``. The ridge is the one of ``RIDGES`` whose F, fitted without the last training input, has the smallest
-    output error on it; the largest holds F at ``start``. The normal equations are summed over row blocks, so neither A nor C is
-    held whole for a long input.
+    ``training[i]``. The ridge is the one of ``RIDGES`` with the smallest output error on training inputs left out one at a time; the
+    largest holds F at ``start``. The normal equations are summed over row blocks, so neither A nor C is held whole for a
+    long input.
     """
     rank, seq_len = start.shape
-    gram, cross = torch.zeros(rank, rank, dtype=torch.float64), torch.zeros(rank, seq_len, dtype=torch.float64)
-
-    def add(index: int) -> None:
-        for rows, block in training[index].blocks():
-            C = compressed_attention[index](training[index].q[:, rows])
-            flat = C.reshape(-1, rank)
+    grams = torch.zeros(len(training), rank, rank, dtype=torch.float64)
+    crosses = torch.zeros(len(training), rank, seq_len, dtype=torch.float64)
+    for reference, attend, gram, cross in zip(training, compressed_attention, grams, crosses):
+        for rows, block in reference.blocks():
+            flat = attend(reference.q[:, rows]).reshape(-1, rank)
             gram.addmm_(flat.mT, flat)
             cross.addmm_(flat.mT, block.reshape(-1, seq_len))
+    gram, cross = grams.sum(0), crosses.sum(0)
 
-    def solve(ridge: float) -> Tensor:
+    def solve(ridge: float, gram: Tensor, cross: Tensor) -> Tensor:
         if math.isinf(ridge):
             return start
         damped = gram + ridge * gram.diagonal().mean() * torch.eye(rank, dtype=torch.float64)
         return start + torch.linalg.solve(damped, cross - gram @ start)
 
-    for index in range(len(training) - 1):
-        add(index)
-    last, attend = training[-1], compressed_attention[-1]
-    C = attend(last.q)
-    errors = [float((last.output - C @ (solve(ridge) @ last.v)).square().sum()) for ridge in RIDGES]
-    add(len(training) - 1)
-    return solve(RIDGES[min(range(len(RIDGES)), key=errors.__getitem__)])
+    errors = [0.0] * len(RIDGES)
+    for index, (reference, attend) in enumerate(zip(training, compressed_attention)):
+        C, scale = attend(reference.q), float(reference.output.square().sum())
+        for place, ridge in enumerate(RIDGES):
+            F = solve(ridge, gram - grams[index], cross - crosses[index])
+            errors[place] += float((reference.output - C @ (F @ reference.v)).square().sum()) / scale
+    return solve(RIDGES[min(range(len(RIDGES)), key=errors.__getitem__)], gram, cross)
 
 
 def right_singular_vectors(reference: Reference, rank: int, source: torch.Generator) -> Tensor:

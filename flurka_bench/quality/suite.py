@@ -33,7 +33,7 @@ from flurka_bench import mechanisms
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.quality import projections
 
-SHIPPED = Path(__file__).parents[1] / "suites"
+SHIPPED = Path(__file__).parent / "suites"  # beside the code that reads them: `flurka-bench run` has its own
 MECHANISMS = ("low-rank", "kernel-favor", "kernel-relu", "kernel-elu", "flurka-favor", "flurka-relu", "flurka-elu")
 _KEYS = ("kind", "name", "description", "seeds", "training_inputs", "spectral", "inputs", "mechanisms")
 _MECHANISM_KEYS = ("mechanism", "projection", "share_kv", "rank", "num_features")
