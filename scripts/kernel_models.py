@@ -39,7 +39,7 @@ HOST_BYTES = 3e5
 FREE: dict[str, dict[str, float]] = {
     "elementwise": {"dram_efficiency": 0.1, "l2_bytes_per_clock_per_sm": 0.4, "l2_low": 0.2, "l2_high": 0.2, "host_overlap": 0.3},
     "softmax": {
-        "dram_efficiency": 0.05, "block_lane_ops_per_row": 0.5, "block_lane_ops_per_element": 0.4, "warp_lane_ops_per_element": 0.5,
+        "dram_efficiency": 0.05, "block_lane_ops_per_row": 0.5, "block_lane_ops_per_element": 0.4, "block_lane_ops_per_vector": 0.4, "warp_lane_ops_per_element": 0.5,
         "miss_low": 0.3, "miss_width": 0.4, "l2_bytes_per_clock_per_sm": 0.3, "l2_low": 0.2, "l2_high": 0.2, "overlap_exponent": 0.2,
         "lockstep_waves": 0.5, "latency_s": 0.4, "host_overlap": 0.2,
     },

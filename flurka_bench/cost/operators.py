@@ -148,7 +148,7 @@ SOFTMAX = Operator(
     predict=_predict_softmax,
     constants=lambda profile, rows, table: _named(softmax_constants(profile, table), SOFTMAX.prior_sd),
     prior_sd={
-        "dram_efficiency": 0.1, "block_lane_ops_per_element": 0.3, "warp_lane_ops_per_element": 0.4, "miss_low": 0.3, "miss_width": 0.4,
+        "dram_efficiency": 0.1, "block_lane_ops_per_element": 0.3, "block_lane_ops_per_vector": 0.3, "warp_lane_ops_per_element": 0.4, "miss_low": 0.3, "miss_width": 0.4,
         "l2_bytes_per_clock_per_sm": 0.3, "l2_low": 0.2, "l2_high": 0.2, "overlap_exponent": 0.2, "lockstep_waves": 0.5, "latency_s": 0.4, "launch_eager_s": 0.3,
         "host_overlap": 0.2,
     },
