@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.cost.elementwise import dram_bandwidth_bytes_per_s
-from flurka_bench.cost.terms import Terms, constants_of, l2_bandwidth_bytes_per_s, norm, resident_share, with_launch
+from flurka_bench.cost.terms import Terms, constants_of, l2_bandwidth_bytes_per_s, norm, resident_share, launch_of
 from flurka_bench.hardware.profile import Profile
 
 WARP_COLUMNS = 1024  # the widest row of the warp kernel
@@ -106,9 +106,9 @@ def softmax_terms(
     kernel = norm((memory, l2, compute), c.overlap_exponent)
     kernel = kernel + (memory + l2 + compute - kernel) * np.minimum(real(c.lockstep_waves) / (waves + real(0.5)), 1)
     kernel = kernel + real(c.latency_s)
-    seconds, launch_s = with_launch(profile, kernel, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap)
     return Terms(
-        seconds=seconds, kernel=kernel, launch=launch_s, compute=compute, special=special,
+        **launch_of(profile, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap),
+        kernel=kernel, compute=compute, special=special,
         memory=np.maximum(memory, l2),
         latency=np.full_like(kernel, c.latency_s),
     )  # fmt: skip
