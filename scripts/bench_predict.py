@@ -55,14 +55,18 @@ def main() -> int:
         start = time.perf_counter()
         count = sum(len(part) for part in predict_many(case, profile))
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        sizes = sum(array.nbytes for array in (case.batch, case.num_heads, case.seq_len, case.head_dim, case.rank, case.num_features))
+        sizes = sum(
+            array.nbytes for array in (case.batch, case.num_heads, case.seq_len, case.head_dim, case.rank, case.num_features)
+        )
         print(
             f"{count:,} cases in {time.perf_counter() - start:.1f} s; peak memory grew by {(after - before) / 1024:.0f} MiB"
             f" beyond the sizes' own {sizes / 2**20:.0f} MiB"
         )
     shell = [_best([sys.executable, "-m", "flurka_bench", "predict", "--hardware", "h100", "--mechanism", "flurka-relu"]),
              _best([sys.executable, "-c", "import numpy"])]  # fmt: skip
-    print(f"one predict from the shell: {shell[0] * 1e3:.0f} ms, import numpy: {shell[1] * 1e3:.0f} ms, ratio {shell[0] / shell[1]:.2f} (goal 3)")
+    print(
+        f"one predict from the shell: {shell[0] * 1e3:.0f} ms, import numpy: {shell[1] * 1e3:.0f} ms, ratio {shell[0] / shell[1]:.2f} (goal 3)"
+    )
     return 0
 
 

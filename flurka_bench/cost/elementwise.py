@@ -25,7 +25,7 @@ class ElementwiseConstants:
     """What the datasheet does not say."""
 
     dram_efficiency: float  # of the datasheet's bandwidth, after what the profile says is usable
-    l2_bytes_per_clock_per_sm: float  # that one SM exchanges with L2, of a port of 64
+    l2_bytes_per_clock_per_sm: float  # that one SM exchanges with L2, reads and writes mixed
     l2_low: float  # footprints up to this share of L2 stay in it
     l2_high: float  # and from this share on are DRAM's
     lane_ops_per_special: float  # ordinary operations around each exponential or division in float32
