@@ -33,6 +33,7 @@ class MatmulConstants:
 
     compute_efficiency: float  # of the unit's peak, inside a tile's main loop
     feed_bytes_per_clock_per_sm: float  # operands from L2 to one SM while it works
+    stride_reach_bytes: float  # rows this long take twice as long to walk: each lies on pages of its own
     tile_overhead: float  # time to fetch a tile of 128 x 128's operands over time to multiply them
     feed_exponent: float  # p-norm of feed and compute inside a tile
     wave_rounding: float  # 1: the last wave costs as much as a full one; 0: it costs its share
@@ -175,6 +176,7 @@ def matmul_terms(
     weight_panel = panel * _miss(size * cols * inner, l2_bytes, c.l2_sharpness)
     input_panel = panel * _miss(size * rows * inner, l2_bytes, c.l2_sharpness)
     steps = np.ceil(inner / real(c.inner_step)) * real(c.inner_step)
+    steps = steps * (1 + inner * real(size / c.stride_reach_bytes))
 
     compute = dram = latency = None
     for tile in c.tiles:

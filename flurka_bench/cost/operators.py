@@ -24,7 +24,7 @@ class Operator:
     ``predict(profile, rows, table)`` gives seconds (n,), in double precision; ``table`` replaces the shipped constants.
     ``constants(profile, rows, table)`` gives the values that calibration starts from, by name; ``prior_sd`` how far in log
     units each may move, learnt from the devices whose rows ship. What is found is stored in the profile's ``measured`` as
-    ``prefix(rows) + name``. ``features`` (n, f) are logs that say where in the space of shapes a row lies.
+    ``prefix(rows) + name``; ``launch_of(rows)`` names the launch among them. ``features`` (n, f) are logs that say where in the space of shapes a row lies.
     """
 
     kind: str
@@ -34,6 +34,7 @@ class Operator:
     constants: Callable[[Profile, Rows, Mapping[str, Any] | None], Mapping[str, float]]
     prior_sd: Mapping[str, float]
     prefix: Callable[[Rows], str]
+    launch_of: Callable[[Rows], str]
     features: Callable[[Rows], np.ndarray]
 
 
@@ -88,6 +89,7 @@ MATMUL = Operator(
         "launch_graph_s": 0.2,
         "launch_events_s": 0.4,
     },
+    launch_of=lambda rows: f"launch_{MATMUL_PROTOCOL[rows.dtype][0]}_s",
     prefix=lambda rows: f"matmul.{rows.dtype}.{_matmul_layout(rows)}.",
     features=lambda rows: np.log(np.stack(_matmul_shape(rows), axis=1)),
 )
