@@ -20,8 +20,8 @@ PASSES = ("forward", "train")
 ORDERS = ("project_first", "compress_first", "absorbed")
 BACKENDS = ("eager", "compiled", "fused")
 COMPRESSIONS = ("dense", "mean-pool", "conv")
-DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-DTYPES = tuple(DTYPE_BYTES)
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "bool": 1, "int64": 8}
 
 # The stages a mechanism runs, in this order where it has them; the same names in op lists, code, profiler and plots.
 # "ffn" and "other" (norms, residuals, embedding, optimizer) exist at level model only.

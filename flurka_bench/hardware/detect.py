@@ -56,7 +56,8 @@ def _clock_hz() -> tuple[float, str]:
     return 2.5e9, "not reported by the system: 2.5 GHz assumed, calibration corrects it"
 
 
-def _last_level_cache_bytes() -> tuple[float, str]:
+def last_level_cache_bytes() -> tuple[float, str]:
+    """The largest cache of the first CPU, and where the figure is from."""
     units = {"K": 2**10, "M": 2**20, "G": 2**30}
     best = 0.0
     for index in range(5):
@@ -77,7 +78,7 @@ def detect_cpu(num_threads: int | None = None) -> Profile:
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     lanes = next((count for flag, count in _CPU_LANES if flag in flags), 8)
     clock, clock_source = _clock_hz()
-    cache, cache_source = _last_level_cache_bytes()
+    cache, cache_source = last_level_cache_bytes()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8e9
     peak = 2.0 * threads * lanes * clock
 

@@ -28,12 +28,20 @@ FIGURES: dict[str, tuple[str, float, float]] = {
     "base_clock_hz": ("Hz", 2e8, 7e9),
     "memory_bytes": ("B", 1e9, 4e12),
     "memory_bandwidth_bytes_per_s": ("B/s", 5e9, 3e13),
+    "memory_usable_share": ("ratio", 0.3, 1),  # of that bandwidth, where ECC in the same memory or an early controller takes some
     "l2_bytes": ("B", 2.5e5, 1e9),  # the last cache before memory that all SMs share
     "shared_memory_per_sm_bytes": ("B", 1.6e4, 1e7),
     "tdp_w": ("W", 5, 3000),
     "process_nm": ("nm", 2, 40),
 }
-OPTIONAL_FIGURES = {"tensor_clock_hz", "base_clock_hz", "shared_memory_per_sm_bytes", "tdp_w", "process_nm"}
+OPTIONAL_FIGURES = {
+    "memory_usable_share",
+    "tensor_clock_hz",
+    "base_clock_hz",
+    "shared_memory_per_sm_bytes",
+    "tdp_w",
+    "process_nm",
+}
 PEAKS = (
     "vector.float32",
     "vector.float64",
@@ -85,7 +93,7 @@ class Profile:
     sources: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     device_names: tuple[str, ...] = ()  # what the driver calls it, to recognise the device that is at hand
-    measured: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
     measured_about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -136,6 +144,11 @@ class Profile:
         return self.datasheet["memory_bandwidth_bytes_per_s"].value
 
     @cached_property
+    def memory_usable_share(self) -> float:
+        """Share of the peak bandwidth that ECC kept in the same memory, or an early memory controller, leaves."""
+        return self._figure("memory_usable_share") or 1.0
+
+    @cached_property
     def l2_bytes(self) -> float:
         """The last-level cache that all SMs share."""
         return self.datasheet["l2_bytes"].value
@@ -180,9 +193,15 @@ class Profile:
         """Arithmetic intensity at which compute and memory peaks meet (Williams et al. 2009)."""
         return self.peaks[self.matmul_unit(dtype)].value / self.memory_bandwidth_bytes_per_s
 
-    def with_measured(self, measured: Mapping[str, float], about: Mapping[str, Any]) -> "Profile":
+    def with_measured(self, measured: Mapping[str, Any], about: Mapping[str, Any]) -> "Profile":
         """A copy with other measured numbers; the datasheet stays as it is."""
         return replace(self, measured=dict(measured), measured_about=dict(about))
+
+
+def _is_measured(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(map(_is_measured, value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check(profile: Profile) -> None:
@@ -222,8 +241,8 @@ def _check(profile: Profile) -> None:
     if abs(lanes_peak / quoted - 1) > PEAK_TOLERANCE:
         raise wrong(f"SMs x lanes x 2 x clock gives {lanes_peak:.4g} FLOP/s, but vector.float32 says {quoted:.4g}")
     for name, value in profile.measured.items():
-        if not (isinstance(value, (int, float)) and math.isfinite(value)):
-            raise wrong(f"measured {name} must be a finite number, got {value!r}")
+        if not _is_measured(value):
+            raise wrong(f"measured {name} must be a finite number or rows of them, got {value!r}")
 
 
 def _figures(where: str, table: Any) -> dict[str, Figure]:
@@ -375,7 +394,7 @@ def write_profile(profile: Profile) -> str:
         lines += [
             "",
             "[measured]",
-            *[f"{_toml_value(key)} = {_toml_value(float(value))}" for key, value in profile.measured.items()],
+            *[f"{_toml_value(key)} = {_toml_value(value)}" for key, value in profile.measured.items()],
         ]
     if profile.measured_about:
         lines += [

@@ -1,0 +1,92 @@
+"""The functional cores: attention over q, k, v (b, h, N, d) -> (b, h, N, d). FLuRKA is both choices made.
+
+All are non-causal. ``key_padding_mask`` (b, N) is True where a key is kept; at least one per sequence. What padded rows of
+k and v hold changes nothing, exactly.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from flurka_bench.attention.compression import Compression
+from flurka_bench.attention.similarity import FeatureMap, Softmax
+from flurka_bench.attention.stages import stage
+
+
+def compressed_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    similarity: Softmax | FeatureMap,
+    compression: Compression | None = None,
+    key_padding_mask: Tensor | None = None,
+) -> Tensor:
+    """Any of the ten mechanisms: an optional compression of keys and values, then a similarity.
+
+    Kernels: compress: those of ``Compression.head_rows`` for keys and for values; then those of the similarity.
+    """
+    keep = key_padding_mask
+    if keep is not None:
+        k, v = (t.masked_fill(~keep[:, None, :, None], 0) for t in (k, v))
+    if compression is not None:
+        with stage("compress"):
+            k, v = compression.head_rows(k), compression.head_rows(v, of_values=True)
+        keep = None  # every compressed row mixes kept positions
+    return similarity(q, k, v, keep)
+
+
+def full_attention(q: Tensor, k: Tensor, v: Tensor, *, sdpa: bool = True, key_padding_mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, by ``scaled_dot_product_attention`` or with the scores materialised."""
+    return compressed_attention(q, k, v, Softmax(sdpa=sdpa), None, key_padding_mask)
+
+
+def linformer_attention(
+    q: Tensor, k: Tensor, v: Tensor, compression: Compression, *, sdpa: bool = True, key_padding_mask: Tensor | None = None
+) -> Tensor:
+    """softmax(q (E k)^T / sqrt(d)) (F v) (Wang et al. 2020, equation 7)."""
+    return compressed_attention(q, k, v, Softmax(sdpa=sdpa), compression, key_padding_mask)
+
+
+def performer_attention(
+    q: Tensor, k: Tensor, v: Tensor, features: FeatureMap, *, key_padding_mask: Tensor | None = None
+) -> Tensor:
+    """phi(q) (phi(k)^T v) / (phi(q) phi(k)^T 1) (Choromanski et al. 2021, equation 4; Katharopoulos et al. 2020)."""
+    return compressed_attention(q, k, v, features, None, key_padding_mask)
+
+
+def flurka_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    compression: Compression,
+    features: FeatureMap,
+    *,
+    key_padding_mask: Tensor | None = None,
+) -> Tensor:
+    """phi(q) (phi(E k)^T F v) / (phi(q) phi(E k)^T 1) (FLuRKA, arXiv 2306.15799)."""
+    return compressed_attention(q, k, v, features, compression, key_padding_mask)
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(b, N, h * d) -> (b, h, N, d): a view if b = 1, else 1 copy, since batched products need one stride over b and h."""
+    heads = x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    return heads if x.shape[0] == 1 else heads.contiguous()
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(b, h, N, d) -> (b, N, h * d). 1 copy (a view where SDPA returns tokens first)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def head_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x (b, h, r, c) times one matrix per head, weight (h, c, o) -> (b, h, r, o).
+
+    Kernels: a copy of x if b > 1, then 1 matmul of h products (b * r, c) @ (c, o).
+    """
+    b, h, r, c = x.shape
+    folded = x.transpose(0, 1).reshape(h, b * r, c)
+    return torch.bmm(folded, weight).view(h, b, r, -1).transpose(0, 1)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x (..., in) @ weight^T (out, in). 1 matmul."""
+    return nn.functional.linear(x, weight)

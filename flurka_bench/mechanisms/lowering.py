@@ -1,0 +1,50 @@
+"""From a case to its op list: one op per kernel that its backend launches."""
+
+import numpy as np
+
+from flurka_bench.errors import RequestError
+from flurka_bench.mechanisms.builder import Tape
+from flurka_bench.mechanisms.fusion import fuse
+from flurka_bench.mechanisms.layer import Layer
+from flurka_bench.mechanisms.names import as_floats, canonical, get
+from flurka_bench.ops import Op
+from flurka_bench.workload import Case
+
+
+def lower(case: Case) -> list[Op]:
+    """The kernels that ``case`` launches, in order.
+
+    ``case`` is brought into canonical form first (RequestError if impossible). Its sizes may be ints, SymPy symbols, or
+    arrays of one shape: then the list is that of all cases at once (in float64, which is exact to 2^53). Arrays
+    of batches hold either ones alone or none: a batch of one launches fewer copies, which is another list.
+    Pass "train" is forward and backward from a given gradient of the result.
+    """
+    tape = record(case)
+    return fuse(tape.ops) if case.backend == "compiled" else tape.ops
+
+
+def record(case: Case) -> Tape:
+    """The tape of ``case`` with its eager ops, forward and in training backward."""
+    case = _one_batch(as_floats(canonical(case)))
+    tape = Tape(case.dtype, train=case.pass_ == "train")
+    layer = Layer(tape, case, get(case.mechanism))
+    if case.level == "core":
+        shape = (case.batch, case.num_heads, case.seq_len, case.head_dim)
+        out = layer.core(*(tape.leaf(name, *shape, role="input") for name in "qkv"))
+    else:
+        out = layer.layer(tape.leaf("x", case.batch, case.seq_len, case.model_dim, role="input"))
+    if tape.train:
+        tape.backward(out)
+    return tape
+
+
+def _one_batch(case: Case) -> Case:
+    """The case with an array of ones as batch made the literal 1, for which copies fall away."""
+    if not isinstance(case.batch, np.ndarray):
+        return case
+    ones = case.batch == 1
+    if np.all(ones):
+        return case.replace(batch=1)
+    if np.any(ones):
+        raise RequestError("an array of batches must be 1 everywhere or nowhere: other copies are launched (split the cases)")
+    return case

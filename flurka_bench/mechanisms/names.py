@@ -1,0 +1,217 @@
+"""The ten mechanisms: what each is called, which knobs it has, and the one form in which a request is computed.
+
+A mechanism is a compression of the keys and values (none, or to ``rank`` rows) and a similarity (softmax or a feature
+map). FLuRKA (arXiv 2306.15799) is the pair with both choices made; its parents are the two cells beside it.
+"""
+
+import numbers
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from flurka_bench.errors import RequestError, unknown
+from flurka_bench.workload import BACKENDS, COMPRESSIONS, DTYPES, LEVELS, ORDERS, PASSES, Case, Number
+
+SIMILARITIES = ("softmax", "sdpa", "favor", "relu", "elu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mechanism:
+    """One cell of compression × similarity.
+
+    ``orders`` are those it has at levels layer and model. ``parents`` gives the mechanisms it descends from under the
+    keys "low_rank", "kernel" and "full"; None where it has no such parent.
+    """
+
+    name: str
+    compressed: bool
+    similarity: str
+    orders: tuple[str, ...]
+    parents: dict[str, str | None]
+
+    @property
+    def uses_rank(self) -> bool:
+        """Whether ``rank`` is one of its knobs."""
+        return self.compressed
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether ``num_features`` is one of its knobs (elu + 1 has as many features as ``head_dim``: no choice)."""
+        return self.similarity in ("favor", "relu")
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether the similarity is a feature map, so that the cost grows with N·m instead of N·N."""
+        return self.similarity in ("favor", "relu", "elu")
+
+    @property
+    def is_flurka(self) -> bool:
+        """Whether both choices are made."""
+        return self.compressed and self.is_kernel
+
+
+def _cell(compressed: bool, similarity: str) -> Mechanism:
+    softmax_suffix = {"softmax": "", "sdpa": "-sdpa"}
+    kernel = similarity not in softmax_suffix
+    if kernel:
+        name = f"{'flurka' if compressed else 'kernel'}-{similarity}"
+    else:
+        name = (
+            f"low-rank{softmax_suffix[similarity]}" if compressed else {"softmax": "full-math", "sdpa": "full-sdpa"}[similarity]
+        )
+    orders = ["project_first"]
+    if compressed:
+        orders.append("compress_first")
+    if similarity in ("favor", "relu"):  # only a product with Ω lets a projection be absorbed
+        orders.append("absorbed")
+    return Mechanism(
+        name=name,
+        compressed=compressed,
+        similarity=similarity,
+        orders=tuple(orders),
+        parents={
+            "low_rank": "low-rank" if compressed and kernel else None,
+            "kernel": f"kernel-{similarity}" if compressed and kernel else None,
+            "full": "full-math" if compressed or kernel else None,
+        },
+    )
+
+
+MECHANISMS: dict[str, Mechanism] = {
+    cell.name: cell for compressed in (False, True) for cell in (_cell(compressed, similarity) for similarity in SIMILARITIES)
+}
+
+
+def get(name: str) -> Mechanism:
+    """The mechanism of that name. Raises RequestError that offers the nearest."""
+    if name not in MECHANISMS:
+        raise unknown("mechanism", name, MECHANISMS)
+    return MECHANISMS[name]
+
+
+def canonical(case: Case) -> Case:
+    """The form of ``case`` in which equal computations are equal cases.
+
+    Knobs that do not apply are dropped: rank, compression and sharing where nothing is compressed, num_features for
+    softmax, the order at level core, layers, feed-forward and vocabulary outside level model. elu + 1 gets
+    ``num_features = head_dim``. Mean-pooling has no matrix, so it is always shared. Raises RequestError for what cannot
+    be computed, naming the accepted values and the flag. Arrays are checked element by element, SymPy symbols not.
+    """
+    mechanism = get(case.mechanism)
+    _check_names(case)
+    case = case.replace(**{
+        field.name: int(value)
+        for field in fields(case)
+        if isinstance(value := getattr(case, field.name), np.integer)
+    })  # fmt: skip
+    changes: dict[str, object] = {}
+    for name in ("batch", "num_heads", "seq_len", "head_dim"):
+        _check_count(name, getattr(case, name))
+
+    if not mechanism.compressed:
+        changes |= {"rank": None, "compression": "dense", "share_kv": False, "share_heads": True}
+    else:
+        _check_rank(case)
+        if case.compression != "dense":
+            _check_window(case)
+        if case.compression == "mean-pool":
+            changes |= {"share_kv": True, "share_heads": True}
+
+    if mechanism.uses_features:
+        if case.num_features is None:
+            raise RequestError(f"{case.mechanism} needs a number of random features (--num-features)")
+        _check_count("num_features", case.num_features)
+    else:
+        changes["num_features"] = case.head_dim if mechanism.similarity == "elu" else None
+
+    if case.level == "core":
+        changes["order"] = None
+    elif not mechanism.compressed and not mechanism.uses_features:
+        changes["order"] = "project_first"  # nothing to reorder, so a sweep over orders collapses to one case
+    else:
+        changes["order"] = _order(case, mechanism)
+
+    if case.level == "model":
+        _check_count("num_layers", case.num_layers)
+        _check_count("ffn_dim", case.ffn_dim, least=0)
+        _check_count("vocab_size", case.vocab_size, least=0)
+        changes["ffn_dim"] = 4 * case.model_dim if isinstance(case.ffn_dim, int) and case.ffn_dim == 0 else case.ffn_dim
+    else:
+        changes |= {"num_layers": 1, "ffn_dim": 0, "vocab_size": 0}
+    return case.replace(**changes)
+
+
+def _check_names(case: Case) -> None:
+    accepted = {
+        "level": LEVELS,
+        "pass_": PASSES,
+        "backend": BACKENDS,
+        "dtype": DTYPES,
+        "compression": COMPRESSIONS,
+    }
+    for name, values in accepted.items():
+        if getattr(case, name) not in values:
+            raise unknown(name.rstrip("_"), getattr(case, name), values)
+    if case.order is not None and case.order not in ORDERS:
+        raise unknown("order", case.order, ORDERS)
+    for name in ("share_kv", "share_heads"):
+        if not isinstance(getattr(case, name), bool):
+            raise RequestError(f"{name} must be true or false, got {getattr(case, name)!r} (--{name.replace('_', '-')})")
+
+
+def _check_count(name: str, value: Number, least: int = 1) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "iuf" or not np.all(value == np.floor(value)) or not np.all(value >= least):
+            raise RequestError(f"{name} must hold integers of at least {least} ({flag})")
+    elif isinstance(value, numbers.Number) or isinstance(value, str) or value is None:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+            raise RequestError(f"{name} must be an integer of at least {least}, got {value!r} ({flag})")
+
+
+def _check_rank(case: Case) -> None:
+    if case.rank is None:
+        raise RequestError(f"{case.mechanism} needs the rank its keys and values are compressed to (--rank)")
+    _check_count("rank", case.rank)
+    plain = (numbers.Number, np.ndarray)
+    if isinstance(case.rank, plain) and isinstance(case.seq_len, plain) and np.any(case.rank > case.seq_len):
+        if isinstance(case.rank, np.ndarray) or isinstance(case.seq_len, np.ndarray):
+            raise RequestError("rank must be at most seq_len in every case (--rank, --seq-len)")
+        raise RequestError(f"rank must be at most seq_len, got rank {case.rank} > seq_len {case.seq_len} (--rank, --seq-len)")
+
+
+def _order(case: Case, mechanism: Mechanism) -> str:
+    if case.order is None:
+        return "project_first"
+    if case.order not in mechanism.orders:
+        raise RequestError(f"{mechanism.name} has no order {case.order!r}; accepted: {', '.join(mechanism.orders)} (--order)")
+    return case.order
+
+
+def _check_window(case: Case) -> None:
+    plain = (numbers.Number, np.ndarray)
+    if isinstance(case.rank, plain) and isinstance(case.seq_len, plain) and np.any(case.seq_len % case.rank != 0):
+        raise RequestError(
+            f"compression {case.compression!r} needs a rank that divides seq_len, got rank {case.rank}, seq_len {case.seq_len}"
+            " (--rank, --seq-len)"
+        )
+
+
+def paper_baseline(case: Case) -> Case:
+    """The case as the paper times it: keys and values projected first, one kernel per operation."""
+    return case.replace(order=None if case.level == "core" else "project_first", backend="eager")
+
+
+def strong(case: Case) -> Case:
+    """The case in its mechanism's best-known order: absorbed before compress_first before project_first."""
+    return case.replace(order=None if case.level == "core" else get(case.mechanism).orders[-1])
+
+
+def as_floats(case: Case) -> Case:
+    """The case with integer arrays as float64, so that products of large sizes round instead of wrapping around."""
+    changes = {
+        field.name: value.astype(np.float64)
+        for field in fields(case)
+        if isinstance(value := getattr(case, field.name), np.ndarray) and value.dtype.kind in "iu"
+    }
+    return case.replace(**changes) if changes else case

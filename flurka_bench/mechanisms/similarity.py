@@ -1,0 +1,90 @@
+"""Similarity of queries and keys as ops, stage by stage as ``attention.similarity`` runs them.
+
+Shapes as there: q (b, h, N, d), k and v (b, h, L, d), features (…, m); in the order "absorbed" the queries' features are
+(b, N, h, m), straight from their projection.
+"""
+
+from flurka_bench.mechanisms.builder import Tape, Var
+from flurka_bench.mechanisms.names import Mechanism
+from flurka_bench.workload import Case
+
+
+def softmax_attention(tape: Tape, q: Var, k: Var, v: Var) -> Var:
+    """softmax(q kᵀ / √d) v with the scores in memory; the scale goes into the keys, the smaller operand."""
+    with tape.frame():
+        with tape.stage("scores"):
+            scores = tape.matmul(q, tape.transpose(tape.scale(k)), "scores")
+            weights = tape.softmax(scores)
+            tape.hold(scores)
+        with tape.stage("output"):
+            return tape.matmul(weights, v, "output")
+
+
+class FeatureMap:
+    """phi of one case on a tape: FAVOR+, ReLU random features, or elu + 1."""
+
+    def __init__(self, tape: Tape, case: Case, mechanism: Mechanism) -> None:
+        self.tape, self.kind = tape, mechanism.similarity
+        self.omega = tape.leaf("omega", case.head_dim, case.num_features, role="buffer") if mechanism.uses_features else None
+
+    @property
+    def absorbs_keys(self) -> bool:
+        """Whether phi(k) is a function of k Ω alone; FAVOR+ also needs |k|²."""
+        return self.kind == "relu"
+
+    def key_features(self, k: Var, rows: int = -2) -> tuple[Var, Var | None]:
+        """phi(k) and the shift that FAVOR+ passes to the queries; ``rows`` is the dimension that runs over keys."""
+        y = k if self.omega is None else self.tape.matmul(k, self.omega, "key_features")
+        return self.activate_keys(y, k, rows)
+
+    def activate_keys(self, y: Var, k: Var | None, rows: int) -> tuple[Var, Var | None]:
+        """phi(k) from y = k Ω."""
+        tape = self.tape
+        if self.kind != "favor":
+            return self._activate(y), None
+        squares = tape.reduce(tape.multiply(k, k, "square"), -1, "key_norm")
+        y = tape.subtract(y, squares, "subtract_key_norm", scaled=True, in_place=True)
+        shift = tape.reduce(tape.detach(y), rows, "key_maximum")
+        return tape.exp(tape.subtract(y, shift, "subtract_key_maximum", in_place=True), "key_exp", in_place=True), shift
+
+    def query_features(self, q: Var, shift: Var | None) -> Var:
+        """phi(q), up to a factor per query."""
+        return self.activate_queries(q if self.omega is None else self.tape.matmul(q, self.omega, "query_features"), shift)
+
+    def activate_queries(self, y: Var, shift: Var | None) -> Var:
+        """phi(q) from y = q Ω."""
+        tape = self.tape
+        if self.kind != "favor":
+            return self._activate(y)
+        y = tape.add(y, shift, "add_key_maximum", in_place=True)
+        largest = tape.reduce(tape.detach(y), -1, "query_maximum")
+        return tape.exp(tape.subtract(y, largest, "subtract_query_maximum", in_place=True), "query_exp", in_place=True)
+
+    def _activate(self, y: Var) -> Var:
+        if self.kind == "relu":
+            return self.tape.add_constant(self.tape.clamp_min(y))
+        elu = self.tape.unary("elu", y, vector=2, special=1, saves="input", backward_vector=2, backward_special=1)
+        return self.tape.add_constant(elu)
+
+    def attend(self, q: Var, k: Var, v: Var) -> Var:
+        """(phi(q) (phi(k)ᵀ v)) / (phi(q) · mean of phi(k))."""
+        tape = self.tape
+        with tape.frame():
+            with tape.stage("features"):
+                phi_k, shift = self.key_features(k)
+                phi_q = self.query_features(q, shift)
+            with tape.stage("key_value"):
+                kv, key_mean = self.key_value(phi_k, v)
+            tape.hold(phi_k, phi_q, kv, key_mean)
+            with tape.stage("output"):
+                return tape.divide(tape.matmul(phi_q, kv, "output"), self.normaliser(phi_q, key_mean), "normalise")
+
+    def key_value(self, phi_k: Var, v: Var) -> tuple[Var, Var]:
+        """phi(k)ᵀ v / L, and the mean of phi(k)."""
+        tape = self.tape
+        kv = tape.scale(tape.matmul(tape.transpose(phi_k), v, "key_value"), "mean_key_value", in_place=True)
+        return kv, tape.reduce(phi_k, -2, "key_mean", mean=True)
+
+    def normaliser(self, phi_q: Var, key_mean: Var) -> Var:
+        """phi(q) · mean of phi(k), one a query and head."""
+        return self.tape.reduce(self.tape.multiply(phi_q, key_mean, "query_times_key_mean"), -1, "normaliser")

@@ -1,0 +1,339 @@
+"""The mechanisms as PyTorch code: algebraic identities, mostly in float64."""
+
+import doctest
+import math
+
+import pytest
+import torch
+
+from flurka_bench import attention, mechanisms
+from flurka_bench.attention import (
+    AttentionLayer,
+    Compression,
+    FLuRKAAttention,
+    FullAttention,
+    LinformerAttention,
+    PerformerAttention,
+    Softmax,
+    feature_map,
+    functional,
+    modules,
+)
+from flurka_bench.attention.similarity import orthogonal_gaussian
+from flurka_bench.attention.stages import profiled_stages
+from flurka_bench.errors import RequestError
+from flurka_bench.workload import STAGES
+
+NAMES = list(mechanisms.MECHANISMS)
+COMPRESSED = [name for name, mechanism in mechanisms.MECHANISMS.items() if mechanism.compressed]
+B, H, N, D_HEAD, K, M = 2, 3, 12, 4, 6, 5
+VARIANTS = [  # kind, share_kv, share_heads
+    ("dense", False, True),
+    ("dense", True, True),
+    ("dense", False, False),
+    ("mean-pool", True, True),
+    ("conv", False, True),
+    ("conv", False, False),
+]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def parts(name, *, seq_len=N, rank=K, num_features=M, kind="dense", share_kv=False, share_heads=True, dtype=torch.float64):
+    """Similarity and compression (or None) of a mechanism."""
+    mechanism = mechanisms.get(name)
+    compression = None
+    if mechanism.compressed:
+        shares = {"share_kv": share_kv, "share_heads": share_heads}
+        compression = Compression(seq_len=seq_len, rank=rank, num_heads=H, kind=kind, **shares, dtype=dtype)
+        for weight in compression.parameters():
+            torch.nn.init.normal_(weight, std=0.5)
+    if not mechanism.is_kernel:
+        return Softmax(sdpa=mechanism.similarity == "sdpa"), compression
+    return feature_map(mechanism.similarity, D_HEAD, num_features if mechanism.uses_features else None, dtype=dtype), compression
+
+
+def make_layer(name, *, dtype=torch.float64, **knobs):
+    return AttentionLayer(H * D_HEAD, H, *parts(name, dtype=dtype, **knobs), dtype=dtype)
+
+
+def core(name, **knobs):
+    similarity, compression = parts(name, **knobs)
+    return lambda q, k, v, keep=None: functional.compressed_attention(q, k, v, similarity, compression, keep)
+
+
+def qkv(n=N, dtype=torch.float64):
+    return [torch.randn(B, H, n, D_HEAD, dtype=dtype) for _ in range(3)]
+
+
+def keep_mask(n=N):
+    return torch.arange(n) < torch.tensor([[n - 3], [n - 1]])
+
+
+@pytest.mark.parametrize("module", [modules, attention])
+def test_docstring_examples_run(module):
+    assert doctest.testmod(module).failed == 0
+
+
+def test_docstrings_hold_an_example_of_each_public_layer():
+    for layer in (FullAttention, LinformerAttention, PerformerAttention, FLuRKAAttention):
+        assert doctest.DocTestFinder().find(layer)[0].examples
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layer_orders_are_those_the_mechanism_declares(name):
+    assert set(make_layer(name).orders) == set(mechanisms.get(name).orders)
+
+
+@pytest.mark.parametrize("compressed", COMPRESSED)
+def test_identity_compression_gives_the_uncompressed_parent(compressed):
+    mechanism = mechanisms.get(compressed)
+    similarity, compression = parts(compressed, rank=N)
+    with torch.no_grad():
+        for weight in compression.parameters():
+            weight.copy_(torch.eye(N))
+    q, k, v = qkv()
+    assert not mechanism.is_kernel or similarity.name == mechanism.similarity
+    parent = functional.compressed_attention(q, k, v, similarity)
+    torch.testing.assert_close(functional.compressed_attention(q, k, v, similarity, compression), parent)
+
+
+def test_sdpa_equals_materialised_softmax_and_the_formula():
+    q, k, v = qkv()
+    keep = keep_mask()
+    by_hand = torch.softmax((q @ k.mT / math.sqrt(D_HEAD)).masked_fill(~keep[:, None, None], -math.inf), -1) @ v
+    for sdpa in (True, False):
+        torch.testing.assert_close(functional.full_attention(q, k, v, sdpa=sdpa, key_padding_mask=keep), by_hand)
+
+
+def test_favor_equals_the_lemma_written_out():
+    q, k, v = qkv()
+    features = feature_map("favor", D_HEAD, M, dtype=torch.float64)
+
+    def phi(x):
+        return torch.exp(x @ features.omega - x.square().sum(-1, keepdim=True) / 2 / math.sqrt(D_HEAD)) / math.sqrt(M)
+
+    weights = phi(q) @ phi(k).mT
+    by_hand = weights @ v / weights.sum(-1, keepdim=True)
+    torch.testing.assert_close(functional.performer_attention(q, k, v, features), by_hand)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("kind", "share_kv", "share_heads"), VARIANTS)
+@pytest.mark.parametrize("name", [name for name in NAMES if len(mechanisms.get(name).orders) > 1])
+def test_orders_agree_in_value_and_gradients(name, kind, share_kv, share_heads, batch, masked):
+    if not mechanisms.get(name).compressed and (kind, share_kv, share_heads) != VARIANTS[0]:
+        pytest.skip("nothing is compressed")
+    layer = make_layer(name, kind=kind, share_kv=share_kv, share_heads=share_heads)
+    n = N - 1  # shorter than built for
+    x = torch.randn(batch, n, H * D_HEAD, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn(batch, n, H * D_HEAD, dtype=torch.float64)
+    results = []
+    for order in layer.orders:
+        layer.order = order
+        out = layer(x, keep_mask(n)[:batch] if masked else None)
+        results.append((out, *torch.autograd.grad((out * direction).sum(), [x, *layer.parameters()])))
+    for other in results[1:]:
+        for a, b in zip(results[0], other):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-11 * float(a.detach().abs().max()))
+
+
+@pytest.mark.parametrize("order", ["project_first", "compress_first", "absorbed"])
+def test_weights_prepared_for_inference_change_nothing_and_are_forgotten_in_training(order):
+    layer = make_layer("flurka-relu")
+    layer.order = order
+    x = torch.randn(B, N, H * D_HEAD, dtype=torch.float64)
+    before = layer(x).detach()
+    layer.prepare_inference()
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), before)
+    layer.train()
+    layer.to_q.weight.data.mul_(2)
+    layer.eval()
+    with torch.inference_mode():
+        assert not torch.allclose(layer(x), before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_permuting_batch_or_heads_commutes(name):
+    attend, (q, k, v) = core(name), qkv()
+    for dim, order in ((0, [1, 0]), (1, [2, 0, 1])):
+        permuted = attend(*(t.index_select(dim, torch.tensor(order)) for t in (q, k, v)))
+        torch.testing.assert_close(permuted, attend(q, k, v).index_select(dim, torch.tensor(order)))
+
+
+@pytest.mark.parametrize("order", ["project_first", "compress_first", "absorbed", "core"])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_padded_keys_hold_changes_nothing_exactly(name, order):
+    keep = keep_mask()
+    if order == "core":
+        attend, (q, *key_values) = core(name), qkv()
+        others = [t.masked_fill(~keep[:, None, :, None], junk) for t, junk in zip(key_values, (1e3, math.nan))]
+        assert torch.equal(attend(q, *key_values, keep), attend(q, *others, keep))
+        return
+    if order not in mechanisms.get(name).orders:
+        pytest.skip("the mechanism has no such order")
+    layer = make_layer(name)
+    layer.order = order
+    x = torch.randn(B, N, H * D_HEAD, dtype=torch.float64)
+    out = layer(x, keep)
+    assert torch.equal(out, layer(x.masked_fill(~keep[..., None], math.inf), keep))
+    assert not torch.allclose(out[keep], layer(x)[keep])  # so the mask does something
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masking_the_end_equals_a_shorter_input(name):
+    n = 8  # a multiple of the window
+    attend, tensors = core(name), qkv()
+    keep = (torch.arange(N) < n).expand(B, -1)
+    shorter = attend(*(t[:, :, :n] for t in tensors))
+    torch.testing.assert_close(attend(*tensors, keep)[:, :, :n], shorter)
+
+
+@pytest.mark.parametrize("kind", ["mean-pool", "conv"])
+def test_windows_are_the_banded_matrix_they_stand_for(kind):
+    for share_heads in (True, False):
+        compression = Compression(seq_len=N, rank=K, num_heads=H, kind=kind, share_heads=share_heads, dtype=torch.float64)
+        for weight in compression.parameters():
+            torch.nn.init.normal_(weight)
+        x = torch.randn(B, H, N, D_HEAD, dtype=torch.float64)
+        for of_values, matrix in enumerate(compression.matrices()):
+            torch.testing.assert_close(compression.head_rows(x, bool(of_values)), matrix.to(x.dtype) @ x)
+        shorter = compression.head_rows(x[:, :, :7])  # three windows and a half
+        torch.testing.assert_close(shorter, (compression.matrices()[0].to(x.dtype)[..., :7] @ x[:, :, :7])[:, :, :4])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck(name):
+    similarity, compression = parts(name)
+    tensors = [torch.randn(1, H, N, D_HEAD, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    weights = [] if compression is None else list(compression.parameters())
+    keep = keep_mask()[:1]
+
+    def run(q, k, v, *_weights):
+        return functional.compressed_attention(q, k, v, similarity, compression, keep)
+
+    assert torch.autograd.gradcheck(run, (*tensors, *weights))
+
+
+def test_favor_tends_to_softmax_at_the_rate_of_a_monte_carlo_mean():
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, 4, 64, 8, dtype=torch.float64, generator=generator) for _ in range(3))
+    q, k = q / 2, k / 2  # the variance grows as exp(|q + k|^2): small inputs reach the asymptote at small m
+    exact = functional.full_attention(q, k, v)
+    counts = [64, 256, 1024, 4096]
+    errors = []
+    for count in counts:
+        draws = [
+            functional.performer_attention(q, k, v, feature_map("favor", 8, count, generator=generator, dtype=torch.float64))
+            for _ in range(12)
+        ]
+        errors.append(torch.stack([(draw - exact).square().mean() for draw in draws]).mean().sqrt())
+    logs = torch.tensor(errors).log()
+    steps = torch.tensor(counts).double().log()
+    slope = ((logs - logs.mean()) * (steps - steps.mean())).sum() / (steps - steps.mean()).square().sum()
+    assert -0.6 < slope < -0.4
+
+
+def test_omega_is_orthogonal_in_blocks_with_gaussian_norms():
+    generator = torch.Generator().manual_seed(0)
+    omega = orthogonal_gaussian(16, 40, generator)
+    for block in omega.split(16, dim=1):
+        gram = block.T @ block
+        torch.testing.assert_close(gram, torch.diag(gram.diagonal()), atol=1e-12, rtol=0)
+    many = torch.cat([orthogonal_gaussian(16, 16, generator) for _ in range(400)], dim=1)
+    assert abs(float(many.square().sum(0).mean()) - 16) < 0.3  # E chi^2 = d
+    assert float((many @ many.T / many.shape[1] - torch.eye(16)).abs().max()) < 0.1  # columns are N(0, I)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(("favor", "relu", "elu"))])
+def test_large_inputs_neither_overflow_nor_vanish(name, dtype):
+    generator = torch.Generator().manual_seed(3)
+
+    def of_norm(norm):
+        x = torch.randn(B, H, 64, D_HEAD, generator=generator)
+        return (norm * x / x.norm(dim=-1, keepdim=True)).to(dtype)
+
+    similarity, compression = parts(name, seq_len=64, rank=16, num_features=32, dtype=dtype)
+    q, k, v = of_norm(50), of_norm(50), of_norm(1)
+    with torch.no_grad():
+        out = functional.compressed_attention(q, k, v, similarity, compression)
+    assert torch.isfinite(out).all()
+    assert (out != 0).any(dim=-1).all()
+
+
+@pytest.mark.parametrize("name", ["kernel-relu", "kernel-elu", "kernel-favor"])
+def test_half_precision_sums_over_long_inputs_do_not_overflow(name):
+    similarity, _ = parts(name, num_features=256, dtype=torch.float16)
+    q, k = (torch.randn(1, 1, n, D_HEAD, dtype=torch.float16) for n in (4, 70_000))
+    v = torch.full_like(k, 0.5)
+    out = functional.compressed_attention(q, k, v, similarity)
+    torch.testing.assert_close(out, torch.full_like(out, 0.5), atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["favor", "relu"])
+def test_redraw_changes_features_not_shapes(kind):
+    layer = FLuRKAAttention(12, H, N, K, M, similarity=kind)
+    x = torch.randn(B, N, 12)
+    layer.prepare_inference()
+    with torch.inference_mode():
+        before, omega = layer(x), layer.similarity.omega.clone()
+        layer.redraw_features()
+        after = layer(x)
+    assert layer.similarity.omega.shape == omega.shape
+    assert not torch.allclose(layer.similarity.omega, omega)
+    assert not torch.allclose(before, after)
+    assert "similarity.omega" not in dict(layer.named_parameters())
+    assert "similarity.omega" in layer.state_dict()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtype_stays_and_gradients_are_finite(name, dtype):
+    for order in mechanisms.get(name).orders:
+        layer = make_layer(name, dtype=dtype)
+        layer.order = order
+        x = torch.randn(B, N, H * D_HEAD, dtype=dtype, requires_grad=True)
+        out = layer(x)
+        out.float().square().sum().backward()
+        assert out.dtype == dtype
+        assert all(torch.isfinite(t.grad).all() for t in (x, *layer.parameters()))
+
+
+def test_stage_ranges_only_when_asked_for():
+    layer = make_layer("flurka-favor")
+    x = torch.randn(B, N, H * D_HEAD, dtype=torch.float64)
+
+    def ranges():
+        with torch.profiler.profile() as profile:
+            layer(x)
+        return {event.key.removeprefix("stage:") for event in profile.key_averages() if event.key.startswith("stage:")}
+
+    assert ranges() == set()
+    with profiled_stages():
+        assert ranges() == {"project", "compress", "features", "key_value", "output", "merge"} <= set(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: FullAttention(12, H, causal=True), "compression mixes positions"),
+        (lambda: FullAttention(13, H), "multiple of num_heads"),
+        (lambda: FullAttention(12, H, order="absorbed"), "accepted: project_first"),
+        (lambda: LinformerAttention(12, H, N, N + 1), "rank must be between 1 and seq_len"),
+        (lambda: LinformerAttention(12, H, N, 5, compression="conv"), "divides seq_len"),
+        (lambda: LinformerAttention(12, H, N, K, compression="meanpool"), "did you mean 'mean-pool'"),
+        (lambda: PerformerAttention(12, H), "num_features must be a positive integer"),
+        (lambda: PerformerAttention(12, H, 7, similarity="elu"), "num_features = head_dim = 4"),
+        (lambda: PerformerAttention(12, H, 7, similarity="rbf"), "unknown similarity"),
+        (lambda: LinformerAttention(12, H, N, K)(torch.randn(1, N + 1, 12)), "longer than the seq_len"),
+    ],
+)
+def test_wrong_requests_say_what_is_accepted(make, says):
+    with pytest.raises(RequestError, match=says):
+        make()
