@@ -394,7 +394,10 @@ def write_profile(profile: Profile) -> str:
         lines += [
             "",
             "[measured]",
-            *[f"{_toml_value(key)} = {_toml_value(value)}" for key, value in profile.measured.items()],
+            *[
+                f"{_toml_value(key)} = {_toml_value(value if isinstance(value, (list, tuple)) else float(value))}"
+                for key, value in profile.measured.items()
+            ],
         ]
     if profile.measured_about:
         lines += [
