@@ -284,7 +284,7 @@ class RunWriter:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.done: set[str] = set()
+        self.done: dict[str, str] = {}  # case_id -> status
         self.next_round = 0  # the first round id that no sample of this run has
         self.repairs: list[str] = []
         self.meta: dict[str, Any] = {}
@@ -326,7 +326,7 @@ class RunWriter:
             raise RequestError(f"{str(self.folder)!r} has {RECORDS_NAME} but no {META_NAME}: not a run (give another --out)")
         self._repair(path)
         for record in iter_records(self.folder):
-            self.done.add(record["case_id"])
+            self.done[record["case_id"]] = record["status"]
             self.next_round = max([self.next_round, *(round_id + 1 for round_id in record["round_ids"])])
 
     def _repair(self, path: Path) -> None:
@@ -407,7 +407,7 @@ class RunWriter:
         except OSError as error:
             os.ftruncate(self._file.fileno(), size)
             raise self._cannot_write(error) from None
-        self.done.add(record["case_id"])
+        self.done[record["case_id"]] = record["status"]
         self.next_round = max([self.next_round, *(round_id + 1 for round_id in record["round_ids"])])
 
     def close(self) -> None:
