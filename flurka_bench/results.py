@@ -306,7 +306,7 @@ class RunWriter:
     def __init__(self, folder: str | Path, form: Form = TIMING) -> None:
         self.folder = Path(folder)
         self.form = form
-        self.done: set[str] = set()
+        self.done: dict[str, str] = {}  # case_id -> status
         self.next_round = 0  # the first round id that no sample of this run has
         self.repairs: list[str] = []
         self.meta: dict[str, Any] = {}
@@ -349,7 +349,7 @@ class RunWriter:
             raise RequestError(f"{str(self.folder)!r} has {RECORDS_NAME} but no {META_NAME}: not a run (give another --out)")
         self._repair(path)
         for record in iter_records(self.folder, form=self.form):
-            self.done.add(record["case_id"])
+            self.done[record["case_id"]] = record["status"]
             self.next_round = max([self.next_round, *(round_id + 1 for round_id in record.get("round_ids", ()))])
 
     def _repair(self, path: Path) -> None:
@@ -430,7 +430,7 @@ class RunWriter:
         except OSError as error:
             os.ftruncate(self._file.fileno(), size)
             raise self._cannot_write(error) from None
-        self.done.add(record["case_id"])
+        self.done[record["case_id"]] = record["status"]
         self.next_round = max([self.next_round, *(round_id + 1 for round_id in record.get("round_ids", ()))])
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from flurka_bench.errors import unknown
 
 AXES = ("seq_len", "rank", "num_features", "head_dim", "num_heads", "batch")
 REPLICATES = 400
+_SPEEDUPS = ("speedup", "predicted_speedup", "predicted_speedup_low", "predicted_speedup_high")
 
 
 def crossing(axis: np.ndarray, log_ratio: np.ndarray, rising: bool) -> np.ndarray:
@@ -68,16 +69,16 @@ def replicates(rows: pd.DataFrame, cells: pd.DataFrame) -> np.ndarray:
     return curves
 
 
-def _series(part: pd.DataFrame, axis: str, curves: np.ndarray) -> dict:
+def _series(axis: str, index: np.ndarray, numbers: dict[str, np.ndarray], curves: np.ndarray) -> dict:
     entry: dict = {}
     for prefix in ("", "predicted_"):
-        known = part[part[f"{prefix}speedup"].notna()]
+        known = index[~np.isnan(numbers[f"{prefix}speedup"][index])]
+        places = numbers[axis][known]
+        known, places = known[np.r_[True, np.diff(places) > 0][: len(known)]], np.unique(places)
         if len(known) < 2:
             continue
-        places = known[axis].to_numpy(dtype=float)
-        centre = np.log(known[f"{prefix}speedup"].to_numpy(dtype=float))
-        band = np.log(known[["predicted_speedup_low", "predicted_speedup_high"]].to_numpy(dtype=float).T)
-        words = _describe(places, centre, band if prefix else curves[:, known.index])
+        band = np.log([numbers["predicted_speedup_low"][known], numbers["predicted_speedup_high"][known]]) if prefix else curves[:, known]
+        words = _describe(places, np.log(numbers[f"{prefix}speedup"][known]), band)
         entry |= dict(zip((f"{prefix}wins", f"{prefix}crossing", f"{prefix}crossing_low", f"{prefix}crossing_high"), words))
         entry.setdefault("tested_from", int(places[0]))
         entry.setdefault("tested_to", int(places[-1]))
@@ -98,12 +99,14 @@ def crossovers(frame: pd.DataFrame, cells: pd.DataFrame, *axes: str) -> pd.DataF
             raise unknown("axis", axis, AXES)
     rows = prepare(frame)
     cells = cells.reset_index(drop=True)
+    numbers = {name: cells[name].to_numpy(dtype=float) for name in [*axes, *_SPEEDUPS]}
     curves = replicates(rows, cells)
     found = []
     for axis in axes:
         fixed = [name for name in [*CELL, "subject", "baseline"] if name != axis]
-        for key, part in cells.groupby(fixed, sort=False):
-            entry = _series(part.drop_duplicates(axis).sort_values(axis), axis, curves)
+        ordered = cells.sort_values(axis, kind="stable")
+        for key, index in ordered.groupby(fixed, sort=False).indices.items():
+            entry = _series(axis, ordered.index[index].to_numpy(), numbers, curves)
             if entry:
                 found.append(dict(zip(fixed, key)) | {axis: 0, "axis": axis} | entry)
     named = [f"{p}{n}" for p in ("", "predicted_") for n in ("wins", "crossing", "crossing_low", "crossing_high")]

@@ -1,7 +1,6 @@
 """Intervals and verdicts for many speedups at once; what an interval means is ``measure.statistics``' to say."""
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 
@@ -17,26 +16,38 @@ def paired(own_rounds: Sequence[int] | None, other_rounds: Sequence[int] | None)
     return bool(own_rounds) and bool(other_rounds) and not set(own_rounds).isdisjoint(other_rounds)
 
 
-def measured(samples: np.ndarray, rounds: np.ndarray, seconds: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """(cells, 3) ratio, low, high for row pairs (own, other): above 1 own is faster; nan where a side has no time."""
+Estimates = dict[tuple[int, int], tuple[float, float, float]]
+
+
+def measured(
+    samples: np.ndarray, rounds: np.ndarray, seconds: np.ndarray, pairs: np.ndarray, known: Estimates | None = None
+) -> np.ndarray:
+    """(cells, 3) ratio, low, high for row pairs (own, other): above 1 own is faster; nan where a side has no time.
+
+    ``known`` keeps estimates from call to call over the same rows: many views share their pairs.
+    """
     result = np.full((len(pairs), 3), np.nan)
-    known = (pairs >= 0).all(axis=1)
-    resamples = {"num_resamples": FEW_RESAMPLES} if known.sum() > MANY_PAIRS else {}
-
-    @cache
-    def estimate(own: int, other: int) -> tuple[float, float, float]:
-        a, b = samples[own], samples[other]
-        if a is None or b is None or len(a) == 0 or len(b) == 0:
-            return seconds[other] / seconds[own], 0.0, np.inf
-        if paired(rounds[own], rounds[other]):
-            found = paired_ratio(b, a, rounds[other], rounds[own], **resamples)
-        else:
-            found = unpaired_ratio(b, a, **resamples)
-        return found.ratio, found.low, found.high
-
-    for index in np.flatnonzero(known):
-        result[index] = estimate(int(pairs[index, 0]), int(pairs[index, 1]))
+    known = {} if known is None else known
+    both = np.flatnonzero((pairs >= 0).all(axis=1))
+    resamples = {"num_resamples": FEW_RESAMPLES} if len(both) > MANY_PAIRS else {}
+    for index in both:
+        own, other = pair = (int(pairs[index, 0]), int(pairs[index, 1]))
+        if pair not in known:
+            known[pair] = _estimate(samples[own], rounds[own], samples[other], rounds[other], resamples)
+            if np.isnan(known[pair][0]):
+                known[pair] = seconds[other] / seconds[own], 0.0, np.inf
+        result[index] = known[pair]
     return result
+
+
+def _estimate(own: Sequence, own_rounds: Sequence, other: Sequence, other_rounds: Sequence, resamples: dict) -> tuple:
+    if own is None or other is None or len(own) == 0 or len(other) == 0:
+        return np.nan, 0.0, np.inf
+    if paired(own_rounds, other_rounds):
+        found = paired_ratio(other, own, other_rounds, own_rounds, **resamples)
+    else:
+        found = unpaired_ratio(other, own, **resamples)
+    return found.ratio, found.low, found.high
 
 
 def log_ratios(samples: Sequence, rounds: Sequence, own: int, other: int) -> np.ndarray | None:

@@ -118,13 +118,15 @@ def _grid(rows: pd.DataFrame, mechanisms: tuple[str, ...], opponents: set[str]) 
     return grid.reset_index(drop=True)
 
 
-def speedups(frame: pd.DataFrame, subject: str = "flurka", against: str = "best-other") -> pd.DataFrame:
+def speedups(
+    frame: pd.DataFrame, subject: str = "flurka", against: str = "best-other", known: ratio.Estimates | None = None
+) -> pd.DataFrame:
     """One row per cell: ``speedup`` = baseline's seconds / subject's seconds, above 1 where the subject wins.
 
     Columns: the cell's (``WORKLOAD`` and ``KNOBS``; 0 means the knob does not exist), ``subject``, ``baseline``; measured
     ``subject_*`` and ``baseline_*`` (row, case_id, mechanism, order, backend, s), ``speedup``, ``speedup_low``, ``speedup_high``,
     ``verdict`` (FASTER, SLOWER, SAME, AMBIGUOUS, or MISSING with the reason in ``missing``); and the same, prefixed
-    ``predicted_``. Raises RequestError for a name that is no subject or baseline.
+    ``predicted_``. ``known`` shares estimates between calls on one frame. Raises RequestError for a name that is no subject or baseline.
     """
     rows = prepare(frame)
     opponent, mechanisms = baseline(against), subject_mechanisms(subject)
@@ -143,15 +145,16 @@ def speedups(frame: pd.DataFrame, subject: str = "flurka", against: str = "best-
             for name in SHOWN:
                 cells[f"{prefix}{side}_{name}"] = picked[name].to_numpy()
             cells[f"{prefix}{side}_s"] = picked[value].to_numpy(dtype="float64")
-    _measured(cells, rows)
+    _measured(cells, rows, known)
     _predicted(cells, rows)
     cells["missing"] = _why_missing(cells, rows, own, own_keys, opponent)
     return cells
 
 
-def _measured(cells: pd.DataFrame, rows: pd.DataFrame) -> None:
+def _measured(cells: pd.DataFrame, rows: pd.DataFrame, known: ratio.Estimates | None) -> None:
     pairs = cells[["subject_row", "baseline_row"]].to_numpy()
-    intervals = ratio.measured(rows["samples_s"].to_numpy(), rows["round_ids"].to_numpy(), rows["seconds"].to_numpy(), pairs)
+    columns = [rows[name].to_numpy() for name in ("samples_s", "round_ids", "seconds")]
+    intervals = ratio.measured(*columns, pairs, known)
     cells["speedup"], cells["speedup_low"], cells["speedup_high"] = intervals.T
     cells["verdict"] = ratio.verdicts(*intervals.T)
 
@@ -193,8 +196,8 @@ def _why_missing(cells: pd.DataFrame, rows: pd.DataFrame, own: pd.DataFrame, own
 
 def all_speedups(frame: pd.DataFrame, subject: str = "flurka", names: list[str] | None = None) -> pd.DataFrame:
     """``speedups`` against every named baseline (all of them by default), one below the other; the strong ones lead."""
-    rows = prepare(frame)
-    return pd.concat([speedups(rows, subject, name) for name in names or BASELINES], ignore_index=True)
+    rows, known = prepare(frame), {}
+    return pd.concat([speedups(rows, subject, name, known) for name in names or BASELINES], ignore_index=True)
 
 
 def summary(frame: pd.DataFrame, subject: str = "flurka") -> pd.DataFrame:
@@ -204,10 +207,10 @@ def summary(frame: pd.DataFrame, subject: str = "flurka") -> pd.DataFrame:
     ``fastest`` (case's mechanism, order, backend), ``fastest_s``, and per baseline NAME: ``NAME``, ``NAME_low``, ``NAME_high``,
     ``NAME_verdict``, ``NAME_predicted``.
     """
-    rows = prepare(frame)
+    rows, known = prepare(frame), {}
     result = None
     for name in BASELINES:
-        cells = speedups(rows, subject, name)
+        cells = speedups(rows, subject, name, known)
         if result is None:
             result = cells[[*CELL, "subject_mechanism", "subject_order", "subject_backend", "subject_s"]].copy()
             ours = ~(cells["speedup"] < 1)

@@ -2,7 +2,7 @@
 
 Nothing here calls the code it judges. The formulas take any floating dtype: in float64 they are the reference; in the
 case's own dtype their distance from float64 is what that dtype can be expected to lose, from which the tolerance follows.
-Keys are walked head by head and in chunks, so that long inputs stay small in memory.
+Keys are walked in chunks and similarities head by head, so that long inputs stay small in memory.
 """
 
 import math
@@ -31,44 +31,48 @@ class Problem:
 
 def query_rows(problem: Problem, batch_index: int, rows: Tensor, dtype: torch.dtype) -> Tensor:
     """The output at ``rows`` of one batch element, computed in ``dtype``: (h, r, d) at level core, (r, D) at level layer."""
-    heads = [_head(problem, batch_index, head, rows, dtype) for head in range(problem.num_heads)]
+    q = _operand(problem, 0, batch_index, dtype, rows)
+    k, v = (_keys_or_values(problem, which, batch_index, dtype) for which in (1, 2))
+    heads = torch.stack([_head(problem, q[i], k[i], v[i]) for i in range(problem.num_heads)])
     if problem.x is None:
-        return torch.stack(heads)
-    return torch.cat(heads, dim=-1) @ problem.weights[3].to(dtype).T
+        return heads
+    return heads.transpose(0, 1).flatten(1) @ problem.weights[3].to(dtype).T
 
 
-def _operand(problem: Problem, which: int, batch_index: int, head: int, dtype: torch.dtype, rows: Tensor | slice) -> Tensor:
-    """Rows of one head's q (``which`` 0), k (1) or v (2)."""
+def _operand(problem: Problem, which: int, batch_index: int, dtype: torch.dtype, rows: Tensor | slice) -> Tensor:
+    """Rows of q (``which`` 0), k (1) or v (2), (h, r, d)."""
     if problem.x is None:
-        return problem.qkv[which][batch_index, head, rows].to(dtype)
-    head_dim = problem.x.shape[-1] // problem.num_heads
-    weight = problem.weights[which][head * head_dim : (head + 1) * head_dim].to(dtype)
-    return problem.x[batch_index, rows].to(dtype) @ weight.T
+        return problem.qkv[which][batch_index, :, rows].to(dtype)
+    return _project(problem, which, problem.x[batch_index, rows].to(dtype))
 
 
-def _keys_or_values(problem: Problem, which: int, batch_index: int, head: int, dtype: torch.dtype) -> Tensor:
-    """All rows of one head's keys (1) or values (2), compressed where the problem says so."""
-    length = (problem.qkv[1].shape[2]) if problem.x is None else problem.x.shape[1]
+def _project(problem: Problem, which: int, x: Tensor) -> Tensor:
+    projected = x @ problem.weights[which].to(x.dtype).T
+    return projected.unflatten(-1, (problem.num_heads, -1)).transpose(0, 1)
+
+
+def _keys_or_values(problem: Problem, which: int, batch_index: int, dtype: torch.dtype) -> Tensor:
+    """All rows of k (1) or v (2), (h, L, d), compressed where the problem says so."""
+    length = problem.qkv[1].shape[2] if problem.x is None else problem.x.shape[1]
     chunks = [slice(start, min(start + CHUNK, length)) for start in range(0, length, CHUNK)]
-    parts = (_operand(problem, which, batch_index, head, dtype, chunk) for chunk in chunks)
     if problem.compression is None:
-        return torch.cat(list(parts))
+        return torch.cat([_operand(problem, which, batch_index, dtype, chunk) for chunk in chunks], dim=1)
     matrix = problem.compression[which - 1]
-    matrix = matrix[head] if matrix.ndim == 3 else matrix
-    return sum(matrix[:, chunk].to(dtype) @ part for chunk, part in zip(chunks, parts))
+    if problem.x is not None and matrix.ndim == 2:  # E (x W) = (E x) W spares the N-long product
+        return _project(problem, which, sum(matrix[:, c].to(dtype) @ problem.x[batch_index, c].to(dtype) for c in chunks))
+    return sum(matrix[..., c].to(dtype) @ _operand(problem, which, batch_index, dtype, c) for c in chunks)
 
 
-def _head(problem: Problem, batch_index: int, head: int, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    q = _operand(problem, 0, batch_index, head, dtype, rows)
-    k, v = (_keys_or_values(problem, which, batch_index, head, dtype) for which in (1, 2))
+def _head(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """One head's output at its query rows: q (r, d), k and v (L, d) -> (r, d)."""
     if problem.similarity == "softmax":
         weights = torch.softmax(q @ k.T / math.sqrt(q.shape[-1]), dim=-1)
         return weights @ v
     phi_q, phi_k = _features(problem, q, "query"), _features(problem, k, "key")
-    key_sum = phi_k.to(torch.promote_types(dtype, torch.float32)).sum(0)
+    key_sum = phi_k.to(torch.promote_types(k.dtype, torch.float32)).sum(0)
     scale = 1 / len(k)  # of both numerator and normaliser: half precision has no room for sums over long inputs
     numerator = phi_q @ (phi_k.T @ (v * math.sqrt(scale))) * math.sqrt(scale)
-    return numerator / (phi_q @ (key_sum * scale).to(dtype))[:, None]
+    return numerator / (phi_q @ (key_sum * scale).to(k.dtype))[:, None]
 
 
 def _features(problem: Problem, x: Tensor, side: str) -> Tensor:

@@ -34,5 +34,6 @@ def calibrate(profile: Profile, rows: Rows, table: Mapping[str, Any] | None = No
     shift, _ = fit_log(
         lambda shift: np.log(operator.predict(at(shift), rows, table) / rows.seconds),
         np.array([operator.prior_sd[name] for name in names]),
+        noise=operator.noise,
     )
     return at(shift)

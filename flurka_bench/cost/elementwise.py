@@ -25,6 +25,7 @@ class ElementwiseConstants:
     """What the datasheet does not say."""
 
     dram_efficiency: float  # of the datasheet's bandwidth, after what the profile says is usable
+    l2_bytes_per_clock_per_sm: float  # that one SM exchanges with L2, of a port of 64
     l2_low: float  # footprints up to this share of L2 stay in it
     l2_high: float  # and from this share on are DRAM's
     lane_ops_per_special: float  # ordinary operations around each exponential or division in float32
@@ -75,7 +76,7 @@ def elementwise_terms(
     moved = np.asarray(bytes_moved, dtype=real)
     hit = resident_share(moved, profile.l2_bytes, c.l2_low, c.l2_high) if l2_share is None else l2_share
     bandwidth = dram_bandwidth_bytes_per_s(profile, c.dram_efficiency)
-    per_dram, per_l2 = 1 / bandwidth, 1 / max(l2_bandwidth_bytes_per_s(profile), bandwidth)
+    per_dram, per_l2 = 1 / bandwidth, 1 / max(l2_bandwidth_bytes_per_s(profile, c.l2_bytes_per_clock_per_sm), bandwidth)
     memory = moved * (real(per_dram) + hit * real(per_l2 - per_dram))
     lanes = profile.num_sms * profile.vector_lanes_per_sm * profile.boost_clock_hz
     units = profile.num_sms * profile.special_per_clock_per_sm * profile.boost_clock_hz

@@ -33,12 +33,13 @@ class MatmulConstants:
 
     compute_efficiency: float  # of the unit's peak, inside a tile's main loop
     feed_bytes_per_clock_per_sm: float  # operands from L2 to one SM while it works
+    tile_overhead: float  # time to fetch a tile of 128 x 128's operands over time to multiply them
     feed_exponent: float  # p-norm of feed and compute inside a tile
     wave_rounding: float  # 1: the last wave costs as much as a full one; 0: it costs its share
     prologue_cycles: float  # once a call: first loads, last stores
     epilogue_cycles: float  # once a tile of 128 x 128
     epilogue_exponent: float  # power of the area by which other tiles differ
-    split_s: float  # a second pass that adds up the parts of a split inner dimension
+    split_s: float  # a second pass that adds up the parts of a split inner dimension; negative: never split
     min_split_inner: float  # shortest inner length that a part may have
     inner_step: float  # the inner dimension is walked in steps of this many elements
     l2_capacity: float  # share of the L2 that keeps operands between uses
@@ -47,7 +48,10 @@ class MatmulConstants:
     dram_efficiency: float  # of the datasheet's bandwidth
     l2_bytes_per_clock_per_sm: float  # every operand passes the L2 once
     overlap_exponent: float  # p-norm of compute, DRAM and L2
-    picojoules_per_flop: float  # at full clock, all of the board included
+    picojoules_per_flop: float  # at full clock, on the reference node of 7 nm
+    node_exponent: float  # energy per FLOP grows with this power of the process node's name
+    picojoules_per_byte: float  # to and from DRAM
+    static_w: float  # the board's power that no work explains
     clock_exponent: float  # energy per FLOP grows with this power of the clock
     power_window_s: float  # a call as long as this feels half of the limit's slowdown
     launch_eager_s: float
@@ -108,6 +112,7 @@ def constants_of(profile: Profile, dtype: str, layout: str = "linear", table: Ma
     values: dict[str, Any] = dict(table["common"])
     for family in (*table["libraries"][profile.matmul_library], profile.matmul_library):
         values |= table["generations"].get(family, {})
+    values |= table["layouts"].get(layout, {}) if "layouts" in table else {}
     tiles = values.pop("tiles_batched" if layout == "batched" and "tiles_batched" in values else "tiles")
     values = {name: values[name] for name in _NUMBERS}
     if profile.measured:
@@ -185,7 +190,7 @@ def matmul_terms(
             latency = np.where(faster, fixed, latency)
     l2 = moved * real(1 / (num_sms * clock_hz * c.l2_bytes_per_clock_per_sm))
     busy = _norm((compute, dram, l2), c.overlap_exponent)
-    power = _power(c, profile, flops, busy)
+    power = _power(c, profile, flops, dram * real(bandwidth), busy)
     launch_s = 0.0 if launch == "none" else getattr(c, f"launch_{launch}_s")
     seconds = np.maximum(busy + power, flops * real(1 / peak)) + real(launch_s)
     return Terms(
@@ -204,6 +209,7 @@ def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth)
     area = tile[0] * tile[1]
     clock_hz = profile.boost_clock_hz
     multiply = 2 * area * profile.num_sms / (peak * c.compute_efficiency)
+    multiply *= 1 + c.tile_overhead * 64 * (1 / tile[0] + 1 / tile[1])
     feed = (tile[0] + tile[1]) * size / (c.feed_bytes_per_clock_per_sm * clock_hz)
     step_s = (multiply**c.feed_exponent + feed**c.feed_exponent) ** (1 / c.feed_exponent)
     epilogue_s = c.epilogue_cycles * (area / 128**2) ** c.epilogue_exponent / clock_hz
@@ -215,7 +221,7 @@ def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth)
     seconds = waves * (steps * real(step_s) + real(epilogue_s)) + real(prologue_s)
     fixed = np.full_like(seconds, prologue_s + epilogue_s)
 
-    idle = np.flatnonzero((per_sm <= 0.5) & (steps >= 2 * c.min_split_inner))
+    idle = np.flatnonzero((c.split_s >= 0) & (per_sm <= 0.5) & (steps >= 2 * c.min_split_inner))
     if idle.size:
         steps, per_sm = steps.flat[idle], per_sm.flat[idle]
         parts = np.minimum(np.floor(1 / per_sm), np.floor(steps * real(1 / c.min_split_inner)))
@@ -256,16 +262,19 @@ def _norm(parts, exponent):
     return largest * sum((part / largest) ** real(exponent) for part in parts) ** real(1 / exponent)
 
 
-def _power(c, profile, flops, busy):
+def _power(c, profile, flops, dram_bytes, busy):
     """Seconds that the board's power limit adds.
 
-    At full clock the call would draw energy per FLOP x FLOP/s. Above the limit the clock falls until it does not;
-    as power falls with clock^(1 + clock_exponent), time grows with the excess to the power 1 / (1 + clock_exponent). The
-    limit acts on an average over a window, so short calls escape it.
+    At full clock the call would draw energy per FLOP x FLOP/s, energy per byte x byte/s and the board's static power.
+    Above the limit the clock falls until it does not; as power falls with clock^(1 + clock_exponent), time grows with the
+    excess to the power 1 / (1 + clock_exponent). The limit acts on an average over a window, so short calls escape it.
     """
     if profile.tdp_w is None:
         return np.zeros_like(busy)
     real = busy.dtype.type
-    excess = np.maximum(flops * real(c.picojoules_per_flop * 1e-12 / profile.tdp_w) / busy, 1)
+    budget_w = profile.tdp_w - min(c.static_w, 0.5 * profile.tdp_w)
+    per_flop = c.picojoules_per_flop * 1e-12 * ((profile.process_nm or 7) / 7) ** c.node_exponent
+    joules = flops * real(per_flop) + dram_bytes * real(c.picojoules_per_byte * 1e-12)
+    excess = np.maximum(joules * real(1 / budget_w) / busy, 1)
     slowdown = excess ** real(1 / (1 + c.clock_exponent)) - 1
     return busy * slowdown * busy / (busy + real(c.power_window_s))

@@ -30,9 +30,11 @@ class SoftmaxConstants:
     warp_lane_ops_per_element: float
     miss_low: float  # rows in flight up to this share of L2 are found there by the later passes
     miss_width: float  # and from this much more they are not
+    l2_bytes_per_clock_per_sm: float
     l2_low: float
     l2_high: float
     overlap_exponent: float
+    lockstep_waves: float  # rows of the first waves march in step, so that reading and arithmetic take turns
     latency_s: float
     launch_eager_s: float
     launch_graph_s: float
@@ -88,29 +90,36 @@ def softmax_terms(
     moved = read + written
     hit = resident_share(moved, profile.l2_bytes, c.l2_low, c.l2_high) if l2_share is None else l2_share
     bandwidth = dram_bandwidth_bytes_per_s(profile, c.dram_efficiency)
-    per_dram, per_l2 = 1 / bandwidth, 1 / max(l2_bandwidth_bytes_per_s(profile), bandwidth)
-    first = moved * (real(per_dram) + hit * real(per_l2 - per_dram))
+    per_dram = 1 / bandwidth
+    per_l2 = 1 / max(l2_bandwidth_bytes_per_s(profile, c.l2_bytes_per_clock_per_sm), bandwidth)
+    first = moved * (1 - hit) * real(per_dram)
     lanes = profile.num_sms * profile.vector_lanes_per_sm * profile.boost_clock_hz
     if profile.kind == "cpu":  # a vector loop a row, whatever its length
         compute = (elements * real(c.warp_lane_ops_per_element) + rows * real(c.warp_lane_ops_per_row)) * real(1 / lanes)
-        memory = first
+        memory, l2, waves = first, moved * real(per_l2), real(np.inf)
     else:
-        compute, memory = _gpu(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes)
+        compute, memory, walks, waves = _gpu(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes)
+        l2 = (read * walks + written) * real(per_l2)
     special = elements * real(1 / (profile.num_sms * profile.special_per_clock_per_sm * profile.boost_clock_hz))
-    kernel = norm((memory, np.maximum(compute, special)), c.overlap_exponent) + real(c.latency_s)
+    compute = np.maximum(compute, special)
+    kernel = norm((memory, l2, compute), c.overlap_exponent)
+    kernel = kernel + (memory + l2 + compute - kernel) * np.minimum(real(c.lockstep_waves) / (waves + real(0.5)), 1)
+    kernel = kernel + real(c.latency_s)
     seconds, launch_s = with_launch(profile, kernel, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap)
     return Terms(
-        seconds=seconds, kernel=kernel, launch=launch_s, compute=compute, special=special, memory=memory,
+        seconds=seconds, kernel=kernel, launch=launch_s, compute=compute, special=special,
+        memory=np.maximum(memory, l2),
         latency=np.full_like(kernel, c.latency_s),
     )  # fmt: skip
 
 
 def _gpu(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes):
-    """(compute, memory) seconds of whichever kernel the row length picks."""
+    """(compute, DRAM) seconds of whichever kernel the row length picks, how often it walks a row, and in how many waves."""
     real = rows.dtype.type
     padded = np.exp2(np.ceil(np.log2(cols)))
     compute = rows * (padded * real(c.warp_lane_ops_per_element) + real(c.warp_lane_ops_per_row)) * real(1 / lanes)
-    memory = first
+    memory, walks = first, np.ones_like(cols)
+    waves = rows * real(32 / (profile.num_sms * resident_threads(profile)))
     block_kernel = cols > WARP_COLUMNS
     if block_kernel.any():
         vector = 16 // itemsize  # elements of one load
@@ -126,4 +135,6 @@ def _gpu(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes)
         miss = miss * miss * (3 - 2 * miss)
         compute = np.where(block_kernel, in_waves * work * real(1 / lanes), compute)
         memory = np.where(block_kernel, first + (passes - 1) * miss * read * real(per_dram), first)
-    return compute, memory
+        walks = np.where(block_kernel, real(passes), walks)
+        waves = np.where(block_kernel, rows / slots, waves)
+    return compute, memory, walks, waves

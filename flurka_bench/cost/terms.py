@@ -19,10 +19,6 @@ from flurka_bench.hardware.profile import Profile
 CONSTANTS = Path(__file__).parent / "constants" / "kernels.json"
 LAUNCHES = ("eager", "graph", "none")
 
-# Bytes a clock that one SM exchanges with L2: half of the 64-byte port, reads and writes mixed
-# (Jia et al. 2019, arXiv 1903.07486, table 3.1 measures 0.4 to 0.6 of the port).
-L2_BYTES_PER_CLOCK_PER_SM = 32.0
-
 C = TypeVar("C")
 
 
@@ -90,10 +86,9 @@ def resident_share(touched_bytes: Any, l2_bytes: float, low: float, high: float)
     return np.clip((np.float32(np.log(high * l2_bytes)) - np.log(used)) * span, np.float32(0), np.float32(1))
 
 
-def l2_bandwidth_bytes_per_s(profile: Profile) -> float:
-    """What all SMs together exchange with the shared cache."""
-    measured = profile.measured.get("l2_bandwidth_bytes_per_s")
-    return measured or profile.num_sms * profile.boost_clock_hz * L2_BYTES_PER_CLOCK_PER_SM
+def l2_bandwidth_bytes_per_s(profile: Profile, bytes_per_clock_per_sm: float) -> float:
+    """What all SMs together exchange with the cache that they share."""
+    return profile.num_sms * profile.boost_clock_hz * bytes_per_clock_per_sm
 
 
 def with_launch(profile: Profile, kernel: np.ndarray, launch: str, eager_s: float, graph_s: float, overlap: float) -> tuple:

@@ -34,7 +34,14 @@ FIGURES: dict[str, tuple[str, float, float]] = {
     "tdp_w": ("W", 5, 3000),
     "process_nm": ("nm", 2, 40),
 }
-OPTIONAL_FIGURES = {"memory_usable_share", "tensor_clock_hz", "base_clock_hz", "shared_memory_per_sm_bytes", "tdp_w", "process_nm"}
+OPTIONAL_FIGURES = {
+    "memory_usable_share",
+    "tensor_clock_hz",
+    "base_clock_hz",
+    "shared_memory_per_sm_bytes",
+    "tdp_w",
+    "process_nm",
+}
 PEAKS = (
     "vector.float32",
     "vector.float64",

@@ -173,7 +173,7 @@ class GroupRun:
             if reference.stop_reason is not None and racing:  # it failed: go on without
                 reference = _choose_reference(racing)
             elapsed_s = time.monotonic() - started
-            overdue = elapsed_s > budget_s and (num_rounds >= MIN_ROUNDS or elapsed_s > 4 * budget_s)
+            overdue = elapsed_s > budget_s and num_rounds >= MIN_ROUNDS
             if overdue or num_rounds >= MAX_ROUNDS:
                 for competitor in racing:
                     self._look(competitor, reference)
@@ -181,9 +181,11 @@ class GroupRun:
                     if competitor.ratio_error < self.options.target:
                         competitor.stop_reason = "interval"
                 break
+            racing = [competitor for competitor in racing if not self._too_slow(competitor, racing)]
             if num_rounds >= next_look and racing:
                 next_look = math.ceil(num_rounds * _LOOK_AGAIN)
                 racing = self._retire(racing, reference)
+        self._look(reference, reference)
         for competitor in competitors:
             competitor.outcome["reference"] = reference.case.case_id
 
@@ -210,6 +212,13 @@ class GroupRun:
             competitor.samples_s.append(sample.seconds)
             competitor.round_ids.append(round_id)
 
+    def _too_slow(self, competitor: _Competitor, racing: list[_Competitor]) -> bool:
+        """Whether it leaves before it has an interval: twice its own time is spent, and another goes on."""
+        if competitor.spent_s < 2 * self.options.case_time_s or len(racing) == 1:
+            return False
+        competitor.stop_reason = "budget"
+        return True
+
     def _retire(self, racing: list[_Competitor], reference: _Competitor) -> list[_Competitor]:
         """Let those leave whose interval is narrow enough or whose time is spent; the reference leaves last."""
         for competitor in racing:
@@ -228,7 +237,7 @@ class GroupRun:
         return rest
 
     def _look(self, competitor: _Competitor, reference: _Competitor) -> None:
-        """Update the competitor's ``ratio_error``: the whole width of its interval relative to its ratio."""
+        """Update ``ratio_error``: the width of the interval over the ratio to the reference (for it: over its own median)."""
         own = competitor.samples_s, competitor.round_ids
         if competitor is reference:
             median, low, high = median_interval(own[0], num_resamples=_STOPPING_RESAMPLES) if own[0] else (math.nan, 0, math.inf)

@@ -27,7 +27,7 @@ import flurka_bench
 from flurka_bench import mechanisms
 from flurka_bench.errors import Interrupted, RequestError
 from flurka_bench.measure.protocol import NOBODY, Heartbeat, case_to_message, encode
-from flurka_bench.mechanisms.memory import peak_live_bytes
+from flurka_bench.measure.timers import diagnose
 from flurka_bench.results import RunWriter
 from flurka_bench.suite import Suite
 from flurka_bench.workload import SIZES, Case
@@ -112,11 +112,11 @@ class _StopError(Exception):
 
 
 class _WorkerDeathError(Exception):
-    """The worker ended; ``status`` and ``error`` are the blame."""
+    """The worker ended: ``status`` and ``error`` say how, ``index`` while executing which case of its group, if any."""
 
-    def __init__(self, status: str, error: str) -> None:
+    def __init__(self, status: str, error: str, index: int) -> None:
         super().__init__(error)
-        self.status, self.error = status, error
+        self.status, self.error, self.index = status, error, None if index == NOBODY else index
 
 
 class _Worker:
@@ -162,21 +162,24 @@ class _Worker:
                 beats, deadline = self.heartbeat.read(), time.monotonic() + timeout_s
             elif time.monotonic() > deadline:
                 self.kill()
-                raise _WorkerDeathError("timeout", f"no sign of life for {timeout_s:.3g} s (budget.timeout in the suite)")
+                raise _WorkerDeathError(
+                    "timeout", f"no sign of life for {timeout_s:.3g} s (budget.timeout in the suite)", beats[0]
+                )
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
 
     def _death(self) -> _WorkerDeathError:
+        index, _ = self.heartbeat.read()
         try:
             code = self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self.kill()
-            return _WorkerDeathError("crashed", "the worker closed its pipe and did not end")
+            return _WorkerDeathError("crashed", "the worker closed its pipe and did not end", index)
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             likely = " (often the system's out-of-memory killer)" if -code == signal.SIGKILL else ""
-            return _WorkerDeathError("crashed", f"the worker was killed by {name}{likely}{self._tail()}")
-        return _WorkerDeathError("crashed", f"the worker ended with status {code}{self._tail()}")
+            return _WorkerDeathError("crashed", f"the worker was killed by {name}{likely}{self._tail()}", index)
+        return _WorkerDeathError("crashed", f"the worker ended with status {code}{self._tail()}", index)
 
     def _tail(self) -> str:
         """The last line of what the worker printed."""
@@ -194,10 +197,14 @@ class _Worker:
             self.process.wait(timeout=grace_s)
         self.kill()
 
-    def kill(self) -> None:
-        """Kill its whole session and clean up."""
+    def signal_kill(self) -> None:
+        """Kill its whole session and return at once: waiting here could deadlock in a signal handler."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Kill its whole session and clean up."""
+        self.signal_kill()
         self.process.wait()
         if self.reply >= 0:
             os.close(self.reply)
@@ -289,6 +296,7 @@ class _Run:
         for repair in self.writer.repairs:
             self._show("note", text=repair)
         todo = [case for case in cases if case.case_id not in self.writer.done]
+        self.too_large = [case for case in cases if self.writer.done.get(case.case_id) == "oom"]
         self.summary = Summary(folder=self.writer.folder, num_cases=len(cases), num_before=len(cases) - len(todo))
         if self.writer.meta:
             self._check_suite()
@@ -313,7 +321,7 @@ class _Run:
 
     def _start_worker(self) -> _Worker:
         worker = self.worker = _Worker(self.command, self.device, self.memory_limit, self.stopper)
-        self.stopper.on_second = worker.kill
+        self.stopper.on_second = worker.signal_kill
         try:
             message = worker.receive(_START_TIMEOUT_S)
         except _WorkerDeathError as death:
@@ -335,6 +343,8 @@ class _Run:
                     "sessions": [],
                 }
             self.writer.start(meta)
+            for warning in message.get("warnings", []):
+                self._show("note", text=warning)
         return worker
 
     def _end(self) -> None:
@@ -399,11 +409,11 @@ class _Run:
                 pending.append(case)
         stray_deaths = 0
         while pending:
-            outcomes, death, culprit = self._exchange(pending, share_s)
+            outcomes, death = self._exchange(pending, share_s)
             if death is not None:
                 self.worker = None
-                if culprit is not None and culprit not in outcomes:
-                    outcomes[culprit] = {"status": death.status, "error": death.error}
+                if death.index is not None and death.index not in outcomes:
+                    outcomes[death.index] = {"status": death.status, "error": death.error}
                 elif not outcomes:
                     stray_deaths += 1
                     if stray_deaths >= _MAX_STRAY_DEATHS:
@@ -418,10 +428,8 @@ class _Run:
             self._show("record", record=record)
         self._show("group", records=tuple(records))
 
-    def _exchange(
-        self, pending: list[Case], share_s: float | None
-    ) -> tuple[dict[int, dict], _WorkerDeathError | None, int | None]:
-        """Have a group measured: outcomes by index, and if the worker died, how and while executing which case."""
+    def _exchange(self, pending: list[Case], share_s: float | None) -> tuple[dict[int, dict], _WorkerDeathError | None]:
+        """Have a group measured: outcomes by index, and how the worker died if it did."""
         worker = self.worker or self._start_worker()
         budget = self.suite.budget
         options = {
@@ -439,9 +447,8 @@ class _Run:
             try:
                 message = worker.receive(budget.timeout_s)
             except _WorkerDeathError as death:
-                index = _last_index(worker)
                 worker.kill()
-                return outcomes, death, index
+                return outcomes, death
             match message.pop("say"):
                 case "outcome":
                     outcomes[message.pop("index")] = message
@@ -449,12 +456,12 @@ class _Run:
                     self._show("phase", text=f"{message['case_id']}: {message['phase']}")
                 case "done":
                     self._count(message)
-                    return outcomes, None, None
+                    return outcomes, None
                 case "fatal":
                     self._count(message)
-                    index = _last_index(worker)
+                    index, _ = worker.heartbeat.read()
                     worker.kill()
-                    return outcomes, _WorkerDeathError("crashed", message["error"]), index
+                    return outcomes, _WorkerDeathError("crashed", message["error"], index)
 
     def _count(self, message: dict[str, Any]) -> None:
         for key, seconds in message["calls_s"].items():
@@ -485,16 +492,22 @@ class _Run:
         if self.predict is not None:
             record |= self.predict(case)
         record |= outcome
-        if record["status"] == "ok" and (impossible := self._impossible(case, record)):
-            record |= {"status": "invalid", "error": impossible}
+        peaks = self.peaks(case) if self.peaks is not None and record["status"] == "ok" else None
+        if peaks is not None:
+            if impossible := self._impossible(case, record["median_s"], peaks):
+                record |= {"status": "invalid", "error": impossible}
+            record["limited_by"] = diagnose(
+                eager_s=record["median_s"],
+                device_s=record.get("device_s"),
+                flops=figures.flops,
+                num_bytes=figures.bytes,
+                peak_flops_per_s=peaks.flops_per_s,
+                peak_bandwidth_bytes_per_s=peaks.bandwidth_bytes_per_s,
+            )
         return record
 
-    def _impossible(self, case: Case, record: dict[str, Any]) -> str | None:
+    def _impossible(self, case: Case, seconds: float, peaks: Peaks) -> str | None:
         """By which physical bound the measured time is too short, if any."""
-        peaks = self.peaks(case) if self.peaks is not None else None
-        if peaks is None:
-            return None
-        seconds = record["median_s"]
         flops = _figures(case).matmul_flops
         if flops / seconds > peaks.flops_per_s:
             return f"faster than peak FLOPs: {flops / seconds:.3g} FLOP/s, the device has {peaks.flops_per_s:.3g}"
@@ -517,11 +530,6 @@ class _Run:
         self.on_event(Event(kind=kind, num_done=done, num_cases=total, left_s=left_s, **content))
 
 
-def _last_index(worker: _Worker) -> int | None:
-    index, _ = worker.heartbeat.read()
-    return None if index == NOBODY else index
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Figures:
     """What the runner wants to know of a case's op list."""
@@ -542,7 +550,7 @@ def _figures(case: Case) -> _Figures:
         matmul_flops=float(sum(op.matmul_flops for op in ops)),
         bytes=float(sum(op.bytes_read + op.bytes_written for op in ops)),
         resident_bytes=float(sum(tensor.bytes for tensor in kept.values())),
-        peak_bytes=float(peak_live_bytes(ops)),
+        peak_bytes=float(mechanisms.peak_memory_bytes(case)),
     )
 
 

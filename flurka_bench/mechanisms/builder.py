@@ -171,9 +171,7 @@ class Tape:
         self._step(out, inputs, pull)
         return out
 
-    def _matmul_op(
-        self, name: str, lead: Shape, dims: Shape, reads: tuple[Var, ...], out: Var, *, tall: bool
-    ) -> None:
+    def _matmul_op(self, name: str, lead: Shape, dims: Shape, reads: tuple[Var, ...], out: Var, *, tall: bool) -> None:
         rows, inner, cols = dims
         flops = 2 * self.size(*lead, rows, inner, cols)
         whole = (1, self.size(*lead, rows), inner, cols) if tall else (self.size(*lead), rows, inner, cols)

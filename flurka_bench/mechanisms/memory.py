@@ -9,6 +9,7 @@ from flurka_bench.mechanisms.lowering import record
 from flurka_bench.ops import Op, Tensor
 from flurka_bench.workload import Case, Number
 
+
 def peak_memory_bytes(case: Case) -> Number:
     """The most bytes of tensors alive at once while ``case`` runs, its parameters and inputs included.
 
