@@ -56,7 +56,9 @@ def _cell(compressed: bool, similarity: str) -> Mechanism:
     if kernel:
         name = f"{'flurka' if compressed else 'kernel'}-{similarity}"
     else:
-        name = f"low-rank{softmax_suffix[similarity]}" if compressed else {"softmax": "full-math", "sdpa": "full-sdpa"}[similarity]
+        name = (
+            f"low-rank{softmax_suffix[similarity]}" if compressed else {"softmax": "full-math", "sdpa": "full-sdpa"}[similarity]
+        )
     orders = ["project_first"]
     if compressed:
         orders.append("compress_first")

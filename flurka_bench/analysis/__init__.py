@@ -1,0 +1,1 @@
+"""From records to answers: speedups with intervals, regions, agreement, recommendation."""

@@ -1,0 +1,81 @@
+"""Why one case beats another: time by stage, what bounds it, and which FLOP condition holds."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from flurka_bench.cost import regions
+from flurka_bench.mechanisms import lower
+from flurka_bench.ops import total
+from flurka_bench.units import format_ratio, format_seconds
+from flurka_bench.workload import STAGES, Case
+
+_FIELDS = {field.name.rstrip("_"): field.name for field in fields(Case)}
+_WHOLE = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features", "num_layers", "ffn_dim", "vocab_size")
+
+
+def case_of(record: Mapping[str, Any]) -> Case:
+    """The case that a record (or a row of a frame; 0 and nan mean None) is about."""
+    values = {}
+    for name, attribute in _FIELDS.items():
+        value = record.get(name)
+        if value is None or value != value:
+            continue
+        if name in _WHOLE:
+            value = int(value)
+            if value == 0 and name in ("rank", "num_features"):
+                continue
+        values[attribute] = bool(value) if name in ("share_kv", "share_heads") else value
+    return Case(**values)
+
+
+def stage_counts(case: Case) -> dict[str, dict[str, float]]:
+    """FLOPs and bytes by stage of a case, in the order in which the stages run (forward and backward together)."""
+    ops = lower(case)
+    counts = {}
+    for stage in STAGES:
+        own = [op for op in ops if op.stage == stage]
+        if own:
+            counts[stage] = {"flops": total(own, "flops"), "bytes": total(own, "bytes_read") + total(own, "bytes_written")}
+    return counts
+
+
+def stage_seconds(record: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+    """``("measured" | "predicted", seconds by stage)`` of a record; the dict is empty where neither is known."""
+    for word, name in (("measured", "stages_s"), ("predicted", "predicted_stages_s")):
+        table = record.get(name)
+        if isinstance(table, dict) and table:
+            return word, {stage: float(seconds) for stage, seconds in table.items() if seconds is not None}
+    return "predicted", {}
+
+
+def reason(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """In words and numbers, why ``own`` is faster or slower than ``other`` (records): stage, bound, FLOP condition."""
+    word, mine = stage_seconds(own)
+    other_word, theirs = stage_seconds(other)
+    parts = []
+    if mine and theirs and word == other_word:
+        gap = {stage: theirs.get(stage, 0.0) - mine.get(stage, 0.0) for stage in {*mine, *theirs}}
+        won = sum(gap.values()) > 0
+        stage = max(gap, key=lambda name: gap[name] if won else -gap[name])
+        verb = "saves" if won else "loses"
+        ours, other_s = format_seconds(mine.get(stage, 0.0)), format_seconds(theirs.get(stage, 0.0))
+        parts.append(f"{verb} most in {stage} ({ours} against {other_s}, {word})")
+    bounds = [record.get("limited_by") or record.get("bound") for record in (own, other)]
+    if all(isinstance(bound, str) for bound in bounds):
+        mine_bound, other_bound = (str(bound).removesuffix("-bound") for bound in bounds)
+        parts.append(
+            f"{mine_bound}-bound" + (f" (the other {other_bound}-bound)" if other_bound != mine_bound else ", as is the other")
+        )
+    flops = [record["flops"] if record.get("flops", 0) > 0 else total(lower(case_of(record)), "flops") for record in (own, other)]
+    parts.append(f"{own['mechanism']} needs {format_ratio(float(flops[0] / flops[1]))} the FLOPs of {other['mechanism']}")
+    return "; ".join(parts)
+
+
+def flop_words(own: Case, other: Case) -> str:
+    """The closed-form condition and whether it holds here, as ``"k < 2N(D + m)/(N + 2D + 2m) (holds)"``. Imports SymPy."""
+    options = {"pass_": own.pass_, "share_kv": own.share_kv, "share_heads": own.share_heads, "compression": own.compression}
+    level = "layer" if own.level == "model" else own.level
+    condition = regions.conditions(own.mechanism, other.mechanism, level, own.order, other.order, **options)
+    held = "holds" if regions.holds(own, other) else "does not hold"
+    return f"{condition.inequality} ({held})"

@@ -1,0 +1,90 @@
+"""What several verbs share: parsing of comma lists, JSON output, tables."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from flurka_bench.errors import RequestError, unknown
+
+T = TypeVar("T")
+
+
+def comma_list(text: str, convert: Callable[[str], T], option: str) -> list[T]:
+    """``"128,256"`` -> [128, 256]; RequestError names the option and the entry that does not fit."""
+    entries = [entry.strip() for entry in str(text).split(",")]
+    if not all(entries):
+        raise RequestError(f"{option} takes one value or a comma list without gaps, got {text!r}")
+    values = []
+    for entry in entries:
+        try:
+            values.append(convert(entry))
+        except (TypeError, ValueError) as error:
+            if isinstance(error, RequestError):
+                raise
+            raise RequestError(f"{option} takes {convert.__name__} values, got {entry!r}") from None
+    return values
+
+
+def positive_int(option: str) -> Callable[[str], int]:
+    """A converter for sizes: a whole number of at least 1, or a RequestError that names the option."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = 0
+        if value < 1:
+            raise RequestError(f"{option} must be a whole number of at least 1, got {text!r}")
+        return value
+
+    return convert
+
+
+def one_of(accepted: Sequence[str], option: str) -> Callable[[str], str]:
+    """A converter for names: one of ``accepted``, or a RequestError that offers the nearest."""
+
+    def convert(text: str) -> str:
+        if text not in accepted:
+            raise unknown(option, text, accepted)
+        return text
+
+    return convert
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a NumPy scalar
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no nan
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)) or type(value).__name__ == "ndarray":
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def print_json(value: Any) -> None:
+    """Print a value as strict JSON (nan and infinities become null)."""
+    sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """Print a table: with rich's lines on a terminal, as aligned plain text in a pipe."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(*[escape(header) for header in headers], title=escape(title) or None)
+        for row in rows:
+            table.add_row(*[escape(cell) for cell in row])
+        Console().print(table)
+        return
+    widths = [max(len(line[column]) for line in [list(headers), *rows]) for column in range(len(headers))]
+    if title:
+        print(title)
+    for line in [list(headers), ["-" * width for width in widths], *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())

@@ -1,0 +1,1 @@
+"""What ops cost on a hardware profile: seconds with bands, fitting, closed-form regions. No torch, no clock."""

@@ -1,0 +1,186 @@
+"""Seconds of fused attention, softmax(Q K^T / sqrt(d)) V: matrix products, exponentials, and query tiles in waves.
+
+A block works on a tile of queries and walks the keys block by block: two products on the matrix units, and an exponential
+a score on the special function units, which the kernels hide only in part. Tiles fill the SMs in waves; where there are
+fewer tiles than SMs, the newer kernels split the keys and add the parts up in a second kernel. The rules of each
+generation are those of its published source (github.com/Dao-AILab/flash-attention: FlashAttention 2 csrc/flash_attn/src,
+3 hopper/tile_size.h and heuristics.h, 4 flash_attn/cute/interface.py; PyTorch's memory-efficient kernel from xFormers).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flurka_bench.cost.elementwise import dram_bandwidth_bytes_per_s
+from flurka_bench.cost.terms import Terms, constants_of, launch_of
+from flurka_bench.hardware.profile import Profile
+from flurka_bench.workload import DTYPE_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One generation of fused attention kernels.
+
+    ``tiles`` maps the largest head_dim to (query rows, key columns) of a block. ``emulated`` is the share of exponentials
+    computed as polynomials on the vector lanes (FlashAttention 4). ``resident`` blocks share an SM and hide each other's
+    start and end. ``split`` names the rule for splitting the keys.
+    """
+
+    tiles: tuple[tuple[int, int, int], ...]
+    emulated: float = 0.0
+    resident: int = 1
+    split: str = "none"
+
+
+PADDED_HEAD_DIMS = (32, 64, 96, 128, 192, 256)
+KERNELS = {
+    "flash2": Kernel(tiles=((64, 128, 128), (1024, 128, 64)), resident=2),
+    "flash3": Kernel(tiles=((64, 192, 192), (96, 192, 144), (1024, 128, 176)), split="efficiency"),
+    "flash4": Kernel(tiles=((1024, 256, 128),), emulated=0.25, split="idle"),
+    "efficient": Kernel(tiles=((64, 64, 64), (1024, 32, 128)), resident=2),
+    "cpu": Kernel(tiles=((1024, 256, 512),)),
+}
+MAX_SPLITS = 128
+MIN_SPLIT_BLOCKS = 5  # both rules leave four blocks of keys or fewer in one piece
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionConstants:
+    """What the datasheet does not say."""
+
+    matmul_efficiency: float  # of the matrix units' peak, inside a tile
+    exposed_special: float  # share of the exponentials' time that the products do not hide
+    rescale_lane_ops: float  # lane operations an output element, each time a block of keys moves the maximum
+    tile_s: float  # start and end of a tile: loads of Q, stores of O, barriers
+    alone_slowdown: float  # a block that shares its SM with no other hides less of its own latency
+    combine_s: float  # the second kernel after a split
+    combine_traffic: float  # partial results written and read, in units of one pass each
+    sustained_slowdown: float  # clocks of long calls fall by this
+    sustained_window_s: float
+    backward_efficiency: float  # of the forward's rate, per product
+    floor_s: float  # an empty kernel's own time
+    launch_eager_s: float
+    launch_graph_s: float
+    host_overlap: float
+
+
+def attention_constants(profile: Profile, dtype: str, table: Mapping[str, Any] | None = None) -> AttentionConstants:
+    """The constants for a dtype on a device."""
+    return constants_of(AttentionConstants, "attention", profile, ("attention.", f"attention.{dtype}."), table)
+
+
+def kernel_of(profile: Profile, dtype: str) -> Kernel:
+    """The generation that ``scaled_dot_product_attention`` runs: flash kernels are for 16-bit dtypes alone."""
+    if profile.kind == "cpu":
+        return KERNELS["cpu"]
+    name = profile.attention_kernel if DTYPE_BYTES[dtype] == 2 else "efficient"
+    return KERNELS.get(name, KERNELS["efficient"])
+
+
+def attention_terms(
+    profile: Profile,
+    dtype: str,
+    heads: Any,
+    queries: Any,
+    keys: Any,
+    head_dim: Any,
+    *,
+    products: float = 2.0,
+    bytes_moved: Any = None,
+    launch: str = "graph",
+    constants: AttentionConstants | None = None,
+    real: type = np.float32,
+) -> Terms:
+    """Seconds of fused attention over ``heads`` (batch x heads), elementwise over arrays that broadcast.
+
+    Args:
+        profile: the hardware target.
+        dtype: of q, k, v and the result.
+        heads, queries, keys, head_dim: sizes, at least 1.
+        products: matrix products of (queries, keys, head_dim) done: 2 forward, 5 backward with its recomputation.
+        bytes_moved: operands and results once; by default q, k, v and the output.
+        launch, constants, real: as for ``elementwise_terms``.
+
+    Returns:
+        Terms, in seconds. Never less than the peak FLOP/s allow.
+    """
+    c = constants or attention_constants(profile, dtype)
+    kernel = kernel_of(profile, dtype)
+    heads, queries, keys, head_dim = np.broadcast_arrays(*(np.asarray(x, dtype=real) for x in (heads, queries, keys, head_dim)))
+    shape = heads.shape
+    heads, queries, keys, head_dim = (np.atleast_1d(x).ravel() for x in (heads, queries, keys, head_dim))
+    rows, columns = _tile(kernel, head_dim)
+    padded = np.asarray(PADDED_HEAD_DIMS, dtype=real)[np.minimum(np.searchsorted(PADDED_HEAD_DIMS, head_dim), 5)]
+    padded = np.maximum(padded, head_dim)
+    if profile.kind == "cpu":
+        padded, rows = head_dim, np.minimum(rows, np.exp2(np.ceil(np.log2(queries / 4 + 32))))
+    blocks = np.ceil(keys / columns)
+    tiles = heads * np.ceil(queries / rows)
+    splits = _splits(kernel, tiles, blocks, profile.num_sms)
+    waves = np.ceil(tiles * splits / real(profile.num_sms))
+
+    clock_hz, sms = profile.boost_clock_hz, profile.num_sms
+    peak = profile.peak_flops[profile.matmul_unit(dtype)]
+    efficiency = c.matmul_efficiency * (1.0 if products == 2 else c.backward_efficiency)
+    multiply = padded * real(2 * products * sms / (peak * efficiency))
+    special = c.exposed_special * (1 - kernel.emulated) / (profile.special_per_clock_per_sm * clock_hz)
+    rescale = padded / columns * real(c.rescale_lane_ops * products / 2 / (profile.vector_lanes_per_sm * clock_hz))
+    scores = rows * columns * np.ceil(blocks / splits)  # of one tile and split
+    alone = 1 + c.alone_slowdown * (waves == 1) if kernel.resident > 1 else 1.0
+    busy = waves * (scores * (multiply + real(special) + rescale) + real(c.tile_s / kernel.resident)) * alone
+    bandwidth = dram_bandwidth_bytes_per_s(profile, 0.9)
+    partial = real(8 * c.combine_traffic / bandwidth) * splits * heads * queries * head_dim  # float32 out and in
+    combine = np.where(splits > 1, real(c.combine_s) + partial, real(0))
+    busy = busy + combine
+    busy = busy * (1 + real(c.sustained_slowdown) * busy / (busy + real(c.sustained_window_s)))
+    moved = bytes_moved if bytes_moved is not None else DTYPE_BYTES[dtype] * 2 * heads * head_dim * (queries + keys)
+    memory = np.asarray(moved, dtype=real).ravel() * real(1 / bandwidth)
+    flops = real(2 * products) * heads * queries * keys * head_dim
+    on_device = np.maximum(np.maximum(busy, memory), flops * real(1 / peak)) + real(c.floor_s)
+    if profile.tdp_w is None and profile.kind == "cpu":
+        on_device = on_device - real(c.floor_s)
+    share = real(special) / (multiply + real(special) + rescale)
+    return Terms(
+        **launch_of(profile, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap),
+        kernel=on_device.reshape(shape),
+        compute=(busy * (1 - share)).reshape(shape), special=(busy * share).reshape(shape),
+        memory=np.broadcast_to(memory, busy.shape).reshape(shape), latency=(combine + real(c.floor_s)).reshape(shape),
+    )  # fmt: skip
+
+
+def _tile(kernel: Kernel, head_dim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(query rows, key columns) of a block, by head_dim."""
+    limits = [limit for limit, _, _ in kernel.tiles]
+    sizes = np.asarray([tile[1:] for tile in kernel.tiles], dtype=head_dim.dtype)
+    picked = sizes[np.minimum(np.searchsorted(limits, head_dim), len(limits) - 1)]
+    return picked[:, 0], picked[:, 1]
+
+
+def _splits(kernel: Kernel, tiles: np.ndarray, blocks: np.ndarray, num_sms: int) -> np.ndarray:
+    """Pieces that the keys are cut into.
+
+    ``idle`` (FlashAttention 4): as many as SMs allow without a second wave. ``efficiency`` (FlashAttention 3): the fewest
+    within 15 % of the best use of the SMs in whole waves, but no piece shorter than an SM's even share of all blocks and 10 %.
+    """
+    one = np.ones_like(tiles)
+    few = (blocks >= MIN_SPLIT_BLOCKS) & (tiles < (0.8 * num_sms if kernel.split == "efficiency" else num_sms))
+    at = np.flatnonzero(few)
+    if kernel.split == "none" or not at.size:
+        return one
+    tiles, blocks = tiles[at], blocks[at]
+    if kernel.split == "idle":
+        one[at] = np.maximum(np.minimum(np.floor(num_sms / tiles), np.minimum(blocks, MAX_SPLITS)), 1)
+        return one
+    shortest = np.ceil(np.ceil(1.1 * tiles * blocks) / num_sms)
+    one[at] = np.minimum(np.ceil(blocks / shortest), _efficient(tiles, blocks, num_sms))
+    return one
+
+
+def _efficient(tiles: np.ndarray, blocks: np.ndarray, num_sms: int) -> np.ndarray:
+    counts = np.arange(1, min(MAX_SPLITS, num_sms) + 1, dtype=tiles.dtype)
+    waves = tiles[:, None] * counts / num_sms
+    use = waves / np.ceil(waves - 1e-4)  # float32: a whole number of waves may come out a hair above
+    use[counts > blocks[:, None]] = 0
+    return (use >= 0.85 * use.max(axis=1, keepdims=True)).argmax(axis=1) + tiles.dtype.type(1)

@@ -1,0 +1,93 @@
+"""Seconds of kernels that stream memory: elementwise, copies, row reductions, feature maps.
+
+t = launch, beside latency + (compute^p + special^p + memory^p)^(1/p). Memory: every operand once, from L2 where the
+footprint still fits there (a warm cache), else from DRAM at a share of the datasheet's bandwidth. Compute: the additions
+and multiplications on the vector lanes. Special: exponentials, divisions and roots, each one result of a special
+function unit and some arithmetic around it. The form and every constant: docs/cost-model.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flurka_bench.cost.terms import Terms, constants_of, l2_bandwidth_bytes_per_s, norm, resident_share, launch_of
+from flurka_bench.hardware.profile import Profile
+
+# Dispatch of an op in units of a binary op on two tensors: one with a Python scalar wraps it into a tensor first, relu and
+# gelu go through one more layer. Medians of five hosts in the fitted rows.
+DISPATCH = {"addu": 1.18, "mulu": 1.18, "relu": 1.21, "gelu": 1.16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElementwiseConstants:
+    """What the datasheet does not say."""
+
+    dram_efficiency: float  # of the datasheet's bandwidth, after what the profile says is usable
+    l2_bytes_per_clock_per_sm: float  # that one SM exchanges with L2, reads and writes mixed
+    l2_low: float  # footprints up to this share of L2 stay in it
+    l2_high: float  # and from this share on are DRAM's
+    lane_ops_per_special: float  # ordinary operations around each exponential or division in float32
+    overlap_exponent: float
+    latency_s: float  # first loads, last stores of a kernel
+    launch_eager_s: float
+    launch_graph_s: float
+    host_overlap: float  # share of the dispatch that runs beside the kernel
+
+
+def elementwise_constants(profile: Profile, op: str = "", table: Mapping[str, Any] | None = None) -> ElementwiseConstants:
+    """The constants for an op (a name of the operator files, or none) on a device."""
+    return constants_of(
+        ElementwiseConstants, "elementwise", profile, ("elementwise.", "elementwise.add.", f"elementwise.{op}."), table
+    )
+
+
+def dram_bandwidth_bytes_per_s(profile: Profile, efficiency: float) -> float:
+    """What a long copy reaches: a share of the datasheet's bandwidth, lower where the profile knows the memory to be slower."""
+    return profile.memory_bandwidth_bytes_per_s * efficiency * profile.memory_usable_share
+
+
+def elementwise_terms(
+    profile: Profile,
+    bytes_moved: Any,
+    *,
+    vector_flops: Any = 0,
+    special_flops: Any = 0,
+    l2_share: Any = None,
+    launch: str = "eager",
+    op: str = "",
+    constants: ElementwiseConstants | None = None,
+    real: type = np.float32,
+) -> Terms:
+    """Seconds of kernels that read and write ``bytes_moved`` once, elementwise over arrays that broadcast.
+
+    Args:
+        profile: the hardware target.
+        bytes_moved: read plus written.
+        vector_flops, special_flops: by unit, as an ``Op`` counts them.
+        l2_share: share of the bytes found in (or left to) L2; None: that of the same call again and again.
+        launch: ``eager``, ``graph`` or ``none``.
+        op: the name in the operator files, for its own measured constants and dispatch.
+        constants: instead of ``elementwise_constants(profile, op)``.
+        real: precision of the arithmetic.
+    """
+    c = constants or elementwise_constants(profile, op)
+    moved = np.asarray(bytes_moved, dtype=real)
+    hit = resident_share(moved, profile.l2_bytes, c.l2_low, c.l2_high) if l2_share is None else l2_share
+    bandwidth = dram_bandwidth_bytes_per_s(profile, c.dram_efficiency)
+    per_dram, per_l2 = 1 / bandwidth, 1 / max(l2_bandwidth_bytes_per_s(profile, c.l2_bytes_per_clock_per_sm), bandwidth)
+    memory = moved * (real(per_dram) + hit * real(per_l2 - per_dram))
+    lanes = profile.num_sms * profile.vector_lanes_per_sm * profile.boost_clock_hz
+    units = profile.num_sms * profile.special_per_clock_per_sm * profile.boost_clock_hz
+    special_flops = np.asarray(special_flops, dtype=real)
+    special = special_flops * real(1 / units)
+    compute = (np.asarray(vector_flops, dtype=real) + real(c.lane_ops_per_special) * special_flops) * real(1 / lanes)
+    parts = (memory, compute, special) if special_flops.any() else (memory, compute)
+    kernel = norm(parts, c.overlap_exponent) + real(c.latency_s)
+    eager_s = c.launch_eager_s * (1 if f"elementwise.{op}.launch_eager_s" in profile.measured else DISPATCH.get(op, 1.0))
+    return Terms(
+        **launch_of(profile, launch, eager_s, c.launch_graph_s, c.host_overlap),
+        kernel=kernel, compute=compute, special=special, memory=memory,
+        latency=np.full_like(kernel, c.latency_s),
+    )  # fmt: skip

@@ -1,0 +1,291 @@
+"""Seconds of linear and batched matmuls: tiles in waves, DRAM, L2, launch and the power limit.
+
+Pure functions of a hardware profile, a handful of constants and NumPy arrays of shapes; no torch, no clock. Each term, its
+source and what it bought stand in docs/cost-model.md. Letters: M rows, N cols, K inner, B batch; (B, M, K) @ (B, K, N).
+
+The constants come from three places, the later over the earlier: ``constants/matmul.json`` for the unit (``tensor``: the
+16-bit dtypes on matrix units, ``vector``: float32 and float64 on the lanes), the same file's entry for the generation of
+the library (``profile.matmul_library``), and ``profile.measured`` where the device was calibrated. None is keyed by a device.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flurka_bench.cost.fitting import Residual
+from flurka_bench.errors import unknown
+from flurka_bench.hardware.profile import Profile
+from flurka_bench.workload import DTYPE_BYTES
+
+CONSTANTS = Path(__file__).parent / "constants" / "matmul.json"
+LAUNCHES = ("eager", "graph", "events", "none")
+LAYOUTS = ("linear", "batched")
+BOUNDS = ("launch", "compute", "dram", "l2", "latency", "power")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatmulConstants:
+    """What the datasheet does not say; units in the names, defaults that do nothing where that is possible."""
+
+    compute_efficiency: float  # of the unit's peak, inside a tile's main loop
+    feed_bytes_per_clock_per_sm: float  # operands from L2 to one SM while it works
+    stride_reach_bytes: float  # rows this long take twice as long to walk: each lies on pages of its own
+    tile_overhead: float  # time to fetch a tile of 128 x 128's operands over time to multiply them
+    feed_exponent: float  # p-norm of feed and compute inside a tile
+    wave_rounding: float  # 1: the last wave costs as much as a full one; 0: it costs its share
+    prologue_cycles: float  # once a call: first loads, last stores
+    epilogue_cycles: float  # once a tile of 128 x 128
+    epilogue_exponent: float  # power of the area by which other tiles differ
+    split_s: float  # a second pass that adds up the parts of a split inner dimension; negative: never split
+    min_split_inner: float  # shortest inner length that a part may have
+    inner_step: float  # the inner dimension is walked in steps of this many elements
+    l2_capacity: float  # share of the L2 that keeps operands between uses
+    l2_sharpness: float  # exponent of the miss curve
+    reread: float  # share of the panels' repeated reads that go to DRAM once they do not fit
+    dram_efficiency: float  # of the datasheet's bandwidth
+    l2_bytes_per_clock_per_sm: float  # every operand passes the L2 once
+    overlap_exponent: float  # p-norm of compute, DRAM and L2
+    picojoules_per_flop: float  # at full clock, on the reference node of 7 nm
+    node_exponent: float  # energy per FLOP grows with this power of the process node's name
+    picojoules_per_byte: float  # to and from DRAM
+    static_w: float  # the board's power that no work explains
+    clock_exponent: float  # energy per FLOP grows with this power of the clock
+    power_window_s: float  # a call as long as this feels half of the limit's slowdown
+    launch_eager_s: float
+    launch_graph_s: float
+    launch_events_s: float
+    tiles_per_sm: float  # tiles of 128 x 128 resident on one SM
+    tiles: tuple[tuple[int, int], ...]  # candidate (rows, cols) of the result that one block computes
+    residual: Residual | None = None  # what calibration could not say with these numbers
+
+
+_NUMBERS = tuple(field.name for field in fields(MatmulConstants) if field.name not in ("tiles", "residual"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """Seconds of each call and of its parts, arrays of one shape.
+
+    ``seconds`` is ``launch`` plus the p-norm of ``compute``, ``dram`` and ``l2``, slowed by the power limit by ``power``
+    seconds. ``latency`` is the part of ``compute`` that does not grow with the shape (prologue, split).
+    """
+
+    seconds: np.ndarray
+    launch: np.ndarray
+    compute: np.ndarray
+    dram: np.ndarray
+    l2: np.ndarray
+    latency: np.ndarray
+    power: np.ndarray
+
+    @property
+    def bound(self) -> np.ndarray:
+        """The largest part of each call, by name (see ``BOUNDS``)."""
+        parts = np.stack([self.launch, self.compute - self.latency, self.dram, self.l2, self.latency, self.power])
+        return np.asarray(BOUNDS)[parts.argmax(axis=0)]
+
+
+def unit_class(profile: Profile, dtype: str) -> str:
+    """``tensor`` or ``vector``: which family of kernels multiplies this dtype on this device."""
+    return profile.matmul_unit(dtype).split(".")[0]
+
+
+@lru_cache
+def shipped_table() -> dict[str, Any]:
+    """The shipped constants, as ``constants/matmul.json`` holds them."""
+    return json.loads(CONSTANTS.read_text(encoding="utf-8"))
+
+
+def constants_of(profile: Profile, dtype: str, layout: str = "linear", table: Mapping[str, Any] | None = None) -> MatmulConstants:
+    """The constants for a dtype on a device: those of its library's generation, over them what was measured.
+
+    What was measured for the other layout stands in where this one was not, but for the launch.
+
+    Raises:
+        RequestError: the profile names a library that the constants do not know.
+    """
+    table = (shipped_table() if table is None else table)[unit_class(profile, dtype)]
+    if profile.matmul_library not in table["libraries"]:
+        raise unknown("matmul_library in the hardware profile", profile.matmul_library, table["libraries"])
+    values: dict[str, Any] = dict(table["common"])
+    for family in (*table["libraries"][profile.matmul_library], profile.matmul_library):
+        values |= table["generations"].get(family, {})
+    values |= table["layouts"].get(layout, {}) if "layouts" in table else {}
+    tiles = values.pop("tiles_batched" if layout == "batched" and "tiles_batched" in values else "tiles")
+    values = {name: values[name] for name in _NUMBERS}
+    residual = None
+    if profile.measured:
+        found = profile.measured.get(f"matmul.{dtype}.{layout}.residual")
+        residual = Residual.from_rows(found) if found else None
+        other = LAYOUTS[1 - LAYOUTS.index(layout)]
+        for prefix in (f"matmul.{dtype}.{other}.", f"matmul.{dtype}.{layout}."):
+            for name in values:
+                if prefix + name in profile.measured and not (other in prefix and name.startswith("launch")):
+                    values[name] = profile.measured[prefix + name]
+    return MatmulConstants(**values, tiles=tuple(tuple(tile) for tile in tiles), residual=residual)
+
+
+def matmul_terms(
+    profile: Profile,
+    dtype: str,
+    batch: Any,
+    rows: Any,
+    cols: Any,
+    inner: Any,
+    *,
+    layout: str = "linear",
+    launch: str = "graph",
+    working_set_bytes: Any = None,
+    constants: MatmulConstants | None = None,
+    real: Any = np.float32,
+) -> Terms:
+    """Seconds of ``batch`` products (rows, inner) @ (inner, cols), elementwise over arrays that broadcast.
+
+    Args:
+        profile: the hardware target.
+        dtype: of operands and result (``workload.DTYPES``).
+        batch, rows, cols, inner: sizes, at least 1.
+        layout: ``linear`` (one weight for all rows) or ``batched``; libraries keep other tiles for each.
+        launch: ``eager`` (the host's dispatch is in the time), ``graph``, ``events`` (device events around a single
+            call on a busy stream) or ``none``.
+        working_set_bytes: memory touched between two uses of the same operands, which decides whether they are found
+            in L2. None: the call's own operands (the same call again and again, a warm L2); ``np.inf``: cold.
+        constants: instead of ``constants_of(profile, dtype)``.
+        real: float32 is precise to 1e-6, enough for predictions; fits take float64.
+
+    Returns:
+        Terms, in seconds. Never less than peak FLOP/s allow.
+    """
+    if launch not in LAUNCHES:
+        raise unknown("launch", launch, LAUNCHES)
+    if layout not in LAYOUTS:
+        raise unknown("layout", layout, LAYOUTS)
+    c = constants or constants_of(profile, dtype, layout)
+    batch, rows, cols, inner = np.broadcast_arrays(*(np.asarray(size, dtype=real) for size in (batch, rows, cols, inner)))
+    size = DTYPE_BYTES[dtype]
+    peak = profile.peak_flops[profile.matmul_unit(dtype)]
+    num_sms, clock_hz = profile.num_sms, profile.boost_clock_hz
+    bandwidth = profile.memory_bandwidth_bytes_per_s * c.dram_efficiency
+    l2_bytes = profile.l2_bytes * c.l2_capacity
+
+    flops = 2 * batch * rows * cols * inner
+    moved = size * batch * (rows * inner + inner * cols + rows * cols)
+    compulsory = moved * _miss(moved if working_set_bytes is None else working_set_bytes, l2_bytes, c.l2_sharpness)
+    # A panel that does not stay in L2 is read again by every block of tiles that works on it.
+    panel = (size * c.reread) * batch * inner
+    weight_panel = panel * _miss(size * cols * inner, l2_bytes, c.l2_sharpness)
+    input_panel = panel * _miss(size * rows * inner, l2_bytes, c.l2_sharpness)
+    steps = np.ceil(inner / real(c.inner_step)) * real(c.inner_step)
+    steps = steps * (1 + inner * real(size / c.stride_reach_bytes))
+
+    compute = dram = latency = None
+    for tile in c.tiles:
+        down, across = np.ceil(rows * real(1 / tile[0])), np.ceil(cols * real(1 / tile[1]))
+        candidate, fixed = _compute(c, tile, batch * down * across, batch * rows * cols, steps, size, peak, profile, bandwidth)
+        traffic = _panels(c, tile, down, across, weight_panel, input_panel, num_sms)
+        traffic = np.maximum(traffic, compulsory) * real(1 / bandwidth)
+        if compute is None:
+            compute, dram, latency = candidate, traffic, fixed
+        else:
+            faster = candidate + traffic < compute + dram
+            compute, dram = np.where(faster, candidate, compute), np.where(faster, traffic, dram)
+            latency = np.where(faster, fixed, latency)
+    l2 = moved * real(1 / (num_sms * clock_hz * c.l2_bytes_per_clock_per_sm))
+    busy = _norm((compute, dram, l2), c.overlap_exponent)
+    power = _power(c, profile, flops, dram * real(bandwidth), busy)
+    launch_s = 0.0 if launch == "none" else getattr(c, f"launch_{launch}_s")
+    seconds = busy + power + real(launch_s)
+    if c.residual is not None:
+        sizes = np.stack([np.ravel(each) for each in (batch, rows, cols, inner)], axis=1)
+        seconds = seconds * c.residual(np.log(sizes)).reshape(seconds.shape)
+    seconds = np.maximum(seconds, flops * real(1 / peak) + real(launch_s))
+    return Terms(
+        seconds=seconds, launch=np.full_like(seconds, launch_s), compute=compute, dram=dram, l2=l2, latency=latency, power=power
+    )
+
+
+def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth):
+    """Seconds of the main loops with one tile size, the inner dimension split where that helps; and their fixed part.
+
+    Tiles go to SMs in waves: ``num_tiles / num_sms`` tiles a SM, rounded up as far as ``wave_rounding`` says. An SM works
+    on a tile at the rate of its multipliers or of the operands that reach it from L2, in a smooth form. Where tiles are
+    fewer than SMs, the inner dimension is split among the idle ones, at the price of a pass that adds up the parts.
+    """
+    real = num_tiles.dtype.type
+    area = tile[0] * tile[1]
+    clock_hz = profile.boost_clock_hz
+    multiply = 2 * area * profile.num_sms / (peak * c.compute_efficiency)
+    multiply *= 1 + c.tile_overhead * 64 * (1 / tile[0] + 1 / tile[1])
+    feed = (tile[0] + tile[1]) * size / (c.feed_bytes_per_clock_per_sm * clock_hz)
+    step_s = (multiply**c.feed_exponent + feed**c.feed_exponent) ** (1 / c.feed_exponent)
+    epilogue_s = c.epilogue_cycles * (area / 128**2) ** c.epilogue_exponent / clock_hz
+    prologue_s = c.prologue_cycles / clock_hz
+
+    per_sm = num_tiles * real(1 / profile.num_sms)
+    rounded = np.ceil(per_sm)
+    waves = np.maximum(per_sm + real(c.wave_rounding) * (rounded - per_sm), 1)
+    seconds = waves * (steps * real(step_s) + real(epilogue_s)) + real(prologue_s)
+    fixed = np.full_like(seconds, prologue_s + epilogue_s)
+
+    idle = np.flatnonzero((c.split_s >= 0) & (per_sm <= 0.5) & (steps >= 2 * c.min_split_inner))
+    if idle.size:
+        steps, per_sm = steps.flat[idle], per_sm.flat[idle]
+        parts = np.minimum(np.floor(1 / per_sm), np.floor(steps * real(1 / c.min_split_inner)))
+        summing = real(c.split_s) + parts * results.flat[idle] * real(8 / (2 * bandwidth))  # float32 out and in, half in L2
+        split = steps / parts * real(step_s) + real(epilogue_s + prologue_s) + summing
+        better = split < seconds.flat[idle]
+        idle = idle[better]
+        seconds.flat[idle] = split[better]
+        fixed.flat[idle] += summing[better]
+    return seconds, fixed
+
+
+def _panels(c, tile, down, across, weight_panel, input_panel, num_sms):
+    """Bytes from DRAM when each block of concurrent tiles reads its panels anew.
+
+    Blocks are filled along the columns first, as the libraries number their tiles. A panel that stays in L2 between
+    blocks has a weight of zero and costs nothing here.
+    """
+    real = down.dtype.type
+    slots = real(num_sms * max(1, min(16, round(c.tiles_per_sm * 128**2 / (tile[0] * tile[1])))))
+    wide = np.minimum(across, slots)
+    high = np.minimum(np.maximum(slots / wide, 1), down)
+    blocks = np.maximum(across * down / (wide * high), 1)
+    return blocks * (wide * weight_panel * real(tile[1]) + high * input_panel * real(tile[0]))
+
+
+def _miss(used_bytes, capacity_bytes, sharpness):
+    """Share of reads that miss a cache when this much is touched between two uses: 0 small, 1/2 at capacity, 1 large."""
+    used_bytes = np.asarray(used_bytes)
+    with np.errstate(divide="ignore", over="ignore"):
+        return 1 / (1 + (capacity_bytes / used_bytes) ** sharpness)
+
+
+def _norm(parts, exponent):
+    """The p-norm of several times: their maximum for a large exponent (perfect overlap), their sum for 1 (none)."""
+    largest = np.maximum(np.maximum(parts[0], parts[1]), parts[2])
+    real = largest.dtype.type
+    return largest * sum((part / largest) ** real(exponent) for part in parts) ** real(1 / exponent)
+
+
+def _power(c, profile, flops, dram_bytes, busy):
+    """Seconds that the board's power limit adds.
+
+    At full clock the call would draw energy per FLOP x FLOP/s, energy per byte x byte/s and the board's static power.
+    Above the limit the clock falls until it does not; as power falls with clock^(1 + clock_exponent), time grows with the
+    excess to the power 1 / (1 + clock_exponent). The limit acts on an average over a window, so short calls escape it.
+    """
+    if profile.tdp_w is None:
+        return np.zeros_like(busy)
+    real = busy.dtype.type
+    budget_w = profile.tdp_w - min(c.static_w, 0.5 * profile.tdp_w)
+    per_flop = c.picojoules_per_flop * 1e-12 * ((profile.process_nm or 7) / 7) ** c.node_exponent
+    joules = flops * real(per_flop) + dram_bytes * real(c.picojoules_per_byte * 1e-12)
+    excess = np.maximum(joules * real(1 / budget_w) / busy, 1)
+    slowdown = excess ** real(1 / (1 + c.clock_exponent)) - 1
+    return busy * slowdown * busy / (busy + real(c.power_window_s))

@@ -1,0 +1,383 @@
+"""What ``calibrate`` measures on the device at hand: single operators, never the mechanisms that will be predicted.
+
+Two things come out. *Rows*, one per operator and shape, with the columns of published operator files (latency_ms by
+device, op, dtype and shape), so that the same fitting eats them. *Figures*, one number each, read by people and by checks
+of plausibility: launch time, bandwidth of memory and cache, the cache's capacity, matmul throughput by dtype, the share of
+it that is sustained.
+
+A row is timed the way the published rows of its dtype were, because the cost model's constants are learnt from those:
+float32 with the host's dispatch, float16 between device events, bfloat16 as calls with operands of their own in a replayed
+graph; caches warm in all three. On a CPU all are timed by the wall clock, warm.
+"""
+
+import csv
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flurka_bench.measure.device import Device
+from flurka_bench.measure.timers import EventTimer, Timer, make_timer
+from flurka_bench.workload import DTYPE_BYTES
+
+MATMUL, ROW, ATTENTION = ("B", "M", "N", "K"), ("B", "H"), ("batch", "num_heads", "seq_len", "head_dim")
+_TIMERS = {"float32": "eager", "float64": "eager", "float16": "events", "bfloat16": "graph"}
+_GRAPH_CALLS = 6  # calls a graph, each with its own operands
+_MIN_SAMPLES, _MAX_SAMPLES = 5, 25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One operator at one shape. ``shape`` maps the op's columns to sizes."""
+
+    op: str
+    dtype: str
+    shape: Mapping[str, int]
+
+    @property
+    def text(self) -> str:
+        """For progress lines."""
+        return f"{self.op} {self.dtype} " + " x ".join(str(size) for size in self.shape.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Operands and result of one call."""
+        size = dict(self.shape)
+        match tuple(size):
+            case ("B", "M", "N", "K"):
+                weight = size["N"] * size["K"] * (size["B"] if self.op == "bmm" else 1)
+                count = size["B"] * size["M"] * (size["N"] + size["K"]) + weight
+            case ("B", "H"):
+                count = size["B"] * size["H"] * (3 if self.op in ("add", "mul", "div") else 2)
+            case _:
+                count = 4 * math.prod(size.values())
+        return count * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(kw_only=True)
+class Calibration:
+    """Rows and figures of one device, what was left out for lack of time or memory, and how long it took."""
+
+    device: str
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def write_rows(self, stem: Path) -> list[Path]:
+        """As CSV files that ``calibrate --from`` reads, one for each set of shape columns: STEM.matmul.csv and so on."""
+        written = []
+        for name, columns in (("matmul", MATMUL), ("rows", ROW), ("attention", ATTENTION)):
+            rows = [row for row in self.rows if tuple(row)[3:-1] == columns]
+            if rows:
+                written.append(stem.with_name(f"{stem.name}.{name}.csv"))
+                with written[-1].open("w", newline="", encoding="utf-8") as stream:
+                    writer = csv.DictWriter(stream, list(rows[0]))
+                    writer.writeheader()
+                    writer.writerows(rows)
+        return written
+
+
+def _log_uniform(rng: np.random.Generator, low: int, high: int, multiple: int) -> int:
+    value = math.exp(rng.uniform(math.log(low), math.log(high)))
+    return max(multiple, round(value / multiple) * multiple)
+
+
+def _stratified(candidates: list[Probe], cost: Callable[[Probe], float], low: float, high: float, count: int) -> list[Probe]:
+    """``count`` of the candidates whose cost lies between the bounds, evenly spaced by rank of cost."""
+    fitting = sorted((probe for probe in candidates if low <= cost(probe) <= high), key=cost)
+    picks = np.unique(np.linspace(0, len(fitting) - 1, count).round().astype(int))
+    return [fitting[pick] for pick in picks]
+
+
+def matmul_probes(dtype: str, *, max_flops: float, count: int, seed: int = 0) -> list[Probe]:
+    """Linear and batched matmuls as attention has them: long in rows, with head dims, ranks and widths on the other sides."""
+    rng = np.random.default_rng(seed)
+    linear, batched = [], []
+    for _ in range(400):
+        inner, cols = (int(rng.choice([64, 128, 256, 512, 1024, 2048, 4096])) for _ in range(2))
+        rows = _log_uniform(rng, 64, 16384, 16)
+        linear.append(Probe(op="linear", dtype=dtype, shape={"B": 1, "M": rows, "N": inner, "K": cols}))
+        heads, head_dim = int(rng.choice([1, 4, 8, 16, 32])), int(rng.choice([32, 64, 128]))
+        other = int(rng.choice([16, 32, 64, 128, 256, 512]))
+        length = _log_uniform(rng, 128, 16384, 16)
+        # (N, d) @ (d, k or m), (N, k or m) @ (k or m, d), (k or m, N) @ (N, d)
+        m, n, k = [(length, head_dim, other), (length, other, head_dim), (other, length, head_dim)][int(rng.integers(3))]
+        batched.append(Probe(op="bmm", dtype=dtype, shape={"B": heads, "M": m, "N": n, "K": k}))
+
+    def flops(probe: Probe) -> float:
+        return 2.0 * math.prod(probe.shape.values())
+
+    return [
+        *_stratified(linear, flops, max_flops / 2000, max_flops, count),
+        *_stratified(batched, flops, max_flops / 2000, max_flops, count),
+    ]
+
+
+def streaming_probes(dtype: str, *, cache_bytes: int, large_bytes: int, count: int, seed: int = 0) -> list[Probe]:
+    """Elementwise and softmax rows: footprints through the cache's capacity and up to ``large_bytes``."""
+    rng = np.random.default_rng(seed)
+    itemsize = DTYPE_BYTES[dtype]
+    probes = []
+    for footprint in np.geomspace(min(1e6, cache_bytes / 8), max(200e6, 2 * cache_bytes), count):
+        elements = max(1024, int(footprint / 3 / itemsize) // 1024 * 1024)
+        probes.append(Probe(op="add", dtype=dtype, shape={"B": elements // 1024, "H": 1024}))
+    for op in ("mul", "addu", "relu", "exp", "tanh", "gelu", "softmax"):
+        for footprint in np.geomspace(64e3, large_bytes / 4, 8):
+            width = int(rng.choice([64, 128, 256, 512, 1024, 4096]))
+            probes.append(Probe(op=op, dtype=dtype, shape={"B": max(1, int(footprint / 2 / itemsize / width)), "H": width}))
+    return probes
+
+
+def attention_probes(dtype: str, *, max_flops: float, count: int) -> list[Probe]:
+    """Fused attention from short to long, two head dims."""
+    candidates = [
+        Probe(op="attention", dtype=dtype, shape={"batch": batch, "num_heads": heads, "seq_len": length, "head_dim": width})
+        for batch in (1, 4)
+        for heads in (4, 8, 16)
+        for length in (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+        for width in (64, 128)
+    ]
+    return _stratified(candidates, _attention_flops, max_flops / 2000, max_flops, count)
+
+
+def _attention_flops(probe: Probe) -> float:
+    size = probe.shape
+    return 4.0 * size["batch"] * size["num_heads"] * size["seq_len"] ** 2 * size["head_dim"]
+
+
+def probes_for(device: Device, dtypes: Sequence[str]) -> list[Probe]:
+    """The whole list for a device, shuffled: what the time bound cuts off is then a fair sample, and drift no shape's."""
+    gpu = device.is_queue
+    found: list[Probe] = []
+    for position, dtype in enumerate(dtypes):
+        max_flops = (1e12 if DTYPE_BYTES[dtype] == 2 else 2e11) if gpu else 2e9
+        found += matmul_probes(dtype, max_flops=max_flops, count=30)
+        if position == 0:
+            large_bytes = 10**9 if gpu else 2 * 10**8
+            found += streaming_probes(dtype, cache_bytes=device.cache_bytes, large_bytes=large_bytes, count=14)
+        if not (gpu and dtype == "float32"):  # on a GPU float32 attention has no fast kernel, and the model no rows of it
+            found += attention_probes(dtype, max_flops=2 * max_flops, count=16)
+    return [found[index] for index in np.random.default_rng(0).permutation(len(found))]
+
+
+def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
+    """A call of the operator on random operands of its own."""
+    functional = torch.nn.functional
+    size = dict(probe.shape)
+
+    def tensor(*shape: int) -> Any:
+        return torch.randn(*shape, device=device.name, dtype=getattr(torch, probe.dtype))
+
+    match probe.op:
+        case "linear":
+            x, weight = tensor(size["B"] * size["M"], size["N"]), tensor(size["K"], size["N"])
+            return lambda: functional.linear(x, weight)
+        case "bmm":
+            left, right = tensor(size["B"], size["M"], size["N"]), tensor(size["B"], size["N"], size["K"])
+            return lambda: torch.bmm(left, right)
+        case "attention":
+            q, k, v = (tensor(size["batch"], size["num_heads"], size["seq_len"], size["head_dim"]) for _ in range(3))
+            return lambda: functional.scaled_dot_product_attention(q, k, v)
+    x = tensor(size["B"], size["H"])
+    if probe.op in ("add", "mul", "div"):
+        y, binary = tensor(size["B"], size["H"]), getattr(torch, probe.op)
+        return lambda: binary(x, y)
+    calls: dict[str, Callable[[], Any]] = {
+        "softmax": lambda: torch.softmax(x, dim=-1),
+        "addu": lambda: x + 1.5,
+        "mulu": lambda: x * 1.5,
+        "relu": lambda: torch.relu(x),
+        "exp": lambda: torch.exp(x),
+        "tanh": lambda: torch.tanh(x),
+        "gelu": lambda: functional.gelu(x),
+    }
+    return calls[probe.op]
+
+
+def _call_and_timer(torch: Any, device: Device, probe: Probe) -> tuple[Callable[[], Any], Timer, int]:
+    """The call to time, how, and how many operator calls it holds."""
+    if not device.is_queue:
+        return _operands(torch, device, probe), make_timer("wall", device, cold=False, min_block_s=1e-3), 1
+    name = _TIMERS[probe.dtype]
+    count = _GRAPH_CALLS if name == "graph" and probe.op in ("linear", "bmm") else 1
+    calls = [_operands(torch, device, probe) for _ in range(count)]
+
+    def call() -> None:
+        for each in calls:
+            each()
+
+    return call, make_timer(name, device, cold=False), count
+
+
+def time_call(timer: Timer, call: Callable[[], Any], budget_s: float) -> float | None:
+    """Median seconds per call of samples within the budget; None when all were throttled."""
+    start = time.monotonic()
+    prepared = timer.prepare(call, warmup_budget_s=budget_s / 4, max_warmups=10)
+    samples, attempts = [], 0
+    while attempts < _MAX_SAMPLES and (attempts < _MIN_SAMPLES or time.monotonic() - start < budget_s):
+        sample = prepared.sample()
+        attempts += 1
+        if sample.dropped is None:
+            samples.append(sample.seconds)
+    return statistics.median(samples) if samples else None
+
+
+def measure(
+    device: Device,
+    *,
+    dtypes: Sequence[str] | None = None,
+    budget_s: float | None = None,
+    probes: Iterable[Probe] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
+) -> Calibration:
+    """Measure figures and rows within the time bound (120 s on a GPU, 60 s on a CPU).
+
+    Probes that the bound or the memory leaves no room for are named in ``left_out``; nothing is measured in part.
+    """
+    import torch
+
+    start = time.monotonic()
+    gpu = device.is_queue
+    dtypes = list(dtypes or (["bfloat16", "float16", "float32"] if gpu else ["float32"]))
+    budget_s = budget_s or (120.0 if gpu else 60.0)
+    waiting = list(probes if probes is not None else probes_for(device, dtypes))
+    figures = list(_figure_probes(torch, device, dtypes))
+    done, total = 0, len(waiting) + len(figures)
+    found = Calibration(device=_device_name(torch, device))
+
+    def left_s() -> float:
+        return budget_s - (time.monotonic() - start)
+
+    with torch.inference_mode():
+        for name, measure_figure in figures:
+            if on_progress:
+                on_progress(done, total, name)
+            found.figures |= measure_figure(min(3.0, 0.3 * budget_s / len(figures)))
+            done += 1
+        for index, probe in enumerate(waiting):
+            if on_progress:
+                on_progress(done, total, probe.text)
+            done += 1
+            share_s = left_s() / (len(waiting) - index)
+            if share_s < 0.01:
+                found.left_out.append(f"{probe.text}: time bound")
+                continue
+            try:
+                call, timer, count = _call_and_timer(torch, device, probe)
+                seconds = time_call(timer, call, 0.8 * share_s)
+            except (RuntimeError, MemoryError) as error:  # out of memory, a dtype without a kernel
+                found.left_out.append(f"{probe.text}: {str(error).splitlines()[0] or type(error).__name__}")
+                continue
+            finally:
+                call = timer = None
+            if seconds is None:
+                found.left_out.append(f"{probe.text}: throttled throughout")
+                continue
+            row = {"device": found.device, "op": probe.op, "dtype": probe.dtype, **probe.shape}
+            found.rows.append({**row, "latency_ms": seconds / count * 1e3})
+    found.seconds = time.monotonic() - start
+    return found
+
+
+def _device_name(torch: Any, device: Device) -> str:
+    from flurka_bench.hardware.detect import cpu_name
+
+    return torch.cuda.get_device_name(device.index) if device.is_queue else cpu_name()
+
+
+def _figure_probes(
+    torch: Any, device: Device, dtypes: Sequence[str]
+) -> Iterator[tuple[str, Callable[[float], dict[str, float]]]]:
+    """(text, measurement within seconds) for each figure that is not read off the rows."""
+    wall = make_timer("wall", device, cold=False, min_block_s=1e-3)
+    device_timer = EventTimer(device, cold=False) if device.is_queue else wall
+    one = torch.zeros(1, device=device.name)
+
+    def launch(budget_s: float) -> dict[str, float]:
+        seconds = time_call(wall, lambda: one.add_(1), budget_s)
+        return {"launch_eager_s": seconds} if seconds else {}
+
+    def graph_launch(budget_s: float) -> dict[str, float]:
+        def many() -> None:
+            for _ in range(100):
+                one.add_(1)
+
+        seconds = time_call(make_timer("graph", device, cold=False), many, budget_s)
+        return {"launch_graph_s": seconds / 100} if seconds else {}
+
+    def bandwidth(budget_s: float) -> dict[str, float]:
+        elements = (10**9 if device.is_queue else 2 * 10**8) // 4
+        x, y = torch.ones(elements, device=device.name), torch.ones(elements, device=device.name)
+        timer = EventTimer(device, cold=False) if device.is_queue else wall
+        copied, added = (time_call(timer, call, budget_s / 2) for call in (lambda: y.copy_(x), lambda: y.add_(x)))
+        found = {"copy_bandwidth_bytes_per_s": copied and 8 * elements / copied}
+        return {
+            key: value for key, value in {**found, "add_bandwidth_bytes_per_s": added and 12 * elements / added}.items() if value
+        }
+
+    yield "launch of an empty op", launch
+    if device.is_queue:
+        yield "launch inside a graph", graph_launch
+    yield "memory bandwidth", bandwidth
+    yield "cache sweep", lambda budget_s: _cache_figures(torch, device, device_timer, budget_s)
+    for dtype in dtypes:
+        yield (
+            f"large matmuls, {dtype}",
+            lambda budget_s, dtype=dtype: _matmul_figures(torch, device, device_timer, dtype, budget_s),
+        )
+    yield "sustained clock", lambda budget_s: _sustained(torch, device, dtypes[0], budget_s)
+
+
+def _matmul_figures(torch: Any, device: Device, timer: Timer, dtype: str, budget_s: float) -> dict[str, float]:
+    """The best of three large square matmuls of random numbers: zeros would draw less power."""
+    rates = []
+    for size in (4096, 6144, 8192) if device.is_queue else (768, 1024, 1536):
+        x, y = (torch.randn(size, size, device=device.name, dtype=getattr(torch, dtype)) for _ in range(2))
+        seconds = time_call(timer, lambda x=x, y=y: x @ y, budget_s / 3)
+        rates += [2 * size**3 / seconds] if seconds else []
+    return {f"matmul_flops_per_s.{dtype}": max(rates)} if rates else {}
+
+
+def _sustained(torch: Any, device: Device, dtype: str, budget_s: float) -> dict[str, float]:
+    """Matmul throughput of the last third of a loop over that of its fastest tenth, and the clock at its end."""
+    size = 8192 if device.is_queue else 1024
+    x, y = (torch.randn(size, size, device=device.name, dtype=getattr(torch, dtype)) for _ in range(2))
+    seconds: list[float] = []
+    start = time.monotonic()
+    while time.monotonic() - start < budget_s or len(seconds) < 10:
+        began = device.now_ns()
+        x @ y
+        device.synchronize()
+        seconds.append((device.now_ns() - began) * 1e-9)
+    fastest, late = np.quantile(seconds, 0.05), np.median(seconds[-(len(seconds) // 3) :])
+    found = {"sustained_fraction": float(min(fastest / late, 1.0))}
+    fraction = device.reading().clock_fraction
+    return found | ({"sustained_clock_fraction": fraction} if fraction else {})
+
+
+def _cache_figures(torch: Any, device: Device, timer: Timer, budget_s: float) -> dict[str, float]:
+    """Additions in place over growing footprints, 1 to 200 MB and past the cache; outputs of their own would time page faults."""
+    sweep = []
+    footprints = np.geomspace(min(1e6, device.cache_bytes / 8), max(200e6, 4 * device.cache_bytes), 12)
+    for footprint in footprints:
+        x, y = (torch.ones(int(footprint) // 8, device=device.name) for _ in range(2))
+        seconds = time_call(timer, lambda x=x, y=y: x.add_(y), budget_s / len(footprints))
+        if seconds:
+            sweep.append((8 * x.numel(), 12 * x.numel() / seconds))
+    return knee(*zip(*sweep)) if len(sweep) >= 4 else {}
+
+
+def knee(footprints: Sequence[float], rates: Sequence[float]) -> dict[str, float]:
+    """Bandwidth of the cache and its capacity: the largest footprint whose rate is nearer to the best than to the last."""
+    cache, memory = max(rates), float(np.median(rates[-2:]))
+    found = {"cache_bandwidth_bytes_per_s": float(cache)}
+    if cache > 1.2 * memory:  # else no knee shows
+        inside = [footprint for footprint, rate in zip(footprints, rates) if rate > math.sqrt(cache * memory)]
+        found["cache_capacity_bytes"] = float(max(inside))
+    return found

@@ -1,0 +1,567 @@
+"""The parent of a run: hands out groups, writes records, survives its worker. Imports no torch.
+
+One *group* is all competitors of one workload (of what memory holds at once). Whatever happens to the worker in a
+group, the case it was executing gets the blame and a record, and the others are measured again by a fresh worker.
+"""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import flurka_bench
+from flurka_bench import mechanisms
+from flurka_bench.errors import Interrupted, RequestError
+from flurka_bench.measure.protocol import NOBODY, Heartbeat, case_to_message, encode
+from flurka_bench.measure.timers import diagnose
+from flurka_bench.results import RunWriter
+from flurka_bench.suite import Suite
+from flurka_bench.workload import SIZES, Case
+
+WORKER_COMMAND = (sys.executable, "-P", "-m", "flurka_bench.measure.worker")
+_START_TIMEOUT_S = 180.0
+_LOOK_INTERVAL_S = 1.0  # how often the runner wakes to see whether the worker still beats
+_MAX_STRAY_DEATHS = 2  # deaths between cases before the rest of a group is given up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something to show: ``kind`` is note, phase, record or group (its records). ``left_s`` is None where unknown."""
+
+    kind: str
+    text: str = ""
+    record: dict[str, Any] | None = None
+    records: tuple[dict[str, Any], ...] = ()
+    num_done: int = 0
+    num_cases: int = 0
+    left_s: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Summary:
+    """What a run did. ``wall_s`` counts from when the worker was up; ``time_in_calls_s`` is the part spent in timed, warm-up
+    and gate calls."""  # fmt: skip
+
+    folder: Path
+    num_cases: int
+    num_before: int
+    statuses: dict[str, int] = field(default_factory=dict)
+    wall_s: float = 0.0
+    calls_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def time_in_calls_s(self) -> float:
+        """Seconds inside calls of the cases themselves."""
+        return sum(self.calls_s.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peaks:
+    """What a device cannot exceed, in a case's dtype."""
+
+    flops_per_s: float
+    bandwidth_bytes_per_s: float
+
+
+class _Stopper:
+    """Turns SIGINT, SIGTERM and SIGHUP into a readable descriptor; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.on_second: Callable[[], None] = lambda: None
+        self.descriptor, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Stopper":
+        with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        os.close(self.descriptor)
+        os.close(self._write)
+
+    def _handle(self, *_: object) -> None:
+        self.count += 1
+        if self.count > 1:  # every record is on the disk already: nothing is lost
+            self.on_second()
+            os._exit(130)
+        os.write(self._write, b"!")
+
+
+class _StopError(Exception):
+    pass
+
+
+class _WorkerDeathError(Exception):
+    """The worker ended: ``status`` and ``error`` say how, ``index`` while executing which case of its group, if any."""
+
+    def __init__(self, status: str, error: str, index: int) -> None:
+        super().__init__(error)
+        self.status, self.error, self.index = status, error, None if index == NOBODY else index
+
+
+class _Worker:
+    """A worker process in a session of its own: signals of the terminal do not reach it, and its children die with it."""
+
+    def __init__(self, command: Sequence[str], device: str, memory_limit: int | None, stopper: _Stopper) -> None:
+        self.stopper, self.heartbeat, self._buffer = stopper, Heartbeat(), b""
+        self.reply, reply_end = os.pipe()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker)
+        package = str(Path(flurka_bench.__file__).parents[1])
+        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+        numbers = ["--reply-fd", str(reply_end), "--heartbeat-fd", str(self.heartbeat.descriptor)]
+        self.process = subprocess.Popen(
+            [*command, "--device", device, *numbers, "--memory-limit", str(memory_limit or 0)],
+            stdin=subprocess.PIPE,
+            stdout=self._log,
+            stderr=self._log,
+            pass_fds=(reply_end, self.heartbeat.descriptor),
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        os.close(reply_end)
+
+    def send(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it is dead, which reading will tell
+            self.process.stdin.write(encode(message))
+            self.process.stdin.flush()
+
+    def receive(self, timeout_s: float) -> dict[str, Any]:
+        """The next message. Raises _StopError for a signal, _WorkerDeathError at the worker's end or when it stops beating."""
+        beats, deadline = self.heartbeat.read(), time.monotonic() + timeout_s
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([self.reply, self.stopper.descriptor], [], [], _LOOK_INTERVAL_S)
+            if self.stopper.descriptor in ready:
+                raise _StopError
+            if self.reply in ready:
+                chunk = os.read(self.reply, 1 << 20)
+                if not chunk:
+                    raise self._death()
+                self._buffer += chunk
+            if self.heartbeat.read() != beats:
+                beats, deadline = self.heartbeat.read(), time.monotonic() + timeout_s
+            elif time.monotonic() > deadline:
+                self.kill()
+                raise _WorkerDeathError(
+                    "timeout", f"no sign of life for {timeout_s:.3g} s (budget.timeout in the suite)", beats[0]
+                )
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return json.loads(line)
+
+    def _death(self) -> _WorkerDeathError:
+        index, _ = self.heartbeat.read()
+        try:
+            code = self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return _WorkerDeathError("crashed", "the worker closed its pipe and did not end", index)
+        if code < 0:
+            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+            likely = " (often the system's out-of-memory killer)" if -code == signal.SIGKILL else ""
+            return _WorkerDeathError("crashed", f"the worker was killed by {name}{likely}{self._tail()}", index)
+        return _WorkerDeathError("crashed", f"the worker ended with status {code}{self._tail()}", index)
+
+    def _tail(self) -> str:
+        """The last line of what the worker printed."""
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - 2000))
+        lines = [line.strip() for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        return f"; it last said: {lines[-1][:200]}" if lines else ""
+
+    def close(self, grace_s: float = 5.0) -> None:
+        """Let it end by itself, or kill it."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=grace_s)
+        self.kill()
+
+    def signal_kill(self) -> None:
+        """Kill its whole session and return at once: waiting here could deadlock in a signal handler."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """Kill its whole session and clean up."""
+        self.signal_kill()
+        self.process.wait()
+        if self.reply >= 0:
+            os.close(self.reply)
+            self.reply = -1
+            self._log.close()
+            self.heartbeat.close()
+
+
+def run_suite(
+    suite: Suite,
+    *,
+    device: str = "cpu",
+    out: str | Path,
+    predict: Callable[[Case], dict[str, Any]] | None = None,
+    peaks: Callable[[Case], Peaks | None] | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    seed: int = 0,
+    cache: str = "auto",
+    stages: bool = False,
+    budget_s: float | None = None,
+    memory_limit_bytes: int | None = None,
+    worker_command: Sequence[str] = WORKER_COMMAND,
+) -> Summary:
+    """Measure a suite's cases into the run folder ``out``, or go on with the run found there.
+
+    Args:
+        suite: what to run.
+        device: cpu, cuda or cuda:N, as the worker opens it.
+        out: the run folder; made if it does not exist.
+        predict: gives a case's fields predicted_s, predicted_low_s, predicted_high_s, bound (and predicted_stages_s).
+        peaks: gives what the device cannot exceed; faster cases are recorded as invalid. None: not checked.
+        on_event: called with everything worth showing.
+        seed: of inputs, parameters and the order of rounds.
+        cache: auto, cold or warm; see ``measure.timers``.
+        stages: also record the time by stage.
+        budget_s: replaces the suite's own time budget.
+        memory_limit_bytes: most host memory that the worker may take.
+        worker_command: what to start as the worker.
+
+    Returns:
+        What was done.
+
+    Raises:
+        RequestError: the folder is in use, of another suite or device, not writable, or the worker cannot start.
+        Interrupted: stopped by a signal; the same call goes on from there.
+    """
+    with RunWriter(out) as writer, _Stopper() as stopper:
+        run = _Run(
+            suite=suite,
+            device=device,
+            writer=writer,
+            stopper=stopper,
+            predict=predict,
+            peaks=peaks,
+            on_event=on_event,
+            seed=seed,
+            cache=cache,
+            stages=stages,
+            budget_s=budget_s or suite.budget.time_s,
+            memory_limit=memory_limit_bytes or (suite.budget.memory_bytes if device == "cpu" else None),
+            command=worker_command,
+        )
+        return run.go()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Run:
+    suite: Suite
+    device: str
+    writer: RunWriter
+    stopper: _Stopper
+    predict: Callable[[Case], dict[str, Any]] | None
+    peaks: Callable[[Case], Peaks | None] | None
+    on_event: Callable[[Event], None] | None
+    seed: int
+    cache: str
+    stages: bool
+    budget_s: float | None
+    memory_limit: int | None
+    command: Sequence[str]
+    worker: _Worker | None = None
+    hello: dict[str, Any] = field(default_factory=dict)
+    summary: Summary = field(init=False)
+    too_large: list[Case] = field(default_factory=list)  # cases that ran out of memory
+    up_since: float | None = None
+
+    def go(self) -> Summary:
+        cases = self.suite.cases()
+        for repair in self.writer.repairs:
+            self._show("note", text=repair)
+        todo = [case for case in cases if case.case_id not in self.writer.done]
+        self.too_large = [case for case in cases if self.writer.done.get(case.case_id) == "oom"]
+        self.summary = Summary(folder=self.writer.folder, num_cases=len(cases), num_before=len(cases) - len(todo))
+        if self.writer.meta:
+            self._check_suite()
+        if not todo:
+            return self.summary
+        try:
+            self._start_worker()
+            self._measure_all(todo)
+        except _StopError:
+            where = f"{len(self.writer.done)} of {len(cases)} cases are in {str(self.writer.folder)!r}"
+            raise Interrupted(f"stopped; {where}; the same command goes on from there") from None
+        finally:
+            self._end()
+        return self.summary
+
+    def _check_suite(self) -> None:
+        """Refuse another suite's folder before the seconds that starting a worker takes."""
+        self.writer.start({**self.writer.meta, "suite": self._suite_meta(), "seed": self.seed})
+
+    def _suite_meta(self) -> dict[str, Any]:
+        return {"name": self.suite.name, "text": self.suite.text, "device_kind": self.suite.device_kind}
+
+    def _start_worker(self) -> _Worker:
+        worker = self.worker = _Worker(self.command, self.device, self.memory_limit, self.stopper)
+        self.stopper.on_second = worker.signal_kill
+        try:
+            message = worker.receive(_START_TIMEOUT_S)
+        except _WorkerDeathError as death:
+            raise RequestError(f"the worker process did not start on {self.device}: {death.error}") from None
+        if message["say"] == "refused":
+            raise RequestError(message["error"])
+        self.hello = message
+        if self.up_since is None:
+            self.up_since = time.monotonic()
+            meta = {"suite": self._suite_meta(), "device": message["device"], "seed": self.seed}
+            if not self.writer.meta:
+                meta |= {
+                    "device_name": self.device,
+                    "environment": message["environment"],
+                    "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                    "run_id": secrets.token_hex(8),
+                    "host": platform.node(),
+                    "version": flurka_bench.__version__,
+                    "sessions": [],
+                }
+            self.writer.start(meta)
+            for warning in message.get("warnings", []):
+                self._show("note", text=warning)
+        return worker
+
+    def _end(self) -> None:
+        """Close the worker and put the accounts into run.json, whatever happened before."""
+        if self.worker is not None:
+            if self.stopper.count or sys.exc_info()[0] is not None:
+                self.worker.kill()
+            else:
+                self.worker.close()
+            self.worker = None
+        if self.up_since is None:
+            return
+        self.summary.wall_s = time.monotonic() - self.up_since
+        meta = self.writer.meta
+        session = {
+            "wall_s": self.summary.wall_s,
+            "time_in_calls_s": self.summary.time_in_calls_s,
+            "calls_s": dict(self.summary.calls_s),
+            "num_records": sum(self.summary.statuses.values()),
+        }
+        meta["sessions"] = [*meta.get("sessions", []), session]
+        for key in ("wall_s", "time_in_calls_s"):
+            meta[key] = sum(entry[key] for entry in meta["sessions"])
+        with contextlib.suppress(RequestError):  # a full disk has already been reported by the record that did not fit
+            self.writer.save_meta()
+
+    def _measure_all(self, todo: list[Case]) -> None:
+        groups = [chunk for _, group in groupby(todo, key=lambda case: case.workload_key) for chunk in self._chunks(list(group))]
+        weights = [_weight(group) for group in groups]
+        for number, group in enumerate(groups):
+            share = None
+            if self.budget_s is not None:
+                assert self.up_since is not None
+                left_s = self.budget_s - (time.monotonic() - self.up_since)
+                share = max(left_s, 0.0) * weights[number] / sum(weights[number:])
+            self._measure_group(group, share)
+
+    def _chunks(self, group: list[Case]) -> Iterator[list[Case]]:
+        """Split a group where its parameters and inputs, and the largest working set, would not fit in memory together."""
+        memory = self.memory_limit or self.hello.get("memory_bytes") or math.inf
+        chunk: list[Case] = []
+        resident, peak = 0.0, 0.0
+        for case in group:
+            figures = _figures(case)
+            working = figures.peak_bytes - figures.resident_bytes
+            own = figures.resident_bytes * (2 if case.pass_ == "train" else 1)  # gradients stay, too
+            if chunk and resident + own + max(peak, working) > 0.8 * memory:
+                yield chunk
+                chunk, resident, peak = [], 0.0, 0.0
+            chunk.append(case)
+            resident, peak = resident + own, max(peak, working)
+        yield chunk
+
+    def _measure_group(self, group: list[Case], share_s: float | None) -> None:
+        ready: list[tuple[Case, dict[str, Any]]] = []
+        pending: list[Case] = []
+        for case in group:
+            reason = self._reason_to_skip(case)
+            if reason:
+                ready.append((case, {"status": "skipped", "error": reason}))
+            else:
+                pending.append(case)
+        stray_deaths = 0
+        while pending:
+            outcomes, death = self._exchange(pending, share_s)
+            if death is not None:
+                self.worker = None
+                if death.index is not None and death.index not in outcomes:
+                    outcomes[death.index] = {"status": death.status, "error": death.error}
+                elif not outcomes:
+                    stray_deaths += 1
+                    if stray_deaths >= _MAX_STRAY_DEATHS:
+                        outcomes = {index: {"status": death.status, "error": death.error} for index in range(len(pending))}
+            ready += [(pending[index], outcome) for index, outcome in sorted(outcomes.items())]
+            self.too_large += [pending[index] for index, outcome in outcomes.items() if outcome["status"] == "oom"]
+            pending = [case for index, case in enumerate(pending) if index not in outcomes]
+        records = [self._record(case, outcome) for case, outcome in ready]
+        for record in records:
+            self.writer.append(record)
+            self.summary.statuses[record["status"]] = self.summary.statuses.get(record["status"], 0) + 1
+            self._show("record", record=record)
+        self._show("group", records=tuple(records))
+
+    def _exchange(self, pending: list[Case], share_s: float | None) -> tuple[dict[int, dict], _WorkerDeathError | None]:
+        """Have a group measured: outcomes by index, and how the worker died if it did."""
+        worker = self.worker or self._start_worker()
+        budget = self.suite.budget
+        options = {
+            "seed": self.seed,
+            "budget_s": share_s if share_s is not None else budget.case_time_s * len(pending) + 1.0,
+            "case_time_s": budget.case_time_s,
+            "target": budget.target,
+            "first_round": self.writer.next_round,
+            "cache": self.cache,
+            "stages": self.stages,
+        }
+        outcomes: dict[int, dict] = {}
+        worker.send({"do": "measure", "cases": [case_to_message(case) for case in pending], "options": options})
+        while True:
+            try:
+                message = worker.receive(budget.timeout_s)
+            except _WorkerDeathError as death:
+                worker.kill()
+                return outcomes, death
+            match message.pop("say"):
+                case "outcome":
+                    outcomes[message.pop("index")] = message
+                case "phase":
+                    self._show("phase", text=f"{message['case_id']}: {message['phase']}")
+                case "done":
+                    self._count(message)
+                    return outcomes, None
+                case "fatal":
+                    self._count(message)
+                    index, _ = worker.heartbeat.read()
+                    worker.kill()
+                    return outcomes, _WorkerDeathError("crashed", message["error"], index)
+
+    def _count(self, message: dict[str, Any]) -> None:
+        for key, seconds in message["calls_s"].items():
+            self.summary.calls_s[key] = self.summary.calls_s.get(key, 0.0) + seconds
+
+    def _reason_to_skip(self, case: Case) -> str | None:
+        for other in self.too_large:
+            if _same_family(case, other) and all(_size(case, name) >= _size(other, name) for name in SIZES):
+                return f"skipped: larger than an OOM ({other.case_id})"
+        limit, needed = self.suite.budget.memory_bytes, _figures(case).peak_bytes
+        if limit is not None and needed > limit:
+            return f"skipped: needs about {needed / 1e9:.3g} GB, the suite's memory budget is {limit / 1e9:.3g} GB"
+        return None
+
+    def _record(self, case: Case, outcome: dict[str, Any]) -> dict[str, Any]:
+        figures = _figures(case)
+        record: dict[str, Any] = {
+            "case_id": case.case_id,
+            "status": outcome["status"],
+            **case.as_record(),
+            "device": self.hello.get("device", self.device),
+            "seed": self.seed,
+            "samples_s": [],
+            "round_ids": [],
+            "flops": figures.flops,
+            "bytes": figures.bytes,
+        }
+        if self.predict is not None:
+            record |= self.predict(case)
+        record |= outcome
+        peaks = self.peaks(case) if self.peaks is not None and record["status"] == "ok" else None
+        if peaks is not None:
+            if impossible := self._impossible(case, record["median_s"], peaks):
+                record |= {"status": "invalid", "error": impossible}
+            record["limited_by"] = diagnose(
+                eager_s=record["median_s"],
+                device_s=record.get("device_s"),
+                flops=figures.flops,
+                num_bytes=figures.bytes,
+                peak_flops_per_s=peaks.flops_per_s,
+                peak_bandwidth_bytes_per_s=peaks.bandwidth_bytes_per_s,
+            )
+        return record
+
+    def _impossible(self, case: Case, seconds: float, peaks: Peaks) -> str | None:
+        """By which physical bound the measured time is too short, if any."""
+        flops = _figures(case).matmul_flops
+        if flops / seconds > peaks.flops_per_s:
+            return f"faster than peak FLOPs: {flops / seconds:.3g} FLOP/s, the device has {peaks.flops_per_s:.3g}"
+        # What must come from memory at least once: inputs and parameters, less what the cache may still hold.
+        moved = _figures(case).resident_bytes - float(self.hello.get("cache_bytes", 0))
+        if moved / seconds > peaks.bandwidth_bytes_per_s:
+            return f"faster than peak bandwidth: {moved / seconds:.3g} B/s, the device has {peaks.bandwidth_bytes_per_s:.3g}"
+        return None
+
+    def _show(self, kind: str, **content: Any) -> None:
+        if self.on_event is None:
+            return
+        done, total, left_s = len(self.writer.done), self.summary.num_cases if hasattr(self, "summary") else 0, None
+        if self.up_since is not None:
+            elapsed_s, fresh = time.monotonic() - self.up_since, sum(self.summary.statuses.values())
+            if self.budget_s is not None:
+                left_s = max(self.budget_s - elapsed_s, 0.0)
+            elif fresh:
+                left_s = elapsed_s / fresh * (total - done)
+        self.on_event(Event(kind=kind, num_done=done, num_cases=total, left_s=left_s, **content))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Figures:
+    """What the runner wants to know of a case's op list."""
+
+    flops: float
+    matmul_flops: float
+    bytes: float
+    resident_bytes: float  # inputs, parameters and buffers
+    peak_bytes: float
+
+
+@lru_cache(maxsize=4096)
+def _figures(case: Case) -> _Figures:
+    ops = mechanisms.lower(case)
+    kept = {tensor.name: tensor for op in ops for tensor in op.reads if tensor.role in ("input", "parameter", "buffer")}
+    return _Figures(
+        flops=float(sum(op.flops for op in ops)),
+        matmul_flops=float(sum(op.matmul_flops for op in ops)),
+        bytes=float(sum(op.bytes_read + op.bytes_written for op in ops)),
+        resident_bytes=float(sum(tensor.bytes for tensor in kept.values())),
+        peak_bytes=float(mechanisms.peak_memory_bytes(case)),
+    )
+
+
+def _weight(group: list[Case]) -> float:
+    """How much of the time budget a group asks for: its FLOPs, and a constant for each case's own overheads."""
+    return sum(_figures(case).flops / 1e11 + 0.02 for case in group)
+
+
+def _size(case: Case, name: str) -> int:
+    return getattr(case, name) or 0
+
+
+def _same_family(left: Case, right: Case) -> bool:
+    return left.replace(**{name: getattr(right, name) for name in SIZES}) == right

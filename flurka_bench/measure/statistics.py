@@ -1,0 +1,242 @@
+"""From samples to verdicts: paired ratios, bootstrap intervals, outliers, the stopping rule. NumPy only.
+
+A speedup is baseline time / candidate time: above 1 the candidate is faster. Samples of one round are pairs; the
+estimate is the median of the pairs' log-ratios, which drift common to both leaves alone and rare long samples hardly
+move. Its interval is a circular block bootstrap over rounds (Politis and Romano 1992), because under load neighbouring
+rounds resemble each other, widened by Student's t for the number of independent blocks that there are.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flurka_bench.errors import RequestError
+
+VERDICTS = ("FASTER", "SLOWER", "SAME", "AMBIGUOUS")
+
+# Two times within this ratio of each other are the same for anybody who has to choose between them.
+MARGIN = 0.02
+CONFIDENCE = 0.95
+RELATIVE_WIDTH = 0.02  # the default target of the stopping rule
+NUM_RESAMPLES = 1000
+_MIN_PAIRS = 5  # below, no interval narrower than everything is honest
+
+
+def modified_z_scores(samples: Sequence[float]) -> np.ndarray:
+    """0.6745 (x - median) / MAD (Iglewicz and Hoaglin 1993); where more than half are equal, by the mean deviation."""
+    values = np.asarray(samples, dtype=float)
+    deviation = values - np.median(values)
+    mad = np.median(np.abs(deviation))
+    scale = mad / 0.6745 if mad > 0 else 1.2533 * np.mean(np.abs(deviation))
+    return deviation / scale if scale > 0 else np.zeros_like(values)
+
+
+def outliers(samples: Sequence[float], threshold: float = 3.5) -> np.ndarray:
+    """Which samples lie farther than ``threshold`` modified z-scores from the median."""
+    return np.abs(modified_z_scores(samples)) > threshold
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioEstimate:
+    """A ratio of two times with its interval and what it means for somebody who must choose."""
+
+    ratio: float
+    low: float
+    high: float
+    verdict: str
+    num_pairs: int
+    paired: bool = True
+
+    @property
+    def relative_width(self) -> float:
+        """(high - low) / ratio; what the stopping rule drives down."""
+        return (self.high - self.low) / self.ratio if self.ratio > 0 else math.inf
+
+
+def verdict(low: float, high: float, margin: float = MARGIN) -> str:
+    """FASTER or SLOWER where the interval lies outside the margin around 1, SAME where inside, else AMBIGUOUS."""
+    if low > 1 + margin:
+        return "FASTER"
+    if high < 1 / (1 + margin):
+        return "SLOWER"
+    if low >= 1 / (1 + margin) and high <= 1 + margin:
+        return "SAME"
+    return "AMBIGUOUS"
+
+
+def paired_ratio(
+    baseline_s: Sequence[float],
+    candidate_s: Sequence[float],
+    baseline_rounds: Sequence[int] | None = None,
+    candidate_rounds: Sequence[int] | None = None,
+    *,
+    margin: float = MARGIN,
+    confidence: float = CONFIDENCE,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> RatioEstimate:
+    """baseline / candidate by round, with a bootstrap interval.
+
+    Args:
+        baseline_s: seconds per call, one per round.
+        candidate_s: the same of the candidate.
+        baseline_rounds: round id of each baseline sample; None: 0, 1, 2, ...
+        candidate_rounds: the same of the candidate. Samples whose round the other side lacks are left out.
+        margin: half-width of the region around 1 that counts as the same.
+        confidence: of the interval.
+        num_resamples: bootstrap resamples.
+        seed: of the bootstrap; equal seeds give equal intervals.
+
+    Returns:
+        The estimate; with fewer than five pairs its interval is (0, inf), so AMBIGUOUS.
+    """
+    if baseline_rounds is None:
+        baseline_rounds = range(len(baseline_s))
+    if candidate_rounds is None:
+        candidate_rounds = range(len(candidate_s))
+    left = dict(zip(baseline_rounds, baseline_s, strict=True))
+    right = dict(zip(candidate_rounds, candidate_s, strict=True))
+    common = sorted(left.keys() & right.keys())
+    logs = _logs([left[key] for key in common]) - _logs([right[key] for key in common])
+    if len(logs) < _MIN_PAIRS:
+        return _too_few(logs, paired=True)
+    spread = _block_bootstrap(logs, num_resamples, seed)
+    num_blocks = len(logs) / block_length(logs)
+    return _estimate(float(np.median(logs)), spread, num_blocks, len(logs), margin, confidence, paired=True)
+
+
+def unpaired_ratio(
+    baseline_s: Sequence[float],
+    candidate_s: Sequence[float],
+    *,
+    margin: float = MARGIN,
+    confidence: float = CONFIDENCE,
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+) -> RatioEstimate:
+    """baseline / candidate of two runs that share no rounds: the ratio of medians, each side resampled by itself.
+
+    What differed between the two occasions (clock, neighbours, temperature) is inside the ratio and not in its interval.
+    """
+    left, right = _logs(baseline_s), _logs(candidate_s)
+    if min(len(left), len(right)) < _MIN_PAIRS:
+        centre = np.median(left) - np.median(right) if len(left) and len(right) else math.nan
+        return _too_few(np.array([centre]), paired=False)
+    spread = _block_bootstrap(left, num_resamples, seed) - _block_bootstrap(right, num_resamples, seed + 1)
+    num_blocks = min(len(left) / block_length(left), len(right) / block_length(right))
+    centre = float(np.median(left) - np.median(right))
+    return _estimate(centre, spread, num_blocks, min(len(left), len(right)), margin, confidence, paired=False)
+
+
+def median_interval(
+    samples_s: Sequence[float], *, confidence: float = CONFIDENCE, num_resamples: int = NUM_RESAMPLES, seed: int = 0
+) -> tuple[float, float, float]:
+    """Median, low and high of one competitor's samples; (median, 0, inf) with fewer than five."""
+    logs = _logs(samples_s)
+    if len(logs) < _MIN_PAIRS:
+        return float(np.exp(np.median(logs))) if len(logs) else math.nan, 0.0, math.inf
+    spread = _block_bootstrap(logs, num_resamples, seed)
+    estimate = _estimate(
+        float(np.median(logs)), spread, len(logs) / block_length(logs), len(logs), MARGIN, confidence, paired=False
+    )
+    return estimate.ratio, estimate.low, estimate.high
+
+
+def _logs(samples_s: Sequence[float]) -> np.ndarray:
+    values = np.asarray(samples_s, dtype=float)
+    if values.size and not (np.isfinite(values).all() and (values > 0).all()):
+        raise RequestError(f"samples must be finite and above 0 seconds, got {values[~(np.isfinite(values) & (values > 0))][0]}")
+    return np.log(values)
+
+
+def _too_few(logs: np.ndarray, *, paired: bool) -> RatioEstimate:
+    ratio = float(np.exp(np.median(logs))) if len(logs) else math.nan
+    return RatioEstimate(ratio=ratio, low=0.0, high=math.inf, verdict="AMBIGUOUS", num_pairs=len(logs), paired=paired)
+
+
+def block_length(values: np.ndarray) -> int:
+    """Carlstein's (1986) length for an AR(1) series, from the lag-1 autocorrelation of the ranks; 1 where there is none."""
+    n = len(values)
+    ranks = np.argsort(np.argsort(values)) - (n - 1) / 2
+    rho = float(ranks[1:] @ ranks[:-1] / (ranks @ ranks)) + 1 / n  # the estimate is biased by about -1/n
+    if rho <= 1.0 / math.sqrt(n):
+        return 1
+    rho = min(rho, 0.95)
+    return int(min(max(math.ceil((2 * rho / (1 - rho**2)) ** (2 / 3) * n ** (1 / 3)), 1), max(n // 4, 1)))
+
+
+def _block_bootstrap(values: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+    """Medians of ``num_resamples`` circular block resamples."""
+    n, length = len(values), block_length(values)
+    num_blocks = -(-n // length)
+    starts = np.random.default_rng(seed).integers(0, n, size=(num_resamples, num_blocks))
+    index = (starts[:, :, None] + np.arange(length)).reshape(num_resamples, -1)[:, :n] % n
+    return np.median(values[index], axis=1)
+
+
+def _estimate(
+    centre: float, resampled: np.ndarray, num_blocks: float, num_pairs: int, margin: float, confidence: float, *, paired: bool
+) -> RatioEstimate:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    widen = _student_factor(max(num_blocks - 1, 1.0), confidence)
+    low, high = centre - widen * max(centre - low, 0.0), centre + widen * max(high - centre, 0.0)
+    low, high = math.exp(low), math.exp(high)
+    return RatioEstimate(
+        ratio=math.exp(centre), low=low, high=high, verdict=verdict(low, high, margin), num_pairs=num_pairs, paired=paired
+    )
+
+
+def _student_factor(freedom: float, confidence: float) -> float:
+    """Student's t quantile over the normal's (Cornish-Fisher; Abramowitz and Stegun 26.7.5): 1 for many blocks."""
+    z = _normal_quantile((1 + confidence) / 2)
+    terms = (z**3 + z) / 4 / freedom + (5 * z**5 + 16 * z**3 + 3 * z) / 96 / freedom**2
+    return 1 + terms / z
+
+
+def _normal_quantile(p: float) -> float:
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf(p)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoppingRule:
+    """When a group of interleaved competitors has been sampled enough.
+
+    Enough is: every ratio's relative interval is below ``relative_width``, or ``budget_s`` of host time is spent, or
+    ``max_rounds`` are done. ``min_rounds`` are taken even past the budget unless ``budget_s`` is spent twice over, so that
+    a slow case still has an interval where it can.
+    """
+
+    relative_width: float = RELATIVE_WIDTH
+    budget_s: float = 2.0
+    min_rounds: int = 8
+    max_rounds: int = 1000
+
+    def __post_init__(self) -> None:
+        if not (self.relative_width > 0 and self.budget_s > 0 and 1 <= self.min_rounds <= self.max_rounds):
+            raise RequestError(
+                "a stopping rule needs relative_width and budget_s above 0 and 1 <= min_rounds <= max_rounds, got "
+                f"{self.relative_width}, {self.budget_s}, {self.min_rounds}, {self.max_rounds}"
+            )
+
+    def exhausted(self, num_rounds: int, elapsed_s: float) -> str | None:
+        """Why sampling must end whatever the intervals, or None."""
+        if elapsed_s >= self.budget_s and (num_rounds >= self.min_rounds or elapsed_s >= 2 * self.budget_s):
+            return "budget"
+        return "max_rounds" if num_rounds >= self.max_rounds else None
+
+    def due(self, num_rounds: int, elapsed_s: float) -> bool:
+        """Whether to look at the intervals after this round: each 10 % more rounds, so that looking stays cheap."""
+        grown = num_rounds > 1 and int(math.log(num_rounds, 1.1)) > int(math.log(num_rounds - 1, 1.1))
+        return self.exhausted(num_rounds, elapsed_s) is not None or (num_rounds >= self.min_rounds and grown)
+
+    def stop_reason(self, num_rounds: int, elapsed_s: float, ratios: Iterable[RatioEstimate]) -> str | None:
+        """``interval``, ``budget``, ``max_rounds`` or None: go on."""
+        ratios = list(ratios)
+        if num_rounds >= self.min_rounds and ratios and all(ratio.relative_width < self.relative_width for ratio in ratios):
+            return "interval"
+        return self.exhausted(num_rounds, elapsed_s)

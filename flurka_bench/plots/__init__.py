@@ -1,0 +1,1 @@
+"""Each picture is a function DataFrame -> Figure; nothing here keeps state or shows a window."""

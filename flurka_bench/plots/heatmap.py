@@ -1,0 +1,164 @@
+"""The map of the regions: speedup over any two axes, measured and predicted side by side."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+
+from flurka_bench.analysis.baselines import baseline
+from flurka_bench.analysis.crossover import AXES
+from flurka_bench.analysis.speedup import CELL
+from flurka_bench.errors import unknown
+from flurka_bench.plots import style
+from flurka_bench.units import format_ratio
+
+# Brown to blue-green through white: the two ends differ in hue and equally in lightness for every common colour vision.
+COLOURS = "BrBG"
+LIMITS = (2, 4, 8, 16)  # where colours saturate: the least that holds nine cells in ten; the figures in the cells go on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """One map: ``table`` indexed by the y values, columns the x values, for measured and predicted; and what was held fixed."""
+
+    x: str
+    y: str
+    xs: list[int]
+    ys: list[int]
+    cells: dict[tuple[int, int], pd.Series]
+    fixed: dict[str, object]
+
+
+def axis_name(name: str) -> str:
+    """An axis that a map can have. Raises RequestError naming the nearest."""
+    if name not in AXES:
+        raise unknown("axis", name, AXES)
+    return name
+
+
+def grids(cells: pd.DataFrame, x: str, y: str) -> list[Grid]:
+    """Split cells into maps over x and y, one per combination of everything else; largest first."""
+    axis_name(x), axis_name(y)
+    fixed = [name for name in [*CELL, "subject", "baseline"] if name not in (x, y)]
+    found = []
+    for key, part in cells.groupby(fixed, sort=False):
+        by_place = {(row[x], row[y]): row for _, row in part.iterrows()}
+        found.append(
+            Grid(x=x, y=y, xs=sorted(set(part[x])), ys=sorted(set(part[y])), cells=by_place, fixed=dict(zip(fixed, key)))
+        )
+    return sorted(found, key=lambda grid: -len(grid.cells))
+
+
+def heat_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "num_features", which: int = 0) -> Figure:
+    """A map over x and y of ``cells`` = ``speedups(...)``: measured left, predicted right, both 1x contours in both.
+
+    ``which`` counts the maps that ``grids`` finds, largest first. Colour is the speedup in log scale, white at 1;
+    AMBIGUOUS and SAME cells are hatched; an empty cell says why it is empty.
+    """
+    found = grids(cells, x, y)
+    if not found:
+        return style.says_nothing("No cell has both the subject and the baseline: there is no map to draw.")
+    grid = found[which]
+    ratios = {
+        side: [row[f"{side}speedup"] for row in grid.cells.values() if row[f"{side}speedup"] > 0] for side in ("", "predicted_")
+    }
+    sides = [side for side in ratios if ratios[side]] or [""]
+    most = np.quantile(np.exp(np.abs(np.log(sum(ratios.values(), [1.0])))), 0.9)
+    limit = next((limit for limit in LIMITS if limit >= most), LIMITS[-1])
+    width = 1.9 + len(sides) * max(3.2, 0.62 * len(grid.xs) + 1.0)
+    fig = style.figure(max(width, 6.5), max(3.6, 0.36 * len(grid.ys) + 2.3))
+    axes = fig.subplots(1, len(sides), sharey=True, squeeze=False)[0]
+    norm = LogNorm(1 / limit, limit)
+    for axis, side in zip(axes, sides):
+        _draw(axis, grid, side, norm)
+        for contour, line in (("", "-"), ("predicted_", "--")):
+            _contour(axis, grid, contour, line)
+    axes[0].set_ylabel(style.SYMBOLS[y])
+    bar = fig.colorbar(ScalarMappable(norm, COLOURS), ax=list(axes), extend="both", shrink=0.9, pad=0.02)
+    steps = [1, 1.4, 2] if limit == 2 else [2**power for power in range(limit.bit_length())]
+    ticks = {1 / step: f"1/{step:g}×" for step in reversed(steps[1:])} | {step: f"{step:g}×" for step in steps}
+    bar.set_ticks(list(ticks), labels=list(ticks.values()))
+    bar.minorticks_off()
+    fixed = grid.fixed
+    bar.set_label(f"← {fixed['baseline']} faster      {fixed['subject']} faster →")
+    fig.suptitle(f"Speedup of {fixed['subject']} over {baseline(str(fixed['baseline'])).label}\n{caption(fixed)}", fontsize=10)
+    handles = [Patch(facecolor="white", edgecolor="0.35", hatch="////", label="undecided or the same"),
+               Patch(facecolor="0.88", edgecolor="0.6", label="no measurement (why: in the cell)")]  # fmt: skip
+    drawn = [(side, line) for side, line in (("measured", "-"), ("predicted", "--"))]
+    handles += [Line2D([], [], color="black", linestyle=line, linewidth=1.6, label=f"1× {side}") for side, line in drawn]
+    fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    return fig
+
+
+def caption(fixed: dict[str, object]) -> str:
+    """What a map holds fixed, in one line: device, level, pass, dtype and sizes."""
+    sizes = {"batch": "b", "num_heads": "h", "head_dim": "d", "seq_len": "N", "rank": "k", "num_features": "m"}
+    parts = [str(fixed["device"]), f"level {fixed['level']}", str(fixed["pass"]), str(fixed["dtype"])]
+    parts += [f"{symbol} = {fixed[name]}" for name, symbol in sizes.items() if fixed.get(name)]
+    if fixed.get("compression", "dense") != "dense":
+        parts.append(str(fixed["compression"]))
+    parts += ["E = F"] if fixed.get("share_kv") else []
+    return " · ".join(part for part in parts if part)
+
+
+def _draw(axis: Axes, grid: Grid, side: str, norm: LogNorm) -> None:
+    import matplotlib
+
+    colours = matplotlib.colormaps[COLOURS]
+    for column, x in enumerate(grid.xs):
+        for line, y in enumerate(grid.ys):
+            row = grid.cells.get((x, y))
+            ratio = np.nan if row is None else float(row[f"{side}speedup"])
+            verdict = "MISSING" if row is None else row[f"{side}verdict"]
+            place = (column - 0.5, line - 0.5)
+            if np.isnan(ratio):
+                axis.add_patch(Rectangle(place, 1, 1, facecolor="0.88", edgecolor="white", linewidth=1))
+                axis.text(column, line, _hole(row, grid, x, y, side), ha="center", va="center", fontsize=6.5, color="0.35")
+                continue
+            colour = colours(float(np.clip(norm(ratio), 0, 1)))
+            axis.add_patch(Rectangle(place, 1, 1, facecolor=colour, edgecolor="white", linewidth=1))
+            if verdict in ("AMBIGUOUS", "SAME"):
+                axis.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor=(0.3, 0.3, 0.3, 0.45), linewidth=0.0, hatch="///"))
+            dark = 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2] < 0.45
+            axis.text(column, line, format_ratio(ratio).rstrip("×"), ha="center", va="center", fontsize=8, zorder=5,
+                      color="white" if dark else "black", path_effects=[withStroke(linewidth=3, foreground=colour)])  # fmt: skip
+    axis.set_xlim(-0.5, len(grid.xs) - 0.5)
+    axis.set_ylim(-0.5, len(grid.ys) - 0.5)
+    axis.set_xticks(range(len(grid.xs)), [str(x) for x in grid.xs], rotation=45 if len(grid.xs) > 8 else 0)
+    axis.set_yticks(range(len(grid.ys)), [str(y) for y in grid.ys])
+    axis.set_xlabel(style.SYMBOLS[grid.x])
+    axis.set_title("predicted" if side else "measured")
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _hole(row: pd.Series | None, grid: Grid, x: int, y: int, side: str) -> str:
+    if row is None:
+        place = grid.fixed | {grid.x: x, grid.y: y}
+        return "k > N" if int(place["rank"]) > int(place["seq_len"]) else "not run"
+    if side:
+        return "no pre-\ndiction"
+    text = row["missing"] or "no time"
+    for status in ("oom", "timeout", "crashed", "incorrect", "invalid", "skipped", "unsupported"):
+        if f": {status}" in text:
+            return f"{text.split(':')[0].rpartition(' ')[2]}\n{status}"
+    return "not run"
+
+
+def _contour(axis: Axes, grid: Grid, side: str, line: str) -> None:
+    """The line where the two are equally fast, interpolated in log speedup between the cells' centres."""
+    table = np.full((len(grid.ys), len(grid.xs)), np.nan)
+    for (x, y), row in grid.cells.items():
+        table[grid.ys.index(y), grid.xs.index(x)] = np.log(row[f"{side}speedup"])
+    if min(table.shape) < 2 or not (np.nanmin(table, initial=0) < 0 < np.nanmax(table, initial=0)):
+        return
+    for width, colour in ((3.2, "white"), (1.6, "black")):
+        axis.contour(np.ma.masked_invalid(table), levels=[0.0], colors=colour, linewidths=width, linestyles=line)

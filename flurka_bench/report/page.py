@@ -1,0 +1,200 @@
+"""The self-contained HTML page: a template, its data, the vendored plotting library. Everything that came from a file is escaped."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flurka_bench import __version__
+from flurka_bench.analysis.answer import SLICE, in_words
+from flurka_bench.analysis.baselines import BASELINES
+from flurka_bench.analysis.speedup import CELL
+from flurka_bench.report.content import Content, knob_words
+from flurka_bench.report.payload import MAX_EXACT_SAMPLES, embed, payload
+from flurka_bench.units import format_ratio
+
+_ASSETS = files("flurka_bench.report")
+NUM_SLICES = 12  # slices (device, level, pass, dtype) answered in full sentences; the map holds all
+
+
+def page(content: Content) -> str:
+    """The whole page as text."""
+    parts = {
+        "title": escape(content.title),
+        "css": (_ASSETS / "page.css").read_text("utf-8"),
+        "badge": '<p class="badge">Predictions only: nothing on this page was measured</p>' if content.predicted_only else "",
+        "subtitle": escape(subtitle(content)),
+        "answer": _answer(content),
+        "warnings": _warnings(content),
+        "agreement": _agreement(content),
+        "environment": _environment(content.runs),
+        "data": _data(content),
+        "payload": embed(payload(content)),
+        "plotly": (_ASSETS / "vendor" / "plotly-cartesian.min.js").read_text("utf-8"),
+        "script": (_ASSETS / "page.js").read_text("utf-8"),
+    }
+    template = (_ASSETS / "page.html").read_text("utf-8")
+    return re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], template)
+
+
+def subtitle(content: Content) -> str:
+    """Devices, number of records by status, and who wrote the page."""
+    devices = ", ".join(dict.fromkeys(str(device) for device in content.records["device"])) or "no device"
+    counts = ", ".join(f"{count} {status}" for status, count in content.counts.items()) or "no records"
+    return f"{devices} · {counts} · flurka-bench {__version__}"
+
+
+def table(rows: Iterable[Sequence[Any]], head: Sequence[str], words: Sequence[int] = (0,), long: Sequence[int] = ()) -> str:
+    """An HTML table of escaped cells; ``words`` and ``long`` are the columns that are text."""
+
+    def cell(tag: str, index: int, value: Any) -> str:
+        kind = "long" if index in long else "word" if index in words else ""
+        kind = "name" if tag == "td" and index == 0 and kind == "word" else kind
+        return f'<{tag}{f" class={kind}" if kind else ""}>{escape(str(value))}</{tag}>'
+
+    lines = ["<tr>" + "".join(cell("th", i, value) for i, value in enumerate(head)) + "</tr>"]
+    lines += ["<tr>" + "".join(cell("td", i, value) for i, value in enumerate(row)) + "</tr>" for row in rows]
+    return '<div class="scroll"><table>' + "".join(lines) + "</table></div>"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """``"1.55× (1.52× to 1.57×)"`` of an answer's best."""
+    if not np.isfinite(row["best"]):
+        return "n/a"
+    known = np.isfinite(row["best_high"])
+    return format_ratio(row["best"]) + (f" ({format_ratio(row['best_low'])} to {format_ratio(row['best_high'])})" if known else "")
+
+
+def slices(answer: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
+    """The answer by (device, level, pass, dtype), the slices with most cells first."""
+    found = [(key, part) for key, part in answer.groupby(SLICE, sort=False)]
+    return sorted(found, key=lambda entry: -int(entry[1]["cells"].max()))
+
+
+ANSWER_HEAD = ("baseline", "faster", "slower", "the same", "not decided", "no time", "median", "best (interval)", "at", "least")
+
+
+def answer_row(row: Mapping[str, Any]) -> list[str]:
+    """One baseline's line of the answer table, as text under ``ANSWER_HEAD``."""
+    counts = [str(row[word]) for word in ("FASTER", "SLOWER", "SAME", "AMBIGUOUS", "MISSING")]
+    label = BASELINES[row["baseline"]].label
+    return [label, *counts, format_ratio(row["median"]), interval(row), row["best_cell"], format_ratio(row["worst"])]
+
+
+def empty_words(content: Content) -> str:
+    """What is there when there is nothing to compare."""
+    if not content.counts:
+        return "This run has no records yet: nothing was measured, nothing can be compared."
+    counts = ", ".join(f"{count} {status}" for status, count in content.counts.items())
+    return f"No two competitors have times for the same workload ({counts}), so there is no speedup to show. The records are below."
+
+
+def _answer(content: Content) -> str:
+    if content.answer.empty:
+        return f"<p>{escape(empty_words(content))}</p>" + _records_table(content)
+    parts = []
+    found = slices(content.answer)
+    for key, part in found[:NUM_SLICES]:
+        rows = part.to_dict("records")
+        parts.append(f"<h3>{escape(' · '.join(str(word) for word in key))}</h3>")
+        parts += [f"<p>{escape(' '.join(in_words(row)))}</p>" for row in rows[:1]]
+        parts.append(table((answer_row(row) for row in rows), ANSWER_HEAD, words=(0, 8)))
+    if len(found) > NUM_SLICES:
+        parts.append(f"<p>{len(found) - NUM_SLICES} more combinations of device, level, pass and dtype are in the map.</p>")
+    parts.append('<p class="soft">A baseline is the fastest of its kind unless it is called the paper’s. Intervals are 95 %; a '
+                 "cell is decided where its interval lies more than 2 % from 1. A smaller k or m is always faster: read a speedup "
+                 "at the k and m that your accuracy needs.</p>")  # fmt: skip
+    return "".join(parts) + _records_table(content)
+
+
+def _records_table(content: Content) -> str:
+    failed = content.records[~content.records["status"].isin(["ok", "predicted"])]
+    if failed.empty:
+        return ""
+    rows = [(row["case_id"], row["status"], row["error"] or "") for row in failed.head(200).to_dict("records")]
+    more = f"<p>{len(failed) - 200} more are in the data.</p>" if len(failed) > 200 else ""
+    head = ("case", "status", "why")
+    return f"<details><summary>{len(failed)} cases without a time</summary>{table(rows, head, words=(0, 1), long=(2,))}{more}</details>"
+
+
+def _warnings(content: Content) -> str:
+    lines = list(content.warnings)
+    if content.left_out:
+        held = len(content.records)
+        lines.append(f"This page holds {held} of {held + content.left_out} records: whole maps, the largest first "
+                     "(all of them: flurka-bench export).")  # fmt: skip
+    return "<ul class=warnings>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+
+
+def percent(value: float) -> str:
+    """``0.123`` -> ``"12%"``; nan -> ``"n/a"``."""
+    return "n/a" if value != value else f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
+
+
+def agreement_tables(content: Content) -> list[tuple[str, Sequence[str], list[list[str]], tuple[int, ...]]]:
+    """The agreement as (title, head, rows, long columns), for every form of the report."""
+    found = content.agreement
+    times = [[r["bottleneck"], str(r["count"]), percent(r["mape"]), percent(r["median_ape"]), percent(r["p90_ape"]), f"{r['bias']:.2f}",
+              percent(r["coverage"])] for r in found.times.to_dict("records")]  # fmt: skip
+    signs = [[r["baseline"], str(r["cells"]), str(r["decided"]), percent(r["sign_agreement"]), f"{r['iou']:.2f}", percent(r["ratio_mape"])]
+             for r in found.signs.to_dict("records") if r["decided"]]  # fmt: skip
+    words = ("FASTER", "SLOWER", "SAME", "AMBIGUOUS")
+    pooled = found.confusion.groupby(["verdict", "predicted_verdict"])["count"].sum() if len(found.confusion) else {}
+    confusion = [[word, *[str(pooled.get((word, other), 0)) for other in words]] for word in words] if len(found.confusion) else []
+    worst = [[r["baseline"], cell_words(r), format_ratio(r["speedup"]), format_ratio(r["predicted_speedup"]), r["explanation"]]
+             for r in found.worst.to_dict("records")]  # fmt: skip
+    return [
+        ("Times, by bottleneck", ("", "cases", "mean error", "median", "90th percentile", "predicted / measured", "inside the band"), times, ()),
+        ("Who wins, where the cells differ by more than the noise",
+         ("baseline", "cells", "decided", "same winner", "overlap (IoU) of the winning regions", "mean error of the speedup"), signs, ()),
+        ("Verdicts, measured (down) against predicted (across), all baselines", ("", *words), confusion, ()),
+        ("The cells whose speedup is farthest off", ("baseline", "cell", "measured", "predicted", "why"), worst, (4,)),
+    ]  # fmt: skip
+
+
+def cell_words(row: Mapping[str, Any]) -> str:
+    """``"layer forward float32 N = 512 k = 64"``: a cell in a line."""
+    return f"{row['level']} {row['pass']} {row['dtype']}, N = {row['seq_len']}" + (f", {words}" if (words := knob_words(row)) else "")
+
+
+def _agreement(content: Content) -> str:
+    if content.predicted_only or content.agreement.times.empty:
+        return "<p>There is nothing to compare: no case here has both a measured and a predicted time.</p>"
+    return "".join(
+        f"<h3>{escape(title)}</h3>" + table(rows, head, words=(0, 1) if long else (0,), long=long)
+        for title, head, rows, long in agreement_tables(content)
+        if rows
+    )
+
+
+def _environment(runs: Sequence[Mapping[str, Any]]) -> str:
+    parts = []
+    for run in runs:
+        name = str(run.get("suite", {}).get("name") or run.get("hardware", "run"))
+        rows = [(key, value) for key, value in flatten(run) if key != "suite.text"]
+        text = run.get("suite", {}).get("text")
+        body = table(rows, ("", ""), words=(0,), long=(1,)) + (f"<h3>The suite</h3><pre>{escape(str(text))}</pre>" if text else "")
+        parts.append(f"<details><summary>{escape(name)}</summary>{body}</details>")
+    return "".join(parts) or "<p>No environment was recorded.</p>"
+
+
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested tables as (dotted key, text) pairs."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _data(content: Content) -> str:
+    count = sum(len(samples) for samples in content.records["samples_s"] if samples is not None)
+    note = " Samples are rounded to six significant digits." if count > MAX_EXACT_SAMPLES else ""
+    return f"<p>{len(content.records)} records, one per case, with all their samples.{note}</p>"
+
+
+assert set(SLICE) <= set(CELL)

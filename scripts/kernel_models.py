@@ -1,0 +1,245 @@
+"""Fit and judge the models of streaming kernels, softmax and fused attention; write constants and bands.
+
+    python scripts/kernel_models.py fit ../shared/data/gpu_ops [--kind softmax] [--dry-run]
+    python scripts/kernel_models.py table ../shared/data/gpu_ops [--kind softmax]
+    python scripts/kernel_models.py bands ../shared/data/gpu_ops
+
+``fit`` finds the shipped constants from all devices. ``table`` judges: *unseen* leaves one device out of the fit and predicts
+its rows from the datasheet; *calibrated* moves the constants by 20 of its rows (stratified by shape; mean over SEEDS) and
+predicts the others. The float32 files hold the host's dispatch, which no datasheet of a device gives: ``host known`` takes it
+as an input, the median of the device's rows under HOST_BYTES (which are dispatch and nothing else); ``unseen`` beside it
+takes the other hosts' median. ``bands`` writes the conformal half-widths of these kinds and prints their coverage.
+"""
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flurka_bench.cost import terms, uncertainty
+from flurka_bench.cost.calibration import calibrate
+from flurka_bench.cost.elementwise import DISPATCH
+from flurka_bench.cost.fitting import Rows, absolute_percentage_error, fit_log, order_right, read_rows, stratified
+from flurka_bench.cost.operators import operator_of
+from flurka_bench.hardware import load
+from flurka_bench.hardware.profile import Profile
+
+SEEDS = (0, 1, 2, 3, 4)
+CALIBRATION_ROWS = 20
+ROWS_PER_GROUP = 400
+HOST_BYTES = 3e5
+
+# What each fit may move, with the prior's width in log units: what physics pins down moves least. The L2 bandwidth of
+# streaming kernels stays at half of the A100 whitepaper's 5,120 bytes a clock over 108 SMs: only one device shows it.
+FREE: dict[str, dict[str, float]] = {
+    "elementwise": {"dram_efficiency": 0.1, "l2_low": 0.2, "l2_high": 0.2, "host_overlap": 0.3},
+    "softmax": {
+        "dram_efficiency": 0.05, "block_lane_ops_per_row": 0.5, "block_lane_ops_per_element": 0.4, "block_lane_ops_per_vector": 0.4, "warp_lane_ops_per_element": 0.5,
+        "miss_low": 0.3, "miss_width": 0.4, "l2_bytes_per_clock_per_sm": 0.3, "l2_low": 0.2, "l2_high": 0.2, "overlap_exponent": 0.2,
+        "lockstep_waves": 0.5, "latency_s": 0.4, "host_overlap": 0.2,
+    },
+    "attention": {
+        "matmul_efficiency": 0.02, "exposed_special": 0.3, "rescale_lane_ops": 0.5, "tile_s": 0.5, "alone_slowdown": 0.5,
+        "combine_s": 0.5, "combine_traffic": 0.5, "sustained_slowdown": 0.7, "floor_s": 0.3,
+    },
+}  # fmt: skip
+PRIOR_WEIGHT = {"elementwise": 1.0, "softmax": 10.0, "attention": 10.0}  # rows of one device are no independent draws
+FILES = {
+    "elementwise": ("add", "mul", "div", "addu", "mulu", "relu", "tanh", "gelu"),
+    "softmax": ("softmax",),
+    "attention": ("attention_bf16",),
+}
+GOALS = {"elementwise": (5, 1.5), "softmax": (12, 4), "attention": (12, 8)}
+WHERE: dict[str, Callable[[Rows], np.ndarray]] = {
+    "attention": lambda rows: rows.columns["seq_len"] >= 512,
+}
+
+
+def groups(folder: Path, kind: str) -> list[Rows]:
+    """The rows of a kind, one entry per op and device, only those that are judged."""
+    picked = [rows for name in FILES[kind] for rows in read_rows(folder / f"{name}.csv.gz")]
+    return [rows.take(WHERE[kind](rows)) if kind in WHERE else rows for rows in picked]
+
+
+def host_known(profile: Profile, rows: Rows) -> Profile:
+    """The profile with the host's dispatch of this op, as timing an empty op on that host would give it."""
+    if rows.op == "attention":
+        return profile
+    small = rows.columns["B"] * rows.columns["H"] * 8 < HOST_BYTES
+    own = float(np.median(rows.seconds[small]))
+    return profile.with_measured({**profile.measured, operator_of(rows).prefix(rows) + "launch_eager_s": own}, {})
+
+
+def bare(name: str) -> Profile:
+    """The shipped profile without anything measured."""
+    return load(name).with_measured({}, {})
+
+
+def fit(kind: str, data: list[Rows], table: Mapping[str, Any], say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """The table with this kind's free constants fitted; every op and device weighs the same."""
+    picked = []
+    for rows in data:
+        index = np.random.default_rng(0).permutation(len(rows))[:ROWS_PER_GROUP]
+        picked.append((host_known(bare(rows.device), rows), rows.take(np.sort(index))))
+    names = list(FREE[kind])
+
+    def moved(shift: np.ndarray) -> dict[str, Any]:
+        trial = copy.deepcopy(dict(table))
+        for name, by in zip(names, shift):
+            trial[kind][name] *= float(np.exp(by))
+        if kind == "attention":  # more than the peak is no efficiency
+            trial[kind]["matmul_efficiency"] = min(trial[kind]["matmul_efficiency"], 1.0)
+        return trial
+
+    def residual(shift: np.ndarray) -> np.ndarray:
+        trial = moved(shift)
+        return np.concatenate(
+            [np.log(operator_of(rows).predict(profile, rows, trial) / rows.seconds) for profile, rows in picked]
+        )
+
+    width = np.array([FREE[kind][name] for name in names]) / PRIOR_WEIGHT[kind]
+    shift, covariance = fit_log(residual, width)
+    result = moved(shift)
+    if kind != "attention":
+        launches = [
+            profile.measured[operator_of(rows).prefix(rows) + "launch_eager_s"] / DISPATCH.get(rows.op, 1.0)
+            for profile, rows in picked
+        ]
+        result[kind]["launch_eager_s"] = float(np.median(launches))
+    for name, sd in zip(names, np.sqrt(np.diag(covariance))):
+        say(f"{kind}.{name:32s} {table[kind][name]:10.4g} -> {result[kind][name]:10.4g}  (± {100 * sd:.1f} %)")
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """log(predicted / measured) of one op on one device it was not fitted on; calibrated: seed -> (held-out index, residuals)."""
+
+    rows: Rows
+    unseen: np.ndarray
+    host: np.ndarray
+    calibrated: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+
+def judge(kind: str, folder: Path, table: Mapping[str, Any]) -> list[Judged]:
+    """The protocol of the table for one kind."""
+    data = groups(folder, kind)
+    result = []
+    for device in sorted({rows.device for rows in data}):
+        without = fit(kind, [rows for rows in data if rows.device != device], table)
+        for rows in (rows for rows in data if rows.device == device):
+            operator, profile = operator_of(rows), bare(device)
+
+            def residual(own: Profile, picked: Rows, operator=operator, without=without) -> np.ndarray:
+                return np.log(operator.predict(own, picked, without) / picked.seconds)
+
+            calibrated = []
+            for seed in SEEDS:
+                chosen = stratified(operator.features(rows), CALIBRATION_ROWS, seed)
+                rest = np.setdiff1d(np.arange(len(rows)), chosen)
+                calibrated.append((rest, residual(calibrate(profile, rows.take(chosen), without), rows.take(rest))))
+            result.append(
+                Judged(
+                    rows=rows,
+                    unseen=residual(profile, rows),
+                    host=residual(host_known(profile, rows), rows),
+                    calibrated=tuple(calibrated),
+                )
+            )
+    return result
+
+
+def _mape(residual: np.ndarray) -> float:
+    return float(absolute_percentage_error(np.exp(residual), 1.0).mean())
+
+
+def _order(one: Judged, residual: np.ndarray, index: Any = slice(None)) -> float:
+    measured = one.rows.seconds[index]
+    return 100 * order_right(measured * np.exp(residual), measured, 1.2)
+
+
+def show(kind: str, judged: list[Judged]) -> None:
+    """Print one block of the table: each device, then the mean over devices with the goals."""
+    print(
+        f"{kind:24s} {'unseen':>7s} {'host known':>10s} {'goal':>5s} {'calibrated':>10s} {'goal':>5s} {'order':>7s} {'calibr.':>8s}"
+    )
+    lines = {}
+    for device in sorted({one.rows.device for one in judged}):
+        own = [one for one in judged if one.rows.device == device]
+        lines[device] = np.mean(
+            [
+                (_mape(one.unseen), _mape(one.host), np.mean([_mape(r) for _, r in one.calibrated]), _order(one, one.host),
+                 np.mean([_order(one, r, index) for index, r in one.calibrated]))
+                for one in own
+            ],
+            axis=0,
+        )  # fmt: skip
+    for name, (unseen, host, calibrated, order, order_calibrated) in {
+        **lines,
+        "mean": np.mean(list(lines.values()), axis=0),
+    }.items():
+        goals = GOALS[kind] if name == "mean" else ("", "")
+        print(
+            f"  {name:22s} {unseen:7.2f} {host:10.2f} {goals[0]:>5} {calibrated:10.2f} {goals[1]:>5} {order:7.2f} {order_calibrated:8.2f}",
+            flush=True,
+        )
+
+
+def half_widths(kind: str, judged: list[Judged], table: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The conformal half-widths of a kind by regime: from held-out devices, and from calibrated devices' held-out rows."""
+    result = {}
+    for long, name in ((False, "small"), (True, "large")):
+        host, centred, calibrated = [], [], []
+        for one in judged:
+            kernel = one.rows.seconds - (0 if kind == "attention" else np.quantile(one.rows.seconds, 0.02))
+            mask = uncertainty.regime(kernel) == long
+            if mask.any():
+                host.append(one.host[mask])
+                centred.append(one.host[mask] - np.median(one.host[mask]))
+                calibrated += [r[mask[index]] for index, r in one.calibrated]
+        result[name] = {
+            "datasheet": uncertainty.conformal_half_width(np.concatenate(host)),
+            "shape": uncertainty.conformal_half_width(np.concatenate(centred)),
+            "calibrated": uncertainty.conformal_half_width(np.concatenate(calibrated)),
+        }
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("fit", "table", "bands"))
+    parser.add_argument("folder", type=Path, help="folder with the operator files")
+    parser.add_argument("--kind", nargs="*", default=list(FREE), choices=list(FREE))
+    parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
+    arguments = parser.parse_args()
+    table = json.loads(terms.CONSTANTS.read_text(encoding="utf-8"))
+    for kind in arguments.kind:
+        if arguments.what == "fit":
+            table = fit(kind, groups(arguments.folder, kind), table, say=print)
+            continue
+        judged = judge(kind, arguments.folder, table)
+        if arguments.what == "table":
+            show(kind, judged)
+        else:
+            bands = json.loads(uncertainty.BANDS.read_text(encoding="utf-8"))
+            bands[kind] = {
+                regime: {name: float(f"{value:.3g}") for name, value in widths.items()}
+                for regime, widths in half_widths(kind, judged, table).items()
+            }
+            print(kind, bands[kind])
+            if not arguments.dry_run:
+                uncertainty.BANDS.write_text(json.dumps(bands, indent=1) + "\n", encoding="utf-8")
+    if arguments.what == "fit" and not arguments.dry_run:
+        rounded = {kind: {name: float(f"{value:.4g}") for name, value in values.items()} for kind, values in table.items()}
+        terms.CONSTANTS.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""Hardware profiles: every shipped figure is checked against physics, and a slip of the pen is an error."""
+
+import math
+
+import pytest
+
+from flurka_bench.errors import RequestError
+from flurka_bench.hardware import load, names, write_profile
+from flurka_bench.hardware.detect import detect_cpu, from_cuda_properties, recognise
+from flurka_bench.hardware.profile import parse_profile
+
+REQUIRED = {
+    "p100-pcie-16gb", "v100-pcie-32gb", "v100-sxm2-32gb", "t4", "a10", "a40", "a100-pcie-40gb", "a100-sxm-40gb", "a100-pcie-80gb",
+    "a100-sxm-80gb", "l4", "l40s", "rtx-3090", "rtx-4090", "rtx-5090", "rtx-pro-6000", "h100-pcie-80gb", "h100-sxm-80gb",
+    "h200-sxm", "gh200-96gb", "b200-sxm", "b300-sxm", "gb200", "mi210", "mi250x", "mi300x", "apple-m1-max", "p4",
+}  # fmt: skip
+
+
+def test_every_promised_target_ships():
+    assert set(names()) >= REQUIRED
+
+
+@pytest.mark.parametrize("name", names())
+def test_profile_round_trips_and_is_physical(name):
+    profile = load(name)
+    assert profile.name == name
+    again = parse_profile(write_profile(profile), "again")
+    assert again == profile
+    for key, figure in {**profile.datasheet, **profile.peaks}.items():
+        assert figure.source in profile.sources, f"{key} cites {figure.source}, which [sources] does not explain"
+    # The ridge point of every accelerator since Pascal lies between 5 and 1000 FLOPs a byte.
+    for dtype in ("float32", "float16"):
+        assert 5 < profile.ridge_flops_per_byte(dtype) < 1000
+    # Matrix units do a power of two FLOPs a clock and SM (CDNA too): catches sparse figures and wrong clocks.
+    for unit in ("tensor.float16", "tensor.bfloat16", "tensor.tf32"):
+        if unit in profile.peak_flops:
+            rate = profile.peak_flops[unit] / (profile.num_sms * profile.tensor_clock_hz)
+            assert rate == pytest.approx(2 ** round(math.log2(rate)), rel=0.03), (unit, rate)
+
+
+def test_textbook_figures():
+    a100 = load("a100")
+    assert a100.name == "a100-sxm-80gb"
+    assert a100.peak_flops["tensor.bfloat16"] == 312e12
+    assert a100.ridge_flops_per_byte("bfloat16") == pytest.approx(153, rel=0.01)
+    assert load("h200").memory_bandwidth_bytes_per_s == 4.8e12
+    assert load("b200").peak_flops["tensor.bfloat16"] == 2.25e15
+    assert load("a100").matmul_unit("float32") == "vector.float32"
+    assert load("v100").matmul_unit("bfloat16") == "vector.float32"
+
+
+def test_no_two_targets_share_a_name():
+    seen = {}
+    for name in names():
+        for key in (name, *load(name).aliases):
+            assert key not in seen, f"{key} names both {seen[key]} and {name}"
+            seen[key] = name
+
+
+def test_unknown_name_offers_the_nearest():
+    with pytest.raises(RequestError, match="did you mean 'h100'"):
+        load("h1000")
+    with pytest.raises(RequestError, match="cannot read"):
+        load("/nowhere/profile.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("memory_bandwidth_bytes_per_s = { value = 2.039e12", "memory_bandwidth_bytes_per_s = { value = 2039", "between"),
+        ("boost_clock_hz = { value = 1.41e9", "boost_clock_hz = { value = 1410", "between"),
+        ('unit = "Hz"', 'unit = "MHz"', "must be in Hz"),
+        ("num_sms = { value = 108", "num_sms = { value = 84", "SMs x lanes"),
+        ('"vector.float32" = { value = 19.5e12', '"vector.float32" = { value = 39e12', "SMs x lanes"),
+        ("l2_bytes =", "l2_size =", "l2_bytes"),
+        ("schema = 1", "schema = 2", "schema"),
+        ('vendor = "nvidia"', "vendor = 3", "vendor"),
+        ("num_sms = { value = 108", "num_sms = { value = true", "number"),
+        ("num_sms = {", "num_sms = [", "not valid TOML"),
+    ],
+)
+def test_a_slip_of_the_pen_is_an_error(old, new, message):
+    text = write_profile(load("a100"))
+    assert old in text
+    with pytest.raises(RequestError, match=message):
+        parse_profile(text.replace(old, new), "profile.toml")
+
+
+def test_measured_numbers_stay_apart():
+    profile = load("a100")
+    calibrated = profile.with_measured({"launch_s": 2.2e-6}, {"rows": 20, "from": 'a "file"\n'})
+    again = parse_profile(write_profile(calibrated), "again")
+    assert again.measured == {"launch_s": 2.2e-6}
+    assert again.measured_about["from"] == 'a "file"\n'
+    assert again.datasheet == profile.datasheet
+    with pytest.raises(RequestError, match="finite"):
+        profile.with_measured({"launch_s": math.nan}, {})
+
+
+def test_the_device_at_hand_is_recognised_by_exact_name_only():
+    assert recognise("NVIDIA H100 PCIe").name == "h100-pcie-80gb"
+    assert recognise("NVIDIA H100") is None
+    cpu = detect_cpu()
+    assert cpu.kind == "cpu" and parse_profile(write_profile(cpu), "again") == cpu
+    unknown_gpu = from_cuda_properties("NVIDIA RTX 5000 Ada Generation", (8, 9), 100, 2.55e9, 32e9, 72e6, 576e9, 102400)
+    assert unknown_gpu.name == "nvidia-rtx-5000-ada-generation"
+    assert unknown_gpu.peak_flops["vector.float32"] == pytest.approx(65.3e12, rel=0.01)  # NVIDIA's datasheet: 65.3 TFLOP/s
+    assert unknown_gpu.peak_flops["tensor.bfloat16"] == pytest.approx(261.1e12, rel=0.01)  # 1044.4 sparse FP8 / 4

@@ -1,0 +1,129 @@
+"""The house keeps its arrows: who may import whom, what stays light, and that no second formula grows."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "flurka_bench"
+WORDS = {"errors", "units", "workload", "ops"}
+
+# Each part of the package and what it may import from the others (docs/architecture.md holds the same table in words).
+MAY_IMPORT = {
+    "errors": set(),
+    "units": {"errors"},
+    "workload": {"errors", "units"},
+    "ops": {"errors", "units", "workload"},
+    "mechanisms": WORDS,
+    "attention": WORDS | {"mechanisms"},
+    "hardware": WORDS,
+    "cost": WORDS | {"mechanisms", "hardware"},
+    "expression": {"errors"},
+    "suite": WORDS | {"expression", "mechanisms"},
+    "results": WORDS | {"mechanisms", "suite", "expression"},
+    "measure": WORDS | {"mechanisms", "attention", "hardware", "suite", "results"},
+    "analysis": WORDS | {"mechanisms", "hardware", "cost", "suite", "results", "measure.statistics", "quality.frontier"},
+    "quality": WORDS | {"mechanisms", "attention", "hardware", "suite", "results", "measure.statistics", "measure.environment"},
+    "plots": WORDS | {"mechanisms", "hardware", "cost", "suite", "results", "analysis", "quality.frontier"},
+    "report": WORDS | {"mechanisms", "hardware", "cost", "suite", "results", "analysis", "plots", "quality.frontier"},
+    "cli": None,  # everything
+    "__init__": set(),
+    "__main__": {"cli"},
+}
+
+
+def modules():
+    return sorted(path for path in PACKAGE.rglob("*.py") if "vendor" not in path.parts)
+
+
+def imports_of(path):
+    """The project's modules that a file imports, wherever in the file, as dotted names below the package."""
+    package = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *([base] if base else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name == "flurka_bench" or name.startswith("flurka_bench."):
+                yield name.removeprefix("flurka_bench").lstrip(".")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_follow_the_flow(path):
+    part = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    assert part in MAY_IMPORT, f"{part} is new: give it a place in docs/architecture.md and here"
+    allowed = MAY_IMPORT[part]
+    for name in imports_of(path):
+        target = name.split(".")[0]
+        if allowed is None or target in ("", part, "__version__"):
+            continue
+        assert target in allowed or any(name.startswith(entry) for entry in allowed if "." in entry), (
+            f"{path.relative_to(PACKAGE)} imports {name}; {part} may import {', '.join(sorted(allowed)) or 'nothing'}"
+        )
+
+
+def test_the_model_and_the_clock_are_independent():
+    for path in modules():
+        part = path.relative_to(PACKAGE).parts[0]
+        names = list(imports_of(path))
+        assert not (part == "cost" and any(name.startswith("measure") for name in names)), path
+        assert not (part == "measure" and any(name.startswith("cost") for name in names)), path
+
+
+def heavy_after(arguments):
+    """Which of the heavy packages a command has imported when it ends."""
+    code = f"""
+import contextlib, io, sys
+sys.argv = ["flurka-bench", *{arguments!r}]
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    from flurka_bench.cli import main
+    main()
+print(sorted({{"torch", "pandas", "matplotlib", "sympy", "scipy"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    return set(ast.literal_eval(done.stdout.strip().splitlines()[-1]))
+
+
+SHAPE = ["--seq-len", "4096", "--rank", "128", "--num-features", "64"]
+PREDICT = ["predict", "--hardware", "h100", "--mechanism", "flurka-relu", "--level", "layer", *SHAPE, "--json"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], PREDICT], ids=["help", "predict"])
+def test_light_commands_import_nothing_heavy(arguments):
+    assert heavy_after(arguments) == set()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["recommend", "--hardware", "h100", "--seq-len", "4096", "--model-dim", "512", "--json"],
+        ["regions", "--flops", "--level", "layer"],
+        ["hardware", "list"],
+        ["suites", "list"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_answers_never_import_torch(arguments):
+    assert "torch" not in heavy_after(arguments)
+
+
+def test_every_verb_shows_an_example():
+    from flurka_bench.cli.main import GROUPS, VERBS, build_app
+
+    app = build_app()
+    texts = {command.name: command.callback.__doc__ for command in app.registered_commands}
+    for group in app.registered_groups:
+        for command in group.typer_instance.registered_commands:
+            texts[f"{group.name} {command.name or command.callback.__name__}"] = command.callback.__doc__
+    assert {name.split()[0] for name in texts} >= set(VERBS) - {"train"}
+    assert set(GROUPS) <= {name.split()[0] for name in texts}
+    for name, text in texts.items():
+        assert text and "Example: flurka-bench" in text, f"{name} --help shows no example"

@@ -1,0 +1,221 @@
+"""Statistics against what they claim: error rates on simulated noise, invariances, hand-computed numbers."""
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flurka_bench.errors import RequestError
+from flurka_bench.measure import statistics
+from flurka_bench.measure.statistics import (
+    RatioEstimate,
+    StoppingRule,
+    block_length,
+    median_interval,
+    modified_z_scores,
+    outliers,
+    paired_ratio,
+    unpaired_ratio,
+    verdict,
+)
+
+
+def noise(rng, num_rounds, *, autocorrelation=0.0, heavy=False, sigma=0.05):
+    """Log-noise with unit-free scale ``sigma``; heavy is Student's t with two degrees of freedom (infinite variance)."""
+    shocks = rng.standard_t(2, num_rounds) if heavy else rng.standard_normal(num_rounds)
+    values = np.empty(num_rounds)
+    last = 0.0
+    for index, shock in enumerate(shocks):
+        last = values[index] = autocorrelation * last + shock
+    return sigma * math.sqrt(1 - autocorrelation**2) * values
+
+
+def error_rates(*, true_ratio=1.0, trials=200, num_rounds=30, drift=0.0, **kind):
+    """(share of intervals that miss the truth, share of verdicts, by name)."""
+    rng = np.random.default_rng(7)
+    misses, verdicts = 0, dict.fromkeys(statistics.VERDICTS, 0)
+    for trial in range(trials):
+        common = np.linspace(0, drift, num_rounds)
+        baseline = np.exp(math.log(true_ratio) + common + noise(rng, num_rounds, **kind))
+        candidate = np.exp(common + noise(rng, num_rounds, **kind))
+        estimate = paired_ratio(baseline, candidate, num_resamples=300, seed=trial)
+        misses += not estimate.low <= true_ratio <= estimate.high
+        verdicts[estimate.verdict] += 1
+    return misses / trials, {name: count / trials for name, count in verdicts.items()}
+
+
+# Stated error rates: 95 % intervals may miss 5 %; with 200 trials the count's own spread allows up to 9 %.
+@pytest.mark.parametrize(
+    ("kind", "allowed_misses"),
+    [
+        ({}, 0.09),
+        ({"drift": 2.0}, 0.09),  # a clock that slows sevenfold during the run
+        ({"heavy": True}, 0.09),
+        ({"heavy": True, "drift": 2.0}, 0.09),
+        ({"autocorrelation": 0.5}, 0.14),
+        ({"num_rounds": 8}, 0.09),
+        ({"num_rounds": 100, "autocorrelation": 0.6}, 0.13),
+    ],
+)
+def test_intervals_cover_the_truth_and_a_mechanism_against_itself_is_not_called_different(kind, allowed_misses):
+    misses, verdicts = error_rates(**kind)
+    assert misses <= allowed_misses
+    assert verdicts["FASTER"] + verdicts["SLOWER"] <= 0.05
+
+
+def test_without_blocks_autocorrelation_is_mistaken_for_certainty(monkeypatch):
+    """The negative of the test above: the plain bootstrap fails where the block bootstrap holds."""
+    with_blocks, _ = error_rates(num_rounds=100, autocorrelation=0.7)
+    monkeypatch.setattr(statistics, "block_length", lambda values: 1)
+    without, _ = error_rates(num_rounds=100, autocorrelation=0.7)
+    assert without > 0.25 > with_blocks
+
+
+def test_without_pairing_drift_is_mistaken_for_noise():
+    rng = np.random.default_rng(3)
+    common = np.linspace(0, 1.0, 40)
+    baseline = np.exp(math.log(1.1) + common + noise(rng, 40, sigma=0.01))
+    candidate = np.exp(common + noise(rng, 40, sigma=0.01))
+    assert paired_ratio(baseline, candidate).verdict == "FASTER"
+    assert unpaired_ratio(baseline, candidate).verdict == "AMBIGUOUS"
+
+
+def test_power_a_real_difference_is_found():
+    _, verdicts = error_rates(true_ratio=1.10, sigma=0.03)
+    assert verdicts["FASTER"] >= 0.95
+    _, verdicts = error_rates(true_ratio=1 / 1.10, sigma=0.03)
+    assert verdicts["SLOWER"] >= 0.95
+    _, verdicts = error_rates(true_ratio=1.0, sigma=0.01)
+    assert verdicts["SAME"] >= 0.95
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (1.03, 1.05, "FASTER"),
+        (1.01, 1.05, "AMBIGUOUS"),
+        (0.99, 1.015, "SAME"),
+        (0.90, 0.97, "SLOWER"),
+        (0.97, 1.01, "AMBIGUOUS"),
+        (0.5, 2.0, "AMBIGUOUS"),
+        (0.0, math.inf, "AMBIGUOUS"),
+    ],
+)
+def test_verdicts(low, high, expected):
+    assert verdict(low, high) == expected
+
+
+@given(st.floats(0.5, 2), st.floats(1.0, 2))
+def test_swapping_the_sides_swaps_the_verdict(low, widening):
+    high = low * widening
+    swapped = {"FASTER": "SLOWER", "SLOWER": "FASTER"}
+    here = verdict(low, high)
+    assert verdict(1 / high, 1 / low) == swapped.get(here, here)
+
+
+def test_swapping_the_sides_inverts_the_estimate():
+    rng = np.random.default_rng(0)
+    a, b = np.exp(noise(rng, 25)), np.exp(noise(rng, 25))
+    forth, back = paired_ratio(a, b), paired_ratio(b, a)
+    assert forth.ratio == pytest.approx(1 / back.ratio)
+    assert (forth.low, forth.high) == (pytest.approx(1 / back.high, rel=0.02), pytest.approx(1 / back.low, rel=0.02))
+
+
+def test_ratio_by_hand_and_scale_freedom():
+    baseline, candidate = [2.0, 4.0, 6.0, 8.0, 30.0], [1.0, 2.0, 2.0, 4.0, 1.0]  # ratios 2 2 3 2 30: the median is 2
+    estimate = paired_ratio(baseline, candidate)
+    assert estimate.ratio == pytest.approx(2.0)
+    assert estimate.num_pairs == 5
+    in_microseconds = paired_ratio([value * 1e-6 for value in baseline], [value * 1e-6 for value in candidate])
+    assert in_microseconds.low == pytest.approx(estimate.low)
+
+
+def test_only_rounds_that_both_have_are_paired():
+    baseline = {0: 2.0, 1: 2.0, 2: 99.0, 3: 2.0, 4: 2.0, 5: 2.0}
+    candidate = {0: 1.0, 1: 1.0, 3: 1.0, 4: 1.0, 5: 1.0, 9: 50.0}
+    estimate = paired_ratio(list(baseline.values()), list(candidate.values()), list(baseline), list(candidate))
+    assert (estimate.ratio, estimate.num_pairs) == (pytest.approx(2.0), 5)
+
+
+def test_too_few_pairs_decide_nothing():
+    estimate = paired_ratio([2.0] * 4, [1.0] * 4)
+    assert (estimate.ratio, estimate.low, estimate.high, estimate.verdict) == (2.0, 0.0, math.inf, "AMBIGUOUS")
+    assert math.isnan(paired_ratio([], []).ratio)
+    assert unpaired_ratio([1.0], [2.0] * 9).verdict == "AMBIGUOUS"
+
+
+def test_same_seed_same_interval_other_seed_another():
+    rng = np.random.default_rng(0)
+    a, b = np.exp(noise(rng, 31)), np.exp(noise(rng, 31))
+    assert paired_ratio(a, b, seed=1) == paired_ratio(a, b, seed=1)
+    assert len({paired_ratio(a, b, seed=seed, num_resamples=50).low for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
+def test_times_that_are_no_times_are_refused(bad):
+    with pytest.raises(RequestError, match="finite and above 0"):
+        paired_ratio([1.0, bad, 1.0, 1.0, 1.0, 1.0], [1.0] * 6)
+
+
+def test_modified_z_scores_by_hand():
+    # median 3, deviations -2 -1 0 1 97, MAD 1
+    assert modified_z_scores([1, 2, 3, 4, 100]) == pytest.approx([-1.349, -0.6745, 0, 0.6745, 65.4265])
+    assert outliers([1, 2, 3, 4, 100]).tolist() == [False, False, False, False, True]
+    assert modified_z_scores([5, 5, 5]).tolist() == [0, 0, 0]
+    assert outliers([5.0] * 20 + [6.0]).tolist() == [False] * 20 + [True]  # MAD is 0: the mean deviation stands in
+
+
+def test_block_length_grows_with_autocorrelation():
+    rng = np.random.default_rng(0)
+    white, red = (np.median([block_length(noise(rng, 200, autocorrelation=rho)) for _ in range(20)]) for rho in (0.0, 0.9))
+    assert white == 1
+    assert red >= 10
+    assert block_length(np.ones(6)) >= 1
+
+
+def test_median_interval_holds_the_median():
+    rng = np.random.default_rng(5)
+    hits = 0
+    for trial in range(100):
+        median, low, high = median_interval(np.exp(noise(rng, 30)), seed=trial, num_resamples=300)
+        assert low <= median <= high
+        hits += low <= 1.0 <= high
+    assert hits >= 88
+    assert median_interval([1.0, 2.0]) == (pytest.approx(math.sqrt(2)), 0.0, math.inf)
+
+
+def estimate_of_width(width):
+    return RatioEstimate(ratio=1.0, low=1 - width / 2, high=1 + width / 2, verdict="SAME", num_pairs=10)
+
+
+def test_stopping_rule_names_its_reason():
+    rule = StoppingRule(relative_width=0.02, budget_s=1.0, min_rounds=8, max_rounds=100)
+    narrow, wide = estimate_of_width(0.01), estimate_of_width(0.03)
+    assert rule.stop_reason(8, 0.1, [narrow, narrow]) == "interval"
+    assert rule.stop_reason(8, 0.1, [narrow, wide]) is None
+    assert rule.stop_reason(7, 0.1, [narrow]) is None
+    assert rule.stop_reason(8, 1.0, [wide]) == "budget"
+    assert rule.stop_reason(3, 1.5, []) is None  # a slow case gets its rounds ...
+    assert rule.stop_reason(3, 2.0, []) == "budget"  # ... up to twice the budget
+    assert rule.stop_reason(100, 0.1, [wide]) == "max_rounds"
+    with pytest.raises(RequestError, match="budget_s"):
+        StoppingRule(budget_s=0)
+
+
+def test_intervals_are_looked_at_rarely_once_there_are_many_rounds():
+    rule = StoppingRule(budget_s=1e9, max_rounds=10_000)
+    assert sum(rule.due(rounds, 0.0) for rounds in range(1000)) < 80
+    assert rule.due(3, 2e9)
+
+
+def test_bootstrap_is_fast_enough_to_run_in_a_report_of_thousands():
+    rng = np.random.default_rng(0)
+    a, b = np.exp(noise(rng, 50)), np.exp(noise(rng, 50))
+    paired_ratio(a, b)
+    start = time.perf_counter()
+    for _ in range(20):
+        paired_ratio(a, b)
+    assert (time.perf_counter() - start) / 20 < 0.05  # about 2 ms on a slow core

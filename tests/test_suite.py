@@ -1,0 +1,216 @@
+"""Suites: what a file says becomes canonical cases, or one clear line."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flurka_bench import mechanisms
+from flurka_bench.errors import RequestError
+from flurka_bench.expression import Expression
+from flurka_bench.suite import AXES, load_suite, parse_suite, shipped_suites
+
+REPOSITORY = Path(__file__).parents[1]
+
+BASIC = """
+name = "basic"
+[axes]
+mechanism = ["full-sdpa", "low-rank", "flurka-relu"]
+seq_len = {from = 1024, to = 4096, factor = 2}
+rank = [128, 256]
+num_features = [32, 64]
+"""
+
+
+def test_equal_computations_are_one_case():
+    cases = parse_suite(BASIC).cases()
+    by_mechanism = {name: [case for case in cases if case.mechanism == name] for name in {case.mechanism for case in cases}}
+    # 3 lengths; full attention knows neither rank nor features, low-rank no features
+    assert {name: len(group) for name, group in by_mechanism.items()} == {"full-sdpa": 3, "low-rank": 6, "flurka-relu": 12}
+    assert len({case.case_id for case in cases}) == len(cases)
+
+
+def test_competitors_of_a_workload_stand_together():
+    keys = [case.workload_key for case in parse_suite(BASIC).cases()]
+    assert len({key for key in keys}) == sum(1 for left, right in zip([None, *keys], keys) if left != right)
+
+
+def test_zip_advances_together_and_multiplies_the_shared_axes():
+    text = """
+    axes = {mechanism = "flurka-relu", seq_len = [512, 1024], head_dim = 64}
+    [[zip]]
+    rank = [64, 128, 256]
+    num_features = [16, 32, 64]
+    compression = "conv"
+    """
+    pairs = [(case.seq_len, case.rank, case.num_features, case.compression) for case in parse_suite(text).cases()]
+    assert sorted(pairs) == [(n, k, m, "conv") for n in (512, 1024) for k, m in ((64, 16), (128, 32), (256, 64))]
+
+
+def test_a_block_replaces_a_shared_axis_and_blocks_add_up():
+    text = """
+    axes = {mechanism = ["full-math"], seq_len = [512]}
+    [[product]]
+    head_dim = [32, 64]
+    [[product]]
+    seq_len = [1024, 2048]
+    """
+    assert [(case.seq_len, case.head_dim) for case in parse_suite(text).cases()] == [(512, 32), (512, 64), (1024, 64), (2048, 64)]
+
+
+@pytest.mark.parametrize(
+    ("written", "values"),
+    [
+        ("{from = 1, to = 16, factor = 4}", [1, 4, 16]),
+        ("{from = 100, to = 1000, factor = 3}", [100, 300, 900]),
+        ("{from = 64, to = 1024, num = 3}", [64, 256, 1024]),
+        ("{from = 2, to = 4, num = 9}", [2, 3, 4]),  # rounded values occur once
+        ("{from = 7, to = 7, factor = 2}", [7]),
+        ("5", [5]),
+    ],
+)
+def test_ranges(written, values):
+    cases = parse_suite(f'axes = {{mechanism = "full-math", seq_len = {written}}}').cases()
+    assert [case.seq_len for case in cases] == values
+
+
+def test_exclusions_see_the_canonical_case():
+    cases = parse_suite('exclude = ["rank > seq_len / 8", "num_features == 64 and pass == \'forward\'"]' + BASIC).cases()
+    assert any(case.mechanism == "full-sdpa" for case in cases)  # it has no rank, so nothing is known against it
+    assert all(case.rank is None or case.rank <= case.seq_len / 8 for case in cases)
+    assert {case.num_features for case in cases} == {None, 32}
+
+
+def test_device_tables_replace_key_by_key():
+    text = BASIC + '[budget]\ntime = "80s"\nmemory = "4GB"\n[cuda]\naxes = {dtype = ["bfloat16"]}\nbudget = {time = "20s"}\n'
+    cpu, cuda = parse_suite(text), parse_suite(text, device_kind="cuda")
+    assert {case.dtype for case in cpu.cases()} == {"float32"} and {case.dtype for case in cuda.cases()} == {"bfloat16"}
+    assert len(cpu.cases()) == len(cuda.cases())
+    assert (cpu.budget.time_s, cuda.budget.time_s, cuda.budget.memory_bytes) == (80, 20, 4 * 10**9)
+
+
+MISTAKES = {
+    'nmae = "x"\n' + BASIC: r"unknown key 'nmae' \(did you mean 'name'\?\)",
+    BASIC.replace("flurka-relu", "flurka-rleu"): r"unknown mechanism 'flurka-rleu' \(did you mean 'flurka-relu'\?\)",
+    BASIC.replace("seq_len", "seqlen"): r"unknown axis in \[axes\] 'seqlen' \(did you mean 'seq_len'\?\)",
+    BASIC.replace("[128, 256]", "[128, -1]"): r"rank takes whole numbers from 1 to 2\^40, got -1",
+    BASIC.replace("[128, 256]", "[12.5]"): r"rank takes whole numbers .* got 12.5",
+    BASIC.replace("[128, 256]", "[true]"): r"rank takes whole numbers .* got True",
+    BASIC.replace("[128, 256]", "[]"): r"rank has no values",
+    BASIC.replace("[128, 256]", "[8192, 16384]"): r"every rank is larger than every seq_len",
+    BASIC + "head_dim = 0": r"head_dim takes whole numbers from 1 .* got 0",
+    BASIC + "dtype = 'fp32'": r"unknown dtype 'fp32'",
+    BASIC + "backend = [['eager']]": r"unknown backend",
+    'exclude = ["seq_len > 1"]' + BASIC: r"expands to no case: all \d+ possible ones are excluded",
+    'axes = {mechanism = "flurka-elu", level = "layer", order = "absorbed", rank = 64}': r"expands to no case: .*has no order",
+    'axes = {mechanism = "low-rank"}': r"expands to no case: .*rank",
+    'axes = {seq_len = 5}': r"must name its mechanisms",
+    'axes = {mechanism = "full-math", seq_len = {from = 1, to = 200000, num = 10000}, batch = [1, 2]}':
+        r"expands to 1\d\d\d\d cases; the limit is 10000",
+    'axes = {mechanism = "full-math", seq_len = {from = 1, to = 900000, num = 9000}, batch = {from = 1, to = 900, num = 100}}':
+        r"asks for \d+ combinations; the limit is 200000",
+    'axes = {mechanism = "full-math", seq_len = {from = 8, to = 4, factor = 2}}': r"'to' at least 'from'",
+    'axes = {mechanism = "full-math", seq_len = {from = 8, to = 16, factor = 1}}': r"factor of at least 1.001",
+    'axes = {mechanism = "full-math", seq_len = {from = 8, to = 16}}': r"a range is",
+    BASIC.replace('"basic"', '"../up"'): r"a suite's name has up to 64 letters",
+    BASIC + "[[zip]]\nbatch = [1, 2]\nnum_heads = [1, 2, 3]": r"must be equally long",
+    BASIC + "[budget]\ntime = '80 parsecs'": r"budget time must be a positive number with a unit",
+    BASIC + "[budget]\ntme = '80s'": r"unknown key in \[budget\] 'tme' \(did you mean 'time'\?\)",
+    BASIC + "[cuda]\naxes = {dtype = 'fp8'}": r"unknown dtype 'fp8'",
+    'exclude = ["rnk > 5"]' + BASIC: r"unknown name in the expression .* \(did you mean 'rank'\?\)",
+    'exclude = ["__import__(\'os\')"]' + BASIC: r"got Call",
+    'exclude = ["rank.real > 1"]' + BASIC: r"got Attribute",
+    'exclude = ["rank >"]' + BASIC: r"cannot read the expression",
+    'exclude = ["rank > \'a\'"]' + BASIC: r"cannot be computed",
+    'exclude = ["seq_len / 0 > 1"]' + BASIC: r"cannot be computed",
+    'exclude = ["rank"]' + BASIC: r"is not a condition",
+    'exclude = ["9 ** 9 ** 9 > rank"]' + BASIC: r"got BinOp",
+    'exclude = "rank > 5"' + BASIC: r"exclude must be a list of texts",
+    'baselines = ["ful-math"]' + BASIC: r"unknown mechanism 'ful-math' \(did you mean 'full-math'\?\)",
+    "axes = 5": r"axes must be a table",
+    "name = 'a'\naxes = {mechanism = [}": r"not valid TOML: .*line 2, column 22",
+    "a = " + "[" * 5000: r"not valid TOML",
+    "a = " + "9" * 5000: r"not valid TOML",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_gets_one_line(text):
+    with pytest.raises(RequestError, match=MISTAKES[text]) as caught:
+        parse_suite(text).cases()
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_suites_and_unreadable_files(tmp_path):
+    with pytest.raises(RequestError, match=r"unknown suite 'quikc' \(did you mean 'quick'\?\)"):
+        load_suite("quikc")
+    with pytest.raises(RequestError, match="no suite file at"):
+        load_suite(tmp_path / "absent.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RequestError, match="cannot read suite file"):
+        load_suite(tmp_path / "binary.toml")
+
+
+def test_shipped_suites_hold_what_they_promise():
+    assert {"quick", "core", "layer", "paper"} <= set(shipped_suites())
+    for name in shipped_suites():
+        for device_kind in ("cpu", "cuda"):
+            suite = load_suite(name, device_kind)
+            assert suite.name == name and suite.description and 0 < len(suite.cases()) <= 2000
+    quick = load_suite("quick").cases()
+    assert {case.mechanism for case in quick} == set(mechanisms.MECHANISMS)
+    assert {"core", "layer"} <= {case.level for case in quick}
+
+
+def test_suites_lie_in_the_package_and_at_the_top():
+    assert {path.name for path in (REPOSITORY / "suites").glob("*.toml")} == {f"{name}.toml" for name in shipped_suites()}
+
+
+@pytest.mark.parametrize(
+    ("text", "record", "holds"),
+    [
+        ("rank > seq_len / 4", {"rank": 300, "seq_len": 1000}, True),
+        ("rank > seq_len / 4", {"rank": None, "seq_len": 1000}, False),
+        ("not rank > seq_len", {"rank": 5, "seq_len": 1000}, True),
+        ("64 <= rank < 256 and rank % 64 == 0", {"rank": 128}, True),
+        ("64 <= rank < 256", {"rank": 256}, False),
+        ("mechanism in ['full-math', 'low-rank'] or rank == -1", {"mechanism": "low-rank", "rank": 2}, True),
+        ("pass == 'train'", {"pass": "train"}, True),
+        ("rank * num_features // 2 - 1 != 63", {"rank": 8, "num_features": 16}, False),
+    ],
+)
+def test_expressions(text, record, holds):
+    assert Expression(text, AXES).holds(record) is holds
+
+
+FRAGMENTS = st.sampled_from(
+    [*AXES, *mechanisms.MECHANISMS, "[axes]", "[[zip]]", "[[product]]", "[cuda]", "[budget]", "exclude", "=", "[", "]", "{", "}",
+     ",", '"', "'", "\n", "from", "to", "factor", "num", "1024", "-1", "1e400", "nan", "true", " > ", "80s", "and", "\x00", "é"]
+)  # fmt: skip
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.data())
+def test_mangled_suites_give_clean_errors(data):
+    lines = BASIC.splitlines(keepends=True)
+    for _ in range(data.draw(st.integers(1, 3))):
+        where = data.draw(st.integers(0, len(lines) - 1))
+        column = data.draw(st.integers(0, len(lines[where])))
+        lines[where] = lines[where][:column] + "".join(data.draw(st.lists(FRAGMENTS, max_size=4))) + lines[where][column + 2 :]
+    try:
+        cases = parse_suite("".join(lines)).cases()
+    except RequestError as error:
+        assert not re.search(r"\n|Traceback", str(error))
+    else:
+        assert cases
+
+
+def test_loading_a_suite_imports_neither_torch_nor_pandas():
+    code = "import sys; from flurka_bench.suite import load_suite; load_suite('quick').cases()"
+    code += "; print('torch' in sys.modules, 'pandas' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
+    assert output.split() == ["False", "False"]
