@@ -131,7 +131,6 @@ class Recorder:
     def backward(self, out: Var) -> None:
         """Appends the backward ops, starting from a given gradient of ``out`` that lies ready in memory."""
         grads: dict[int, Var] = {id(out): self._new("grad_output", out.shape, role="input")}
-        owned: set[str] = set()  # memory that nothing else refers to, so that sums go in place
         self._phase = "backward"
         for stage, produced, inputs, pull in reversed(self._steps):
             gradient = grads.pop(id(produced), None)
@@ -146,7 +145,10 @@ class Recorder:
                 self._hold(self.ops[start:], but=made)  # what a node was given and has saved goes when it is done
                 for x, g in pulled:
                     seen = grads.get(id(x))
-                    grads[id(x)] = g if seen is None else self._accumulate(seen, g, owned)
+                    if seen is not None:
+                        shared = sum(other.tensor is seen.tensor for other in grads.values()) > 1
+                        g = self._accumulate(seen, g, in_place=not shared and seen.tensor.role != "input")
+                    grads[id(x)] = g
         self._phase, self._gradients = "forward", grads
 
     def adamw(self) -> None:
@@ -167,14 +169,10 @@ class Recorder:
         names = {tensor.name for op in ops for tensor in (*op.reads, *op.writes)} - but
         self.held_until |= dict.fromkeys(names, len(self.ops) - 1)
 
-    def _accumulate(self, a: Var, b: Var, owned: set[str]) -> Var:
-        """The sum of two gradients of one tensor, in place where the first's memory is already a sum of our own."""
-        if a.tensor.name in owned:
-            self._emit("elementwise", "accumulate", self._flat(a.shape), (a, b), (a,), vector_flops=a.tensor.numel)
-            return a
-        out = self._new("accumulate", a.shape)
-        self._emit("elementwise", "accumulate", self._flat(a.shape), (a, b), (out,), vector_flops=out.tensor.numel)
-        owned.add(out.tensor.name)
+    def _accumulate(self, a: Var, b: Var, *, in_place: bool) -> Var:
+        """The sum of two gradients of one tensor, in the first's memory where nothing else needs it."""
+        out = a if in_place else self._new("accumulate", a.shape)
+        self._emit("elementwise", "accumulate", self._flat(a.shape), (a, b), (out,), vector_flops=a.tensor.numel)
         return out
 
     def _grad(self, of: Var, *, of_view: bool = False) -> Var:
