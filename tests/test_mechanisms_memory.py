@@ -33,6 +33,7 @@ FORMS = [
     for level in ("core", "layer")
     for order in (cell.orders if level == "layer" else (None,))
     for pass_ in ("forward", "train")
+    if level == "core" or pass_ == "train" or order == cell.orders[-1]
 ]
 
 
@@ -42,7 +43,7 @@ def test_peak_is_the_measured_one(name, level, order, pass_):
     pytest.importorskip("torch")
     sdpa = MECHANISMS[name].similarity == "sdpa"
     case = Case(
-        mechanism=name, level=level, order=order, pass_=pass_, batch=2, num_heads=8, seq_len=3072 if sdpa else 1024,
+        mechanism=name, level=level, order=order, pass_=pass_, batch=2, num_heads=8, seq_len=3072 if sdpa else 768,
         head_dim=32, rank=128, num_features=64 if name != "kernel-favor" else 48,
     )  # fmt: skip
     tolerance = 0.1 if sdpa else 0.05
