@@ -32,19 +32,26 @@ class Fit:
     ``prior`` gives, for each path into the table of constants, the value before any row is seen (round numbers from
     datasheets and physics; see docs/cost-model.md). ``free`` gives for each parameter the paths it multiplies and its
     prior's width in log units: one for all families of kernels together, and a narrower one for each family's own part,
-    so that a family none of whose devices is seen falls back on what the others say.
+    so that a family none of whose devices is seen falls back on what the others say. ``own_scale`` and ``own_launch`` (log
+    units) let each group of rows differ as a whole; ``throttled`` devices' rows are judged but never fitted.
     """
 
     files: tuple[str, ...]
     path: Path
     prior: Mapping[tuple[str, ...], float]
     free: Mapping[str, tuple[tuple[tuple[str, ...], ...], float]]
+    own_scale: float = 0.0
+    own_launch: float = 0.0
+    throttled: tuple[str, ...] = ()
 
 
 FAMILY_WIDTH = 0.25
 
 
-def _fit(files: tuple[str, ...], path: Path, unit: str, shared: Mapping[str, float], families: Mapping[str, Mapping[str, float]]) -> Fit:
+WIDTHS = {"compute_efficiency": 0.1, "tile_overhead": 0.3, "wave_rounding": 0.2, "picojoules_per_flop": 0.15, "prologue_cycles": 0.3}
+
+
+def _fit(files: tuple[str, ...], path: Path, unit: str, shared: Mapping[str, float], families: Mapping[str, Mapping[str, float]], **more: Any) -> Fit:
     """A fit of ``shared`` constants (``group.name`` -> prior) and of ``families``' own (name -> family -> prior)."""
     prior, free = {}, {}
     for where, value in shared.items():
@@ -53,15 +60,14 @@ def _fit(files: tuple[str, ...], path: Path, unit: str, shared: Mapping[str, flo
         free[where] = ((at,), 0.5)
     for name, by_family in families.items():
         paths = {family: (unit, "generations", family, name) for family in by_family}
+        width = WIDTHS.get(name, 0.5) if unit == "vector" else 0.5
         prior |= {paths[family]: value for family, value in by_family.items()}
-        if name == "picojoules_per_flop" and unit == "vector":
-            free[f"all.{name}"] = (tuple(paths.values()), 0.5)
-        elif len(set(by_family.values())) == 1 and len(by_family) > 1:
-            free[f"all.{name}"] = (tuple(paths.values()), 0.5)
-            free |= {f"{family}.{name}": ((at,), FAMILY_WIDTH) for family, at in paths.items()}
+        if len(set(by_family.values())) == 1 and len(by_family) > 1:
+            free[f"all.{name}"] = (tuple(paths.values()), width)
+            free |= {f"{family}.{name}": ((at,), min(width, FAMILY_WIDTH)) for family, at in paths.items()}
         else:  # families that differ by design share nothing
             free |= {f"{family}.{name}": ((at,), 0.5) for family, at in paths.items()}
-    return Fit(files=files, path=path, prior=prior, free=free)
+    return Fit(files=files, path=path, prior=prior, free=free, **more)
 
 
 _BOTH = {"common.l2_capacity": 0.3, "common.reread": 0.5, "common.overlap_exponent": 2.0, "common.power_window_s": 3e-4,
@@ -83,23 +89,23 @@ MATMUL_TENSOR = _fit(
         "picojoules_per_flop": {"mma": 1.5, "wgmma": 0.8},
     },
 )  # fmt: skip
-# 0.85 (TDP - 20 W) / peak of each architecture's board with the most power for its peak: P40, V100 SXM2, RTX 2080 Ti, A100 PCIe,
-# RTX 4090, H100 PCIe, RTX 5090; what those boards are built to sustain. One factor for all of them is fitted.
-_SIMT_ENERGY = {"pascal": 16.6, "volta": 15.2, "turing": 14.5, "ampere": 10.0, "ada": 4.4, "hopper": 5.5, "blackwell": 5.5, "blackwell-rtx": 4.5}
 _SIMT = ("maxwell", "volta-simt", "ampere-simt")
 MATMUL_VECTOR = _fit(
     ("bmm", "linear"),
     matmul.CONSTANTS,
     "vector",
-    {**_BOTH, "common.power_window_s": 1e-3, "common.prologue_cycles": 1000.0, "common.epilogue_exponent": 0.5,
+    {**_BOTH, "common.power_window_s": 1e-3, "common.epilogue_exponent": 0.5,
      "layouts.linear.split_s": 3e-6, "layouts.linear.launch_eager_s": 5e-5, "layouts.batched.launch_eager_s": 3e-5},
     {
         "compute_efficiency": dict.fromkeys(_SIMT, 0.95),
         "tile_overhead": dict.fromkeys(_SIMT, 0.1),
+        "stride_reach_bytes": {"maxwell": 2e5, "volta-simt": 1e6, "ampere-simt": 1e6},  # address translation since Volta reaches further
         "wave_rounding": dict.fromkeys(_SIMT, 0.9),
         "epilogue_cycles": dict.fromkeys(_SIMT, 2000.0),
-        "picojoules_per_flop": _SIMT_ENERGY,
     },
+    own_scale=0.07,
+    own_launch=0.3,
+    throttled=("p4",),
 )  # fmt: skip
 
 FITS: dict[str, Fit] = {"matmul-tensor": MATMUL_TENSOR, "matmul-vector": MATMUL_VECTOR}
@@ -149,19 +155,38 @@ def moved(entry: Fit, table: Mapping[str, Any], shift: np.ndarray) -> dict[str, 
 def fit(
     entry: Fit, groups: list[Rows], table: Mapping[str, Any], *, max_steps: int = 30, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """The table with its free constants fitted to the groups, from the prior; every device and op weighs the same."""
-    picked = [sample(rows, ROWS_PER_DEVICE, SEED) for rows in groups]
-    profiles = {rows.device: datasheet_only(rows.device) for rows in picked}
+    """The table with its free constants fitted to the groups, from the prior; every device and op weighs the same.
+
+    Where the entry allows it, each group has a scale and a launch time of its own in the fit, which are not shipped: a device that is slow as a
+    whole, or a host that dispatches slowly, shall not bend the constants that say how time goes with the shape.
+    """
+    picked = [sample(rows, ROWS_PER_DEVICE, SEED) for rows in groups if rows.device not in entry.throttled]
+    profiles = [datasheet_only(rows.device) for rows in picked]
     start = at_prior(entry, table)
+    widths = [width for _, width in entry.free.values()]
+
+    has_own = entry.own_scale > 0
+
+    def own_of(shift: np.ndarray) -> np.ndarray:
+        return shift[len(widths) :].reshape(-1, 2) if has_own else np.zeros((len(picked), 2))
 
     def residual(shift: np.ndarray) -> np.ndarray:
         trial = moved(entry, start, shift)
-        return np.concatenate([np.log(operator_of(rows).predict(profiles[rows.device], rows, trial) / rows.seconds) for rows in picked])
+        own = own_of(shift)
+        parts = []
+        for rows, profile, (scale, launch) in zip(picked, profiles, own):
+            operator = operator_of(rows)
+            seconds = operator.predict(profile, rows, trial)
+            launch_s = operator.constants(profile, rows, trial).get(operator.launch_of(rows), 0.0)
+            parts.append(np.log((seconds + launch_s * (np.exp(launch) - 1)) / rows.seconds) + scale)
+        return np.concatenate(parts)
 
-    shift, covariance = fit_log(residual, np.array([width for _, width in entry.free.values()]), max_steps=max_steps)
+    shift, covariance = fit_log(residual, np.array([*widths, *(entry.own_scale, entry.own_launch) * len(picked) * has_own]), max_steps=max_steps)
     result = moved(entry, start, shift)
     for path, before in entry.prior.items():
         say(f"{'.'.join(path):60s} {before:10.4g} -> {lookup(result, path):10.4g}")
+    for rows, (scale, launch) in zip(picked, own_of(shift)):
+        say(f"  {rows.device:18s} {rows.op:8s} {rows.dtype:9s} own scale {scale:+.3f}, launch {launch:+.3f}")
     sd = dict(zip(entry.free, 100 * np.sqrt(np.diag(covariance))))
     say("posterior sd, %: " + ", ".join(f"{name} {value:.1f}" for name, value in sd.items()))
     return result

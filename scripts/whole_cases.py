@@ -51,14 +51,26 @@ def _streaming(stage: str, kind: str, name: str, tensor: Tensor, rows: int, cols
     from dataclasses import replace
 
     out = replace(tensor, name=f"{name}_out")
-    return Op(stage=stage, kind=kind, name=name, dtype=tensor.dtype, rows=rows, cols=cols, vector_flops=rows * cols, reads=(tensor,), writes=(out,))
+    return Op(
+        stage=stage,
+        kind=kind,
+        name=name,
+        dtype=tensor.dtype,
+        rows=rows,
+        cols=cols,
+        vector_flops=rows * cols,
+        reads=(tensor,),
+        writes=(out,),
+    )
 
 
 def flash_paper(path: Path) -> None:
     """Table 18 of arXiv 2205.14135."""
     profile = load("a100-sxm-40gb").with_measured({}, {})
     errors: dict[str, list[tuple[float, float]]] = {}
-    print(f"{'mechanism':12s} {'seq_len':>7s} {'measured':>9s} {'plain':>8s} {'as launched':>11s}   (ms; N of at least 1024 count)")
+    print(
+        f"{'mechanism':12s} {'seq_len':>7s} {'measured':>9s} {'plain':>8s} {'as launched':>11s}   (ms; N of at least 1024 count)"
+    )
     with path.open() as stream:
         for row in csv.DictReader(stream):
             if row["mechanism"] == "full-flash1":
@@ -85,13 +97,22 @@ def transformer_models(path: Path) -> None:
     with path.open() as stream:
         for row in csv.DictReader(stream):
             size = {name: int(row[name]) for name in ("batch", "num_heads", "seq_len", "head_dim", "num_layers", "ffn_dim")}
-            case = Case(mechanism=row["mechanism"], level="model", pass_=row["pass"], dtype=row["dtype"], vocab_size=int(row["vocab"]), **size)
+            case = Case(
+                mechanism=row["mechanism"],
+                level="model",
+                pass_=row["pass"],
+                dtype=row["dtype"],
+                vocab_size=int(row["vocab"]),
+                **size,
+            )
             predicted = predict([case], load(row["device"]).with_measured({}, {}))[0].seconds * 1e3
             measured = float(row["latency_ms"])
             errors.setdefault(row["device"], []).append(predicted / measured - 1)
             print(f"{row['device']:16s} {row['model']:11s} {row['pass']:8s} {size['batch']:5d} {measured:9.1f} {predicted:9.1f}")
     for name, values in {**errors, "all": sum(errors.values(), [])}.items():
-        print(f"{name}: mean absolute percentage error {100 * np.mean(np.abs(values)):.1f}, mean error {100 * np.mean(values):+.1f}")
+        print(
+            f"{name}: mean absolute percentage error {100 * np.mean(np.abs(values)):.1f}, mean error {100 * np.mean(values):+.1f}"
+        )
 
 
 def main() -> int:

@@ -15,7 +15,9 @@ DEFAULT_MECHANISMS = "full-math,full-sdpa,low-rank,low-rank-sdpa,kernel-relu,flu
 
 
 def predict(
-    hardware: Annotated[str, typer.Option(help="Targets: names or aliases, profile files (.toml), or cpu for this machine.")] = "cpu",
+    hardware: Annotated[
+        str, typer.Option(help="Targets: names or aliases, profile files (.toml), or cpu for this machine.")
+    ] = "cpu",
     mechanism: Annotated[str, typer.Option(help="Mechanisms.")] = DEFAULT_MECHANISMS,
     level: Annotated[str, typer.Option(help="core, layer, model.")] = "core",
     pass_: Annotated[str, typer.Option("--pass", help="forward, train.")] = "forward",
@@ -49,7 +51,14 @@ def predict(
         "order": (order, one_of((*ORDERS, "best"), "--order")),
         "dtype": (dtype, one_of(DTYPES, "--dtype")),
     }
-    sizes = {"batch": batch, "num_heads": num_heads, "seq_len": seq_len, "head_dim": head_dim, "rank": rank, "num_features": num_features}
+    sizes = {
+        "batch": batch,
+        "num_heads": num_heads,
+        "seq_len": seq_len,
+        "head_dim": head_dim,
+        "rank": rank,
+        "num_features": num_features,
+    }
     axes = {name: comma_list(text, convert, f"--{name.rstrip('_')}") for name, (text, convert) in names.items()}
     for name, text in sizes.items():
         option = f"--{name.replace('_', '-')}"

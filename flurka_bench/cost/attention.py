@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.cost.elementwise import dram_bandwidth_bytes_per_s
-from flurka_bench.cost.terms import Terms, constants_of, with_launch
+from flurka_bench.cost.terms import Terms, constants_of, launch_of
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.workload import DTYPE_BYTES
 
@@ -142,9 +142,9 @@ def attention_terms(
     if profile.tdp_w is None and profile.kind == "cpu":
         on_device = on_device - real(c.floor_s)
     share = real(special) / (multiply + real(special) + rescale)
-    seconds, launch_s = with_launch(profile, on_device, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap)
     return Terms(
-        seconds=seconds.reshape(shape), kernel=on_device.reshape(shape), launch=launch_s,
+        **launch_of(profile, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap),
+        kernel=on_device.reshape(shape),
         compute=(busy * (1 - share)).reshape(shape), special=(busy * share).reshape(shape),
         memory=np.broadcast_to(memory, busy.shape).reshape(shape), latency=(combine + real(c.floor_s)).reshape(shape),
     )  # fmt: skip

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from flurka_bench.cost.fitting import Rows, fit_log
+from flurka_bench.cost.fitting import Residual, Rows, fit_log
 from flurka_bench.cost.operators import operator_of
 from flurka_bench.hardware.profile import Profile
+
+MIN_RESIDUAL_ROWS = 10
 
 
 def calibrate(profile: Profile, rows: Rows, table: Mapping[str, Any] | None = None) -> Profile:
@@ -36,4 +38,9 @@ def calibrate(profile: Profile, rows: Rows, table: Mapping[str, Any] | None = No
         np.array([operator.prior_sd[name] for name in names]),
         noise=operator.noise,
     )
-    return at(shift)
+    fitted = at(shift)
+    if not operator.has_residual or len(rows) < MIN_RESIDUAL_ROWS:
+        return fitted
+    left = np.log(rows.seconds / operator.predict(fitted, rows, table))
+    residual = Residual.fitted(operator.features(rows), left)
+    return fitted.with_measured({**fitted.measured, prefix + "residual": residual.as_rows()}, profile.measured_about)

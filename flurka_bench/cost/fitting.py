@@ -130,6 +130,52 @@ def fit_log(
     return x, np.linalg.inv(hessian)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residual:
+    """What a device's fitted constants leave unexplained, as a smooth function of the shape: a Gaussian process.
+
+    The log-residuals of the calibration rows are taken for samples of a function whose values at two shapes go together
+    as exp(-d^2 / 2), d the distance of the logs of their sizes over ``LENGTH``; away from all rows it returns to zero.
+    Its four hyperparameters are the same for every device and op.
+    """
+
+    anchors: np.ndarray  # (n, f) logs of the calibration rows' sizes
+    weights: np.ndarray  # (n,)
+
+    AMPLITUDE = 0.1  # log units: how far whole regions of shapes are off
+    LENGTH = 1.5  # e-folds of a size after which neighbours know little of each other
+    OFFSET = 0.03  # log units common to all shapes
+    NOISE = 0.12  # log units of a single row: measurement and the tile steps that no smooth function follows
+    LIMIT = 0.4  # a row further off is taken for this far
+
+    @classmethod
+    def fitted(cls, anchors: np.ndarray, log_residuals: np.ndarray) -> "Residual":
+        """Condition the process on log(measured / predicted) (n,) at anchors (n, f)."""
+        one = cls(anchors=anchors, weights=np.zeros(len(anchors)))
+        covariance = one._covariance(anchors) + cls.NOISE**2 * np.eye(len(anchors))
+        return cls(anchors=anchors, weights=np.linalg.solve(covariance, np.clip(log_residuals, -cls.LIMIT, cls.LIMIT)))
+
+    def _covariance(self, features: np.ndarray) -> np.ndarray:
+        real = features.dtype.type
+        x, y = features * real(1 / self.LENGTH), (self.anchors / self.LENGTH).astype(features.dtype)
+        exponent = x @ y.T - real(0.5) * ((x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1))
+        return np.exp(exponent) * real(self.AMPLITUDE**2) + real(self.OFFSET**2)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Factor (m,) on the predicted seconds at features (m, f)."""
+        return np.exp(self._covariance(features) @ self.weights.astype(features.dtype))
+
+    def as_rows(self) -> list[list[float]]:
+        """Anchors with their weights, as a profile stores them: f + 1 numbers a row."""
+        return [[float(f"{value:.5g}") for value in row] for row in np.column_stack([self.anchors, self.weights])]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[float]]) -> "Residual":
+        """The inverse of ``as_rows``."""
+        table = np.asarray(rows, dtype=float)
+        return cls(anchors=table[:, :-1], weights=table[:, -1])
+
+
 def stratified(features: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Indices of ``count`` rows spread over the features (n, f): one at random from each of ``count`` cells.
 
@@ -165,7 +211,3 @@ def order_right(predicted: np.ndarray, measured: np.ndarray, ratio: float, *, pa
     right = (predicted[one] < predicted[two]) == (measured[one] < measured[two])
     return float(right[apart].mean()) if apart.any() else float("nan")
 
-
-def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """``np.concatenate`` that takes an empty sequence."""
-    return np.concatenate(parts) if parts else np.zeros(0)

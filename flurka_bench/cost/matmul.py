@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from flurka_bench.cost.fitting import Residual
 from flurka_bench.errors import unknown
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.workload import DTYPE_BYTES
@@ -33,6 +34,7 @@ class MatmulConstants:
 
     compute_efficiency: float  # of the unit's peak, inside a tile's main loop
     feed_bytes_per_clock_per_sm: float  # operands from L2 to one SM while it works
+    stride_reach_bytes: float  # rows this long take twice as long to walk: each lies on pages of its own
     tile_overhead: float  # time to fetch a tile of 128 x 128's operands over time to multiply them
     feed_exponent: float  # p-norm of feed and compute inside a tile
     wave_rounding: float  # 1: the last wave costs as much as a full one; 0: it costs its share
@@ -59,9 +61,10 @@ class MatmulConstants:
     launch_events_s: float
     tiles_per_sm: float  # tiles of 128 x 128 resident on one SM
     tiles: tuple[tuple[int, int], ...]  # candidate (rows, cols) of the result that one block computes
+    residual: Residual | None = None  # what calibration could not say with these numbers
 
 
-_NUMBERS = tuple(field.name for field in fields(MatmulConstants) if field.name != "tiles")
+_NUMBERS = tuple(field.name for field in fields(MatmulConstants) if field.name not in ("tiles", "residual"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,13 +118,16 @@ def constants_of(profile: Profile, dtype: str, layout: str = "linear", table: Ma
     values |= table["layouts"].get(layout, {}) if "layouts" in table else {}
     tiles = values.pop("tiles_batched" if layout == "batched" and "tiles_batched" in values else "tiles")
     values = {name: values[name] for name in _NUMBERS}
+    residual = None
     if profile.measured:
+        found = profile.measured.get(f"matmul.{dtype}.{layout}.residual")
+        residual = Residual.from_rows(found) if found else None
         other = LAYOUTS[1 - LAYOUTS.index(layout)]
         for prefix in (f"matmul.{dtype}.{other}.", f"matmul.{dtype}.{layout}."):
             for name in values:
                 if prefix + name in profile.measured and not (other in prefix and name.startswith("launch")):
                     values[name] = profile.measured[prefix + name]
-    return MatmulConstants(**values, tiles=tuple(tuple(tile) for tile in tiles))
+    return MatmulConstants(**values, tiles=tuple(tuple(tile) for tile in tiles), residual=residual)
 
 
 def matmul_terms(
@@ -175,6 +181,7 @@ def matmul_terms(
     weight_panel = panel * _miss(size * cols * inner, l2_bytes, c.l2_sharpness)
     input_panel = panel * _miss(size * rows * inner, l2_bytes, c.l2_sharpness)
     steps = np.ceil(inner / real(c.inner_step)) * real(c.inner_step)
+    steps = steps * (1 + inner * real(size / c.stride_reach_bytes))
 
     compute = dram = latency = None
     for tile in c.tiles:
@@ -192,7 +199,11 @@ def matmul_terms(
     busy = _norm((compute, dram, l2), c.overlap_exponent)
     power = _power(c, profile, flops, dram * real(bandwidth), busy)
     launch_s = 0.0 if launch == "none" else getattr(c, f"launch_{launch}_s")
-    seconds = np.maximum(busy + power, flops * real(1 / peak)) + real(launch_s)
+    seconds = busy + power + real(launch_s)
+    if c.residual is not None:
+        sizes = np.stack([np.ravel(each) for each in (batch, rows, cols, inner)], axis=1)
+        seconds = seconds * c.residual(np.log(sizes)).reshape(seconds.shape)
+    seconds = np.maximum(seconds, flops * real(1 / peak) + real(launch_s))
     return Terms(
         seconds=seconds, launch=np.full_like(seconds, launch_s), compute=compute, dram=dram, l2=l2, latency=latency, power=power
     )

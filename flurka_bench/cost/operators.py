@@ -27,8 +27,8 @@ class Operator:
     ``predict(profile, rows, table)`` gives seconds (n,), in double precision; ``table`` replaces the shipped constants.
     ``constants(profile, rows, table)`` gives the values that calibration starts from, by name; ``prior_sd`` how far in log
     units each may move, learnt from the devices whose rows ship. What is found is stored in the profile's ``measured`` as
-    ``prefix(rows) + name``. ``features`` (n, f) are logs that say where in the space of shapes a row lies; ``noise`` the
-    log-residuals' scale on one device.
+    ``prefix(rows) + name``; ``launch_of(rows)`` names the launch among them. ``features`` (n, f) are logs that say where in
+    the space of shapes a row lies; ``noise`` the log-residuals' scale on one device.
     """
 
     kind: str
@@ -40,6 +40,8 @@ class Operator:
     prefix: Callable[[Rows], str]
     features: Callable[[Rows], np.ndarray]
     noise: float = NOISE
+    has_residual: bool = False  # whether ``fitting.Residual`` takes what the constants leave
+    launch_of: Callable[[Rows], str] = lambda rows: "launch_eager_s"
 
 
 def _matmul_shape(rows: Rows) -> tuple[np.ndarray, ...]:
@@ -82,17 +84,20 @@ MATMUL = Operator(
     predict=_predict_matmul,
     constants=_matmul_constants,
     prior_sd={
-        "compute_efficiency": 0.1,
-        "tile_overhead": 0.2,
-        "wave_rounding": 0.3,
-        "prologue_cycles": 0.3,
-        "epilogue_cycles": 0.3,
-        "dram_efficiency": 0.15,
-        "picojoules_per_flop": 0.3,
-        "launch_eager_s": 0.3,
-        "launch_graph_s": 0.2,
-        "launch_events_s": 0.4,
+        "compute_efficiency": 0.06,
+        "wave_rounding": 0.15,
+        "prologue_cycles": 0.15,
+        "epilogue_cycles": 0.15,
+        "dram_efficiency": 0.08,
+        "picojoules_per_flop": 0.15,
+        "stride_reach_bytes": 0.3,
+        "launch_eager_s": 0.2,
+        "launch_graph_s": 0.15,
+        "launch_events_s": 0.2,
     },
+    has_residual=True,
+    noise=0.1,
+    launch_of=lambda rows: f"launch_{MATMUL_PROTOCOL[rows.dtype][0]}_s",
     prefix=lambda rows: f"matmul.{rows.dtype}.{_matmul_layout(rows)}.",
     features=lambda rows: np.log(np.stack(_matmul_shape(rows), axis=1)),
 )
@@ -148,7 +153,7 @@ SOFTMAX = Operator(
     predict=_predict_softmax,
     constants=lambda profile, rows, table: _named(softmax_constants(profile, table), SOFTMAX.prior_sd),
     prior_sd={
-        "dram_efficiency": 0.1, "block_lane_ops_per_element": 0.3, "warp_lane_ops_per_element": 0.4, "miss_low": 0.3, "miss_width": 0.4,
+        "dram_efficiency": 0.1, "block_lane_ops_per_element": 0.3, "block_lane_ops_per_vector": 0.3, "warp_lane_ops_per_element": 0.4, "miss_low": 0.3, "miss_width": 0.4,
         "l2_bytes_per_clock_per_sm": 0.3, "l2_low": 0.2, "l2_high": 0.2, "overlap_exponent": 0.2, "lockstep_waves": 0.5, "latency_s": 0.4, "launch_eager_s": 0.3,
         "host_overlap": 0.2,
     },

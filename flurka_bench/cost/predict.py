@@ -180,8 +180,9 @@ def _matmul(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, length:
         layout=layout, launch="none", working_set_bytes=touched, constants=c,
     )  # fmt: skip
     launch_s = 0.0 if launch == "none" else c.launch_graph_s if launch == "graph" else c.launch_eager_s
+    overlap = elementwise_constants(profile).host_overlap if launch == "eager" and profile.kind == "gpu" else 0.0
     return Terms(
-        seconds=t.seconds + np.float32(launch_s), kernel=t.seconds, launch=launch_s, compute=t.compute + t.power,
+        kernel=t.seconds, launch=launch_s, overlap=overlap, compute=t.compute + t.power,
         special=np.zeros_like(t.compute), memory=np.maximum(t.dram, t.l2), latency=t.latency,
     )  # fmt: skip
 
