@@ -83,11 +83,12 @@ def run(
 
 def _profile(found: "FoundDevice", hardware: str | None) -> "Profile | None":
     """The profile asked for, or the device's own, as ``calibrate`` left it here; None for a GPU that no profile describes."""
+    from flurka_bench.cli.targets import load_targets
     from flurka_bench.hardware import load
     from flurka_bench.hardware.detect import detect_cpu, recognise
 
     if hardware is not None:
-        return load(hardware)
+        return load_targets(hardware)[0]
     own = detect_cpu() if found.kind == "cpu" else recognise(found.name or "")
     calibrated = Path(f"hardware-{own.name}.toml") if own is not None else None
     return load(str(calibrated)) if calibrated is not None and calibrated.is_file() else own
@@ -321,4 +322,4 @@ def _form(cell: Any, side: str) -> str:
 def _draw(folder: Path) -> None:
     from flurka_bench.cli.plot import plot
 
-    plot([folder])
+    plot([folder], kind="heatmap")
