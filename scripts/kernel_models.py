@@ -8,7 +8,8 @@
 its rows from the datasheet; *calibrated* moves the constants by 20 of its rows (stratified by shape; mean over SEEDS) and
 predicts the others. The float32 files hold the host's dispatch, which no datasheet of a device gives: ``host known`` takes it
 as an input, the median of the device's rows under HOST_BYTES (which are dispatch and nothing else); ``unseen`` beside it
-takes the other hosts' median. ``bands`` writes the conformal half-widths of these kinds and prints their coverage.
+takes the other hosts' median. ``bands`` writes the conformal half-widths and prints how they cover rows that did not set them:
+the other half of the rows, and each device by the bands of the others.
 """
 
 import argparse
@@ -55,6 +56,7 @@ FILES = {
     "softmax": ("softmax",),
     "attention": ("attention_bf16",),
 }
+MATMULS = ("matmul-tensor", "matmul-vector")  # fitted by fit_cost_model.py; their bands are made here with the others
 GOALS = {"elementwise": (5, 1.5), "softmax": (12, 4), "attention": (12, 8)}
 WHERE: dict[str, Callable[[Rows], np.ndarray]] = {
     "attention": lambda rows: rows.columns["seq_len"] >= 512,
@@ -191,31 +193,91 @@ def show(kind: str, judged: list[Judged]) -> None:
         )
 
 
-def half_widths(kind: str, judged: list[Judged], table: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The conformal half-widths of a kind by regime: from held-out devices, and from calibrated devices' held-out rows."""
+@dataclass(frozen=True, kw_only=True)
+class Residuals:
+    """log(predicted / measured) of rows that were not fitted: by device (left out of the fit), and after calibration."""
+
+    kernel_s: np.ndarray
+    device: np.ndarray
+    unseen: np.ndarray
+    calibrated: tuple[tuple[np.ndarray, np.ndarray], ...]  # (index into the arrays above, residuals)
+
+
+def residuals(kind: str, folder: Path) -> Residuals:
+    """The protocol's residuals of one entry of the bands, pooled over ops and devices."""
+    if kind in FREE:
+        table = json.loads(terms.CONSTANTS.read_text(encoding="utf-8"))
+        parts = [(one.rows, one.host, one.calibrated) for one in judge(kind, folder, table)]
+    else:
+        from cost_model_table import judge as judge_matmul
+
+        parts = [
+            (
+                one.rows,
+                np.log(one.unseen / one.rows.seconds),
+                tuple((index, np.log(predicted / one.rows.seconds[index])) for index, predicted in one.calibrated),
+            )
+            for one in judge_matmul(kind, folder)
+        ]
+    kernel, device, unseen, calibrated, start = [], [], [], [], 0
+    for rows, left_out, seeds in parts:
+        dispatch = np.quantile(rows.seconds, 0.02) if rows.dtype == "float32" else 0.0
+        kernel.append(rows.seconds - dispatch)
+        device += [rows.device] * len(rows)
+        unseen.append(left_out)
+        calibrated += [(index + start, each) for index, each in seeds]
+        start += len(rows)
+    return Residuals(
+        kernel_s=np.concatenate(kernel), device=np.array(device), unseen=np.concatenate(unseen), calibrated=tuple(calibrated)
+    )
+
+
+def half_widths(r: Residuals, keep: np.ndarray) -> dict[str, dict[str, float]]:
+    """The conformal half-widths by regime, from the rows of a mask."""
     result = {}
     for long, name in ((False, "small"), (True, "large")):
-        host, centred, calibrated = [], [], []
-        for one in judged:
-            kernel = one.rows.seconds - (0 if kind == "attention" else np.quantile(one.rows.seconds, 0.02))
-            mask = uncertainty.regime(kernel) == long
-            if mask.any():
-                host.append(one.host[mask])
-                centred.append(one.host[mask] - np.median(one.host[mask]))
-                calibrated += [r[mask[index]] for index, r in one.calibrated]
+        mask = keep & (uncertainty.regime(r.kernel_s) == long)
+        centred = r.unseen.copy()
+        for device in np.unique(r.device[mask]):
+            own = mask & (r.device == device)
+            centred[own] -= np.median(centred[own])
+        calibrated = [each[mask[index]] for index, each in r.calibrated]
         result[name] = {
-            "datasheet": uncertainty.conformal_half_width(np.concatenate(host)),
-            "shape": uncertainty.conformal_half_width(np.concatenate(centred)),
+            "datasheet": uncertainty.conformal_half_width(r.unseen[mask]),
+            "shape": uncertainty.conformal_half_width(centred[mask]),
             "calibrated": uncertainty.conformal_half_width(np.concatenate(calibrated)),
         }
     return result
+
+
+def coverage(r: Residuals, widths: Mapping[str, Mapping[str, float]], keep: np.ndarray) -> tuple[float, float]:
+    """Shares of the rows of a mask inside the bands: from the datasheet, and calibrated."""
+    long = uncertainty.regime(r.kernel_s)
+
+    def width(name: str) -> np.ndarray:
+        return np.where(long, widths["large"][name], widths["small"][name])
+
+    calibrated = [(np.abs(each) <= width("calibrated")[index])[keep[index]] for index, each in r.calibrated]
+    return float(np.mean((np.abs(r.unseen) <= width("datasheet"))[keep])), float(np.mean(np.concatenate(calibrated)))
+
+
+def show_bands(kind: str, r: Residuals) -> dict[str, dict[str, float]]:
+    """Print how often bands cover rows that did not set them; returns the bands from all rows."""
+    halves = np.random.default_rng(0).random(len(r.unseen)) < 0.5
+    shares = coverage(r, half_widths(r, halves), ~halves)
+    print(f"{kind}: bands from one half of the rows cover {100 * shares[0]:.1f} % of the other (calibrated {100 * shares[1]:.1f} %)")
+    for device in np.unique(r.device):
+        own = r.device == device
+        shares = coverage(r, half_widths(r, ~own), own)
+        print(f"  {device:16s} by the other devices' bands: {100 * shares[0]:5.1f} % (calibrated {100 * shares[1]:5.1f} %)", flush=True)
+    return half_widths(r, np.ones(len(r.unseen), bool))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("fit", "table", "bands"))
     parser.add_argument("folder", type=Path, help="folder with the operator files")
-    parser.add_argument("--kind", nargs="*", default=list(FREE), choices=list(FREE))
+    parser.add_argument("--kind", nargs="*", default=list(FREE), choices=[*FREE, *MATMULS], help="matmuls for bands alone")
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
     arguments = parser.parse_args()
     table = json.loads(terms.CONSTANTS.read_text(encoding="utf-8"))
@@ -223,18 +285,16 @@ def main() -> int:
         if arguments.what == "fit":
             table = fit(kind, groups(arguments.folder, kind), table, say=print)
             continue
-        judged = judge(kind, arguments.folder, table)
         if arguments.what == "table":
-            show(kind, judged)
-        else:
-            bands = json.loads(uncertainty.BANDS.read_text(encoding="utf-8"))
-            bands[kind] = {
-                regime: {name: float(f"{value:.3g}") for name, value in widths.items()}
-                for regime, widths in half_widths(kind, judged, table).items()
-            }
-            print(kind, bands[kind])
-            if not arguments.dry_run:
-                uncertainty.BANDS.write_text(json.dumps(bands, indent=1) + "\n", encoding="utf-8")
+            show(kind, judge(kind, arguments.folder, table))
+            continue
+        bands = json.loads(uncertainty.BANDS.read_text(encoding="utf-8"))
+        bands[kind] = {
+            regime: {name: float(f"{value:.3g}") for name, value in widths.items()}
+            for regime, widths in show_bands(kind, residuals(kind, arguments.folder)).items()
+        }
+        if not arguments.dry_run:
+            uncertainty.BANDS.write_text(json.dumps(bands, indent=1) + "\n", encoding="utf-8")
     if arguments.what == "fit" and not arguments.dry_run:
         rounded = {kind: {name: float(f"{value:.4g}") for name, value in values.items()} for kind, values in table.items()}
         terms.CONSTANTS.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")

@@ -199,6 +199,7 @@ def predict_lowered(
     waits = {name: np.zeros(length, dtype=np.float32) for name in BOUNDS}
     widths = uncertainty.Sum()
     band = {}
+    host_band = uncertainty.bands("dispatch", case.dtype, profile)
     for prediction in predictions:
         op, terms = prediction.op, prediction.terms
         launch_s = np.float32(dispatch(terms.launch) if launch == "eager" else terms.launch)
@@ -217,7 +218,8 @@ def predict_lowered(
         key = (op.kind, op.dtype)
         if key not in band:
             band[key] = uncertainty.bands(*key, profile)
-        widths.add(spent, terms.kernel, band[key])
+        widths.add(on_kernel, terms.kernel, band[key])
+        widths.add(spent - on_kernel, terms.kernel, host_band if launch == "eager" else band[key])
     scale, shape = widths.half_widths(total)
     low, high = uncertainty.interval(total, scale, shape)
 
