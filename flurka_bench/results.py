@@ -106,11 +106,23 @@ FIELDS: dict[str, Field] = {
 }
 
 
-def check_record(record: Any, *, strict: bool = False) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """A kind of run, named in its run.json, and the fields of its records. The command that writes it is named where it is mistaken."""
+
+    kind: str
+    fields: Mapping[str, Field]
+    command: str
+
+
+TIMING = Form(kind="timing", fields=FIELDS, command="flurka-bench run")
+
+
+def check_record(record: Any, *, strict: bool = False, form: Form = TIMING) -> None:
     """Raise RequestError unless every field has its type, is finite and in range; ``strict`` also refuses unknown fields."""
     if not isinstance(record, dict):
         raise RequestError(f"a record must be an object, got {type(record).__name__}")
-    for name, spec in FIELDS.items():
+    for name, spec in form.fields.items():
         value = record.get(name)
         if value is None:
             if spec.required:
@@ -119,8 +131,10 @@ def check_record(record: Any, *, strict: bool = False) -> None:
             least = "" if spec.least is None else f" of at least {spec.least}"
             wanted = f"one of {', '.join(spec.accepted)}" if spec.accepted else f"a {spec.kind}{least}"
             raise RequestError(f"field {name!r} must be {wanted}, got {str(value)[:60]!r}")
-    if strict and (extra := record.keys() - FIELDS.keys()):
-        raise unknown("field of a record", min(extra), FIELDS)
+    if strict and (extra := record.keys() - form.fields.keys()):
+        raise unknown("field of a record", min(extra), form.fields)
+    if form is not TIMING:
+        return
     if len(record["samples_s"]) != len(record["round_ids"]) and record["round_ids"]:
         raise RequestError(f"{len(record['samples_s'])} samples_s but {len(record['round_ids'])} round_ids")
     if record["status"] == "ok" and not (record["samples_s"] and record.get("median_s")):
@@ -210,7 +224,13 @@ def read_meta(folder: Path) -> dict[str, Any]:
     return meta
 
 
-def iter_records(folder: Path, warnings: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def _check_kind(folder: Path, meta: Mapping[str, Any], form: Form) -> None:
+    kind = meta.get("kind", TIMING.kind)
+    if kind != form.kind:
+        raise RequestError(f"{str(folder)!r} is a run of kind {kind!r}, not {form.kind!r} (give a folder that '{form.command}' wrote)")
+
+
+def iter_records(folder: Path, warnings: list[str] | None = None, form: Form = TIMING) -> Iterator[dict[str, Any]]:
     """The records of a run, one at a time, upgraded and checked; a torn last line is left out and said in ``warnings``.
 
     Raises RequestError with the line for any other damage, and for a case that has two records.
@@ -231,7 +251,7 @@ def iter_records(folder: Path, warnings: list[str] | None = None) -> Iterator[di
             raise RequestError(f"{where}: a record must be an object, got {type(record).__name__}")
         record = _upgrade(record, where, _UPGRADES)
         try:
-            check_record(record)
+            check_record(record, form=form)
         except RequestError as error:
             raise RequestError(f"{where}: {error}") from None
         if record["case_id"] in seen:
@@ -256,11 +276,12 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
         raise RequestError(f"cannot read {path}: {error.strerror}") from None
 
 
-def read_run(folder: str | Path) -> Run:
-    """A whole run. Raises RequestError if it is not one, is damaged, or was written by a newer flurka-bench."""
+def read_run(folder: str | Path, form: Form = TIMING) -> Run:
+    """A whole run. Raises RequestError if it is not one, is of another kind, is damaged, or was written by a newer flurka-bench."""
     folder = Path(folder)
     run = Run(folder=folder, meta=read_meta(folder), records=[])
-    run.records = list(iter_records(folder, run.warnings))
+    _check_kind(folder, run.meta, form)
+    run.records = list(iter_records(folder, run.warnings, form))
     return run
 
 
@@ -282,8 +303,9 @@ class RunWriter:
     be written.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, form: Form = TIMING) -> None:
         self.folder = Path(folder)
+        self.form = form
         self.done: dict[str, str] = {}  # case_id -> status
         self.next_round = 0  # the first round id that no sample of this run has
         self.repairs: list[str] = []
@@ -322,12 +344,13 @@ class RunWriter:
         path = self.folder / RECORDS_NAME
         if (self.folder / META_NAME).exists():
             self.meta = read_meta(self.folder)
+            _check_kind(self.folder, self.meta, self.form)
         elif path.exists() and path.stat().st_size:
             raise RequestError(f"{str(self.folder)!r} has {RECORDS_NAME} but no {META_NAME}: not a run (give another --out)")
         self._repair(path)
-        for record in iter_records(self.folder):
+        for record in iter_records(self.folder, form=self.form):
             self.done[record["case_id"]] = record["status"]
-            self.next_round = max([self.next_round, *(round_id + 1 for round_id in record["round_ids"])])
+            self.next_round = max([self.next_round, *(round_id + 1 for round_id in record.get("round_ids", ()))])
 
     def _repair(self, path: Path) -> None:
         """Cut off what follows the last whole record: a crash can only have torn the end."""
@@ -364,7 +387,7 @@ class RunWriter:
                     detail = "a different text of the same suite" if names[0] == names[1] else f"{names[0]!r}, not {names[1]!r}"
                     raise RequestError(f"{str(self.folder)!r} holds a run of another {what}: {detail} (give another --out)")
         else:
-            self.meta = {"schema": SCHEMA, **meta}
+            self.meta = {"schema": SCHEMA, "kind": self.form.kind, **meta}
             self.save_meta()
         if self._file is not None:
             return
@@ -394,7 +417,7 @@ class RunWriter:
         """Write one final record and have it on the disk. RequestError for a malformed or second record, or a full disk."""
         assert self._file is not None, "append before start"
         record = {"schema": SCHEMA, **record}
-        check_record(record, strict=True)
+        check_record(record, strict=True, form=self.form)
         if record["case_id"] in self.done:
             raise RequestError(f"case {record['case_id']!r} already has a record in {str(self.folder)!r}")
         line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
@@ -408,7 +431,7 @@ class RunWriter:
             os.ftruncate(self._file.fileno(), size)
             raise self._cannot_write(error) from None
         self.done[record["case_id"]] = record["status"]
-        self.next_round = max([self.next_round, *(round_id + 1 for round_id in record["round_ids"])])
+        self.next_round = max([self.next_round, *(round_id + 1 for round_id in record.get("round_ids", ()))])
 
     def close(self) -> None:
         """Close the files and let others in."""

@@ -59,20 +59,25 @@ def log_ratios(samples: Sequence, rounds: Sequence, own: int, other: int) -> np.
     return np.log([right[key] / left[key] for key in shared])
 
 
-def predicted(seconds: np.ndarray, low: np.ndarray, high: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """(cells, 3) ratio, low, high of predictions: the two bands' half-widths in quadrature, each on its own side.
+def predicted(seconds: np.ndarray, low: np.ndarray, high: np.ndarray, scale: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """(cells, 3) ratio, low, high of predictions.
 
-    That treats the two errors as independent. The part that both share, the device's scale, cancels in truth, so the band errs on
-    the wide side.
+    ``scale`` is the part of a band's half-width (log-seconds) that all cases on the device share: of it only the difference
+    remains in a ratio, as in ``cost.uncertainty.ratio_band``. The rest adds in quadrature, each side its own. Records hold no
+    scale (it is 0), which leaves the band of an uncalibrated device on the wide side.
     """
     own, other = pairs[:, 0], pairs[:, 1]
     result = np.full((len(pairs), 3), np.nan)
     known = (own >= 0) & (other >= 0)
     own, other = own[known], other[known]
     a, b = np.log(seconds[own]), np.log(seconds[other])
-    down = np.hypot(b - np.log(low[other]), np.log(high[own]) - a)
-    up = np.hypot(np.log(high[other]) - b, a - np.log(low[own]))
-    down, up = np.where(own == other, 0.0, down), np.where(own == other, 0.0, up)
+    sides = ((b - np.log(low[other]), np.log(high[own]) - a), (np.log(high[other]) - b, a - np.log(low[own])))
+    shared = scale[own] - scale[other]
+    own_rest, other_rest = scale[own] ** 2, scale[other] ** 2
+    down, up = (
+        np.where(own == other, 0.0, np.sqrt(shared**2 + np.maximum(x**2 - other_rest, 0) + np.maximum(y**2 - own_rest, 0)))
+        for x, y in sides
+    )
     result[known] = np.exp(np.column_stack([b - a, b - a - down, b - a + up]))
     return result
 

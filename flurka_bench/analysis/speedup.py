@@ -30,7 +30,7 @@ SHOWN = ["case_id", "mechanism", "order", "backend"]
 _DEFAULTS = {
     "device": "", "num_layers": 1, "ffn_dim": 0, "vocab_size": 0, "rank": 0, "num_features": 0, "compression": "dense",
     "share_kv": False, "share_heads": True, "order": None, "status": "ok", "error": None, "median_s": np.nan, "samples_s": None,
-    "round_ids": None, "predicted_s": np.nan, "predicted_low_s": np.nan, "predicted_high_s": np.nan, "bound": None,
+    "round_ids": None, "predicted_s": np.nan, "predicted_low_s": np.nan, "predicted_high_s": np.nan, "predicted_log_scale": 0.0, "bound": None,
     "flops": np.nan, "bytes": np.nan, "peak_memory_bytes": np.nan,
 }  # fmt: skip
 _WHOLE = ["batch", "num_heads", "seq_len", "head_dim", "num_layers", "ffn_dim", "vocab_size", "rank", "num_features"]
@@ -161,9 +161,8 @@ def _measured(cells: pd.DataFrame, rows: pd.DataFrame, known: ratio.Estimates | 
 
 def _predicted(cells: pd.DataFrame, rows: pd.DataFrame) -> None:
     pairs = cells[["predicted_subject_row", "predicted_baseline_row"]].to_numpy()
-    bands = ratio.predicted(
-        rows["predicted_s"].to_numpy(), rows["predicted_low_s"].to_numpy(), rows["predicted_high_s"].to_numpy(), pairs
-    )
+    names = ("predicted_s", "predicted_low_s", "predicted_high_s", "predicted_log_scale")
+    bands = ratio.predicted(*(rows[name].to_numpy() for name in names), pairs)
     cells["predicted_speedup"], cells["predicted_speedup_low"], cells["predicted_speedup_high"] = bands.T
     cells["predicted_verdict"] = ratio.verdicts(*bands.T)
 

@@ -27,7 +27,7 @@ class Softmax(nn.Module):
 
     def __init__(self, *, sdpa: bool) -> None:
         super().__init__()
-        self.sdpa = sdpa
+        self.sdpa = self.any_strides = sdpa
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Tensor:
         """q (b, h, N, d), k and v (b, h, L, d), keep (b, L) -> (b, h, N, d).
@@ -74,6 +74,7 @@ class FeatureMap(nn.Module):
     # Whether phi(q) is a function of q Omega alone, and phi(k) of k Omega: what the order "absorbed" needs.
     absorbs_queries = False
     absorbs_keys = False
+    any_strides = False  # whether q, k, v may come with heads and batch apart in memory, at no cost
     omega: Tensor | None
 
     def __init__(

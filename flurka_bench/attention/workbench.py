@@ -1,5 +1,6 @@
 """A canonical case made real: module, inputs, one pass, and the gate that its output must get through."""
 
+import importlib.util
 import math
 from collections.abc import Callable
 
@@ -119,7 +120,7 @@ class Workbench:
 
     def _problem(self) -> Problem:
         similarity, compression = self.module.similarity, self.module.compression
-        features = isinstance(similarity, FeatureMap)
+        features = not isinstance(similarity, Softmax)
         common = {
             "similarity": similarity.name if features else "softmax",
             "num_heads": self.case.num_heads,
@@ -151,13 +152,17 @@ def build(case: Case, *, seed: int = 0, device: str = "cpu") -> Workbench:
     mechanism = mechanisms.get(case.mechanism)
     options = {"device": torch.device(device), "dtype": getattr(torch, case.dtype)}
     if case.backend == "fused":
-        raise UnsupportedCase(f"{case.case_id}: fused kernels need an NVIDIA GPU, got device {device} (--backend eager)")
+        _check_fused(case, mechanism.is_kernel, torch.device(device))
 
     def draw(offset: int, *shape: int) -> Tensor:
         generator = torch.Generator(options["device"]).manual_seed(seed * 16 + offset)
         return torch.randn(*shape, generator=generator, device=options["device"]).to(options["dtype"])
 
     similarity = _similarity(mechanism.similarity, case, seed, options)
+    if case.backend == "fused":
+        from flurka_bench.attention.fused import FusedFeatures
+
+        similarity = FusedFeatures(similarity)
     compression = None
     if mechanism.compressed:
         shares = {"share_kv": case.share_kv, "share_heads": case.share_heads}
@@ -193,6 +198,20 @@ def _similarity(name: str, case: Case, seed: int, options: dict[str, object]) ->
         return Softmax(sdpa=name == "sdpa")
     generator = torch.Generator().manual_seed(seed)
     return feature_map(name, case.head_dim, case.num_features, generator=generator, **options)
+
+
+def _check_fused(case: Case, is_kernel: bool, device: torch.device) -> None:
+    """Raises UnsupportedCase, saying which of the conditions of the fused kernels is not met."""
+    reasons = (
+        (not is_kernel, "there are fused kernels for feature maps only (kernel-*, flurka-*); full-sdpa is softmax's own"),
+        (case.pass_ == "train", "the fused kernels have no backward pass"),
+        (case.order == "absorbed", "the fused kernels form queries, the order absorbed does not (--order compress_first)"),
+        (device.type != "cuda", f"the fused kernels need an NVIDIA GPU, got device {device}"),
+        (importlib.util.find_spec("triton") is None, "the fused kernels need triton (pip install 'flurka-bench[gpu]')"),
+    )
+    for met, reason in reasons:
+        if met:
+            raise UnsupportedCase(f"{case.case_id}: {reason} (or --backend eager)")
 
 
 def _rms(tensor: Tensor) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flurka_bench.cli.common import one_of, print_json, print_table
+from flurka_bench.errors import RequestError
 from flurka_bench.units import format_bytes, format_ratio, format_seconds, parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
@@ -81,27 +82,31 @@ def run(
 
 
 def _profile(found: "FoundDevice", hardware: str | None) -> "Profile | None":
-    """The profile asked for, or the device's own; None for a GPU that no profile describes."""
+    """The profile asked for, or the device's own, as ``calibrate`` left it here; None for a GPU that no profile describes."""
     from flurka_bench.hardware import load
     from flurka_bench.hardware.detect import detect_cpu, recognise
 
     if hardware is not None:
         return load(hardware)
-    return detect_cpu() if found.kind == "cpu" else recognise(found.name or "")
+    own = detect_cpu() if found.kind == "cpu" else recognise(found.name or "")
+    calibrated = Path(f"hardware-{own.name}.toml") if own is not None else None
+    return load(str(calibrated)) if calibrated is not None and calibrated.is_file() else own
 
 
 def _predictions(cases: "list[Case]", profile: "Profile | None", *, stages: bool) -> dict[str, dict[str, Any]]:
     """What the cost model says of each case, in the fields of a record; nothing without a profile."""
     if profile is None:
         return {}
-    try:
-        from flurka_bench.cost.predict import predict
-    except ModuleNotFoundError:  # TEMP
-        return {}
+    from flurka_bench.cost.predict import predict
 
     cache = "warm" if profile.kind == "cpu" else "cold"
     found = {}
-    for prediction in predict(cases, profile, cache=cache):
+    try:
+        predictions = predict(cases, profile, cache=cache)
+    except RequestError as error:  # a clock needs no model
+        print(f"note: no predictions: {error}", file=sys.stderr)
+        return {}
+    for prediction in predictions:
         fields = {
             "predicted_s": prediction.seconds,
             "predicted_low_s": prediction.seconds_low,

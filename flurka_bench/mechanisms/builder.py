@@ -165,7 +165,7 @@ class Tape:
             return (
                 self._matmul_grad(a, name, lead, (rows, cols, inner), (g, b), tall=len(b.shape) == 2),
                 self._matmul_grad(b, name, lead, (inner, rows, cols), (a, g), summed=len(b.shape) == 2),
-                *(() if bias is None else (self._reduce_to(g, bias) if bias.requires_grad else None,)),
+                *(() if bias is None else (g,)),
             )
 
         self._step(out, inputs, pull)
@@ -192,7 +192,7 @@ class Tape:
             return out
         out = self._new(f"grad_{of.tensor.name}", (*lead, rows, cols))
         self._matmul_op(name, lead, dims, reads, out, tall=tall)
-        return self._reduce_to(out, of)
+        return out
 
     def softmax(self, x: Var, name: str = "softmax") -> Var:
         """Softmax over the last dimension."""
@@ -260,7 +260,7 @@ class Tape:
     def add(self, a: Var, b: Var, name: str = "add", *, in_place: bool = False) -> Var:
         """a + b: the gradient passes on, summed where an operand was broadcast."""
         out = self.pointwise(name, a, b, vector=1, in_place=in_place)
-        self._step(out, (a, b), lambda g: tuple(self._reduce_to(g, x) if x.requires_grad else None for x in (a, b)))
+        self._step(out, (a, b), lambda g: (g, g))
         return out
 
     def subtract(self, a: Var, b: Var, name: str = "subtract", *, scaled: bool = False, in_place: bool = False) -> Var:
@@ -268,13 +268,10 @@ class Tape:
         out = self.pointwise(name, a, b, vector=2 if scaled else 1, in_place=in_place)
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
-            first = self._reduce_to(g, a) if a.requires_grad else None
             if not b.requires_grad:
-                return first, None
-            second = self.pointwise("negate", g, vector=1)
-            if scaled:
-                second = self.pointwise(f"{name}_backward", second, vector=1)
-            return first, self._reduce_to(second, b)
+                return g, None
+            negated = self.pointwise("negate", g, vector=1)
+            return g, self.pointwise(f"{name}_backward", negated, vector=1) if scaled else negated
 
         self._step(out, (a, b), pull)
         return out
@@ -284,9 +281,8 @@ class Tape:
         out = self.pointwise(name, a, b, vector=1)
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
-            first = self._reduce_to(self.pointwise(f"{name}_backward", g, b, vector=1), a) if a.requires_grad else None
-            second = self._reduce_to(self.pointwise(f"{name}_backward", g, a, vector=1), b) if b.requires_grad else None
-            return first, second
+            first = self.pointwise(f"{name}_backward", g, b, vector=1) if a.requires_grad else None
+            return first, self.pointwise(f"{name}_backward", g, a, vector=1) if b.requires_grad else None
 
         self._step(out, (a, b), pull)
         return out
@@ -296,12 +292,13 @@ class Tape:
         out = self.pointwise(name, a, b, special=1)
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
-            first = self._reduce_to(self.pointwise(f"{name}_backward", g, b, special=1), a) if a.requires_grad else None
-            if not b.requires_grad:
-                return first, None
-            negated = self.pointwise("negate", g, vector=1)
-            ratio = self.pointwise(f"{name}_backward", self.pointwise(f"{name}_backward", a, b, special=1), b, special=1)
-            return first, self._reduce_to(self.pointwise(f"{name}_backward", negated, ratio, vector=1), b)
+            second = None
+            if b.requires_grad:
+                start = len(self.ops)
+                ratio = self.pointwise(f"{name}_backward", self.pointwise(f"{name}_backward", a, b, special=1), b, special=1)
+                second = self.pointwise(f"{name}_backward", self.pointwise("negate", g, vector=1), ratio, vector=1)
+                self._hold(self.ops[start:])  # one C++ expression, whose temporaries die at its end
+            return self.pointwise(f"{name}_backward", g, b, special=1) if a.requires_grad else None, second
 
         self._step(out, (a, b), pull)
         return out
@@ -403,12 +400,21 @@ class Tape:
             if gradient is None:
                 continue
             with self.stage(stage):
-                for x, pulled in zip(inputs, pull(gradient), strict=True):
-                    if pulled is None or not x.requires_grad:
-                        continue
+                start = len(self.ops)
+                pulled = [
+                    (x, self._reduce_to(g, x)) for x, g in zip(inputs, pull(gradient), strict=True) if g and x.requires_grad
+                ]
+                made = {tensor.name for op in self.ops[start:] for tensor in op.writes}
+                self._hold(self.ops[start:], but=made)  # what a node was given and has saved goes when it is done
+                for x, g in pulled:
                     seen = grads.get(id(x))
-                    grads[id(x)] = pulled if seen is None else self._accumulate(seen, pulled, owned)
+                    grads[id(x)] = g if seen is None else self._accumulate(seen, g, owned)
         self._phase = "forward"
+
+    def _hold(self, ops: list[Op], but: set[str] = frozenset()) -> None:
+        """The tensors of ``ops`` stay in memory until the last of them is done."""
+        names = {tensor.name for op in ops for tensor in (*op.reads, *op.writes)} - but
+        self.held_until |= dict.fromkeys(names, len(self.ops) - 1)
 
     def _accumulate(self, a: Var, b: Var, owned: set[str]) -> Var:
         """The sum of two gradients of one tensor, in place where the first's memory is already a sum of our own."""

@@ -22,9 +22,13 @@ class Layer:
             width = case.model_dim
             self.w_q, self.w_k, self.w_v, self.w_out = (tape.leaf(f"W_{name}", width, width) for name in ("q", "k", "v", "out"))
 
-    def core(self, q: Var, k: Var, v: Var) -> Var:
-        """q, k, v (b, h, N, d) -> (b, h, N, d)."""
+    def core(self, q: Var, k: Var, v: Var, *, tokens_first: bool = False) -> Var:
+        """q, k, v (b, h, N, d) -> (b, h, N, d); fused attention's gradients may come ``tokens_first``, unlike the inputs."""
         with self.tape.frame():
+            if tokens_first and self.mechanism.similarity == "sdpa":
+                q = self.tape.view(q, *q.shape, copied_back=True)
+                if self.compression is None:
+                    k, v = (self.tape.view(x, *x.shape, copied_back=True) for x in (k, v))
             if self.mechanism.similarity == "softmax" and self.compression is None:
                 k = self.tape.view(k, *k.shape, copied_back=True)  # its gradient comes transposed, and k.grad is not
             if self.compression is not None:

@@ -53,6 +53,7 @@ def table(rows: Iterable[Sequence[Any]], head: Sequence[str], words: Sequence[in
 
     def cell(tag: str, index: int, value: Any) -> str:
         kind = "long" if index in long else "word" if index in words else ""
+        kind = "name" if tag == "td" and index == 0 and kind == "word" else kind
         return f'<{tag}{f" class={kind}" if kind else ""}>{escape(str(value))}</{tag}>'
 
     lines = ["<tr>" + "".join(cell("th", i, value) for i, value in enumerate(head)) + "</tr>"]

@@ -1,0 +1,151 @@
+"""``plot``: the pictures of a run, and its heat map in the terminal."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flurka_bench.cli.common import comma_list, one_of, print_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+KINDS = ("heatmap", "scaling", "predicted", "crossover", "roofline", "stages", "pareto", "error", "memory", "devices")
+MAX_MAPS = 12  # heat maps of one call, largest first; --level and the like choose others
+
+
+def plot(
+    run: Annotated[list[Path], typer.Argument(help="One or several run folders.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; RUN/plots by default.")] = None,
+    kind: Annotated[str, typer.Option(help=f"all, or a comma list of {', '.join(KINDS)}.")] = "all",
+    subject: Annotated[str, typer.Option(help="Whose speedup: flurka (the fastest of them) or a mechanism.")] = "flurka",
+    baseline: Annotated[str, typer.Option(help="Over whom: best-other, strong-…, paper-… or a mechanism.")] = "best-other",
+    x: Annotated[str | None, typer.Option("--x", help="Axis across; by default the one with most values.")] = None,
+    y: Annotated[str | None, typer.Option("--y", help="Axis up.")] = None,
+    hardware: Annotated[str | None, typer.Option(help="Profile for the roofline; by default the run's device.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON and no map.")] = False,
+) -> None:
+    """Draw a run: speedup maps, scaling, crossovers, roofline, stages, memory, and the model beside the clock (PNG and SVG).
+
+    Example: flurka-bench plot results/layer-cpu --kind heatmap --baseline strong-kernel --x num_features --y rank
+    """
+    from flurka_bench.analysis.crossover import AXES
+    from flurka_bench.analysis.speedup import prepare, speedups
+    from flurka_bench.plots import style, terminal
+    from flurka_bench.results import read_run, to_frame
+
+    kinds = KINDS if kind == "all" else comma_list(kind, one_of(KINDS, "--kind"), "--kind")
+    for name, axis in (("--x", x), ("--y", y)):
+        if axis is not None:
+            one_of(AXES, name)(axis)
+    frame = prepare(to_frame([read_run(folder) for folder in run]))
+    cells = speedups(frame, subject, baseline)
+    across, up = _axes(terminal.default_axes(cells), x, y)
+    folder = out or run[0] / "plots"
+    paths = []
+    for name in kinds:
+        for stem, figure in _figures(name, frame, cells, across, up, hardware):
+            paths += style.save(figure, folder / stem)
+    if json:
+        print_json([str(path) for path in paths])
+        return
+    if "heatmap" in kinds:
+        from rich import print as rich_print
+
+        rich_print(terminal.terminal_map(cells, across, up))
+    for path in paths:
+        if path.suffix == ".png":
+            print(path)
+
+
+def _axes(default: tuple[str, str], x: str | None, y: str | None) -> tuple[str, str]:
+    """The axes asked for, the others filled in; never the same twice."""
+    first = x or (default[0] if default[0] != y else default[1])
+    second = y or (default[1] if default[1] != first else default[0])
+    if first == second:
+        from flurka_bench.errors import RequestError
+
+        raise RequestError(f"--x and --y must be two different axes, got {first!r} twice")
+    return first, second
+
+
+def _figures(
+    kind: str, frame: "pd.DataFrame", cells: "pd.DataFrame", x: str, y: str, hardware: str | None
+) -> "list[tuple[str, Figure]]":
+    from flurka_bench.analysis.speedup import all_speedups
+    from flurka_bench.plots import curves, heatmap, model, tradeoff
+
+    subject = str(cells["subject"].iloc[0]) if len(cells) else "flurka"
+    baseline = str(cells["baseline"].iloc[0]) if len(cells) else "best-other"
+    match kind:
+        case "heatmap":
+            maps = heatmap.grids(cells, x, y)[:MAX_MAPS] or [None]
+            stem = f"heatmap-{subject}-{baseline}"
+            return [(stem if i == 0 else f"{stem}-{i + 1}", heatmap.heat_map(cells, x, y, which=i)) for i in range(len(maps))]
+        case "scaling":
+            return [("scaling", curves.scaling_curves(frame))]
+        case "predicted":
+            return [("predicted", model.predicted_against_measured(frame))]
+        case "crossover":
+            every = all_speedups(frame, subject, ["best-other", "strong-low-rank", "strong-kernel", "paper-low-rank"])
+            axes = [axis for axis in ("rank", "num_features", "seq_len") if every[axis].nunique() > 1] or ["rank"]
+            return [(f"crossover-{axis}", curves.crossover_curves(frame, every, axis)) for axis in axes]
+        case "roofline":
+            rows, profile = _typical(frame), _profile(frame, hardware)
+            if profile is None or rows.empty:
+                return []
+            dtype = str(rows["dtype"].iloc[0])
+            peak = profile.peaks[profile.matmul_unit(dtype)].value
+            return [("roofline", model.roofline(rows, peak, profile.memory_bandwidth_bytes_per_s, f"{profile.title}, {dtype}"))]
+        case "stages":
+            rows = _typical(frame)
+            return [("stages", model.stage_bars(rows, _title(rows)))]
+        case "pareto":
+            rows = _workload(frame)
+            return [("pareto-memory", tradeoff.pareto(rows, "peak_memory_bytes", title=_title(rows)))]
+        case "error":
+            return [("model-error", model.error_map(frame, x, y))]
+        case "memory":
+            return [("memory", tradeoff.memory(frame))]
+        case "devices":
+            return [("devices", tradeoff.devices(cells))] if frame["device"].nunique() > 1 else []
+    raise AssertionError(kind)
+
+
+def _workload(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The timed records of the workload with most of them; of equals the one with the longest N."""
+    from flurka_bench.analysis.speedup import WORKLOAD
+
+    timed = frame[frame["seconds"].notna()]
+    if timed.empty:
+        return timed
+    parts = [part for _, part in timed.groupby(WORKLOAD, sort=False)]
+    return max(parts, key=lambda part: (len(part), part["seq_len"].iloc[0]))
+
+
+def _typical(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """At the largest workload and the middle k and m: the fastest form of each mechanism."""
+    rows = _workload(frame)
+    for knob in ("rank", "num_features"):
+        tested = sorted(set(rows.loc[~rows["mechanism"].str.endswith("-elu"), knob]) - {0}) if len(rows) else []
+        if tested:
+            middle = tested[len(tested) // 2]
+            rows = rows[rows[knob].isin([0, middle]) | (rows["mechanism"].str.endswith("-elu") & (knob == "num_features"))]
+    return rows.loc[rows.groupby("mechanism", sort=False)["seconds"].idxmin()] if len(rows) else rows
+
+
+def _title(rows: "pd.DataFrame") -> str:
+    from flurka_bench.plots.heatmap import caption
+
+    return caption(rows.iloc[0].to_dict() | {"rank": 0, "num_features": 0}) if len(rows) else ""
+
+
+def _profile(frame: "pd.DataFrame", hardware: str | None):  # noqa: ANN202
+    from flurka_bench.cli.targets import load_targets
+    from flurka_bench.hardware.detect import cpu_name, detect_cpu, recognise
+
+    if hardware is not None:
+        return load_targets(hardware)[0]
+    device = str(frame["device"].iloc[0]) if len(frame) else ""
+    return recognise(device) or (detect_cpu() if cpu_name() in device else None)

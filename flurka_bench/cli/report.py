@@ -1,0 +1,65 @@
+"""``report``: one page, Markdown text or PDF of runs, or of predictions for hardware that is not at hand."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flurka_bench.errors import RequestError
+
+FORMATS = (".html", ".md", ".pdf")
+
+
+def report(
+    run: Annotated[list[Path] | None, typer.Argument(help="Run folders; none: give --hardware.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write: .html, .md or .pdf; RUN/report.html by default.")] = None,
+    hardware: Annotated[str | None, typer.Option(help="Targets to predict for, a comma list; without a run.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the predictions; by default the target's 16-bit type.")] = None,
+    model_dim: Annotated[int, typer.Option(min=64, help="D of the predictions.")] = 1024,
+    title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
+) -> None:
+    """Write one self-contained page: the answer, interactive maps, crossovers, agreement, environment, data.
+
+    Example: flurka-bench report results/layer-cpu --out layer.html
+
+    Example: flurka-bench report --hardware h200,b200,l40s --out gpus.html
+    """
+    from flurka_bench.report.content import collect
+
+    if bool(run) == bool(hardware):
+        raise RequestError("report takes one or several run folders, or --hardware for predictions without a run; not both, not neither")
+    target = out or ((run[0] / "report.html") if run else Path("report.html"))
+    if target.suffix not in FORMATS:
+        raise RequestError(f"--out must end in {', '.join(FORMATS)}, got {str(target)!r}")
+    if run:
+        from flurka_bench.results import read_run, to_frame
+
+        found = [read_run(folder) for folder in run]
+        warnings = [warning for one in found for warning in (*one.warnings, *one.meta["environment"].get("warnings", []))]
+        names = ", ".join(dict.fromkeys(one.meta["suite"]["name"] for one in found))
+        content = collect(to_frame(found), [one.meta for one in found], title or f"flurka-bench: {names}", warnings)
+    else:
+        from flurka_bench.analysis.predicted import predicted_frame
+        from flurka_bench.cli.targets import load_targets
+
+        targets = load_targets(str(hardware))
+        if model_dim % 64:
+            raise RequestError(f"--model-dim must be a multiple of the head_dim 64, got {model_dim}")
+        about = [
+            {"hardware": profile.title, "calibrated": profile.is_calibrated}
+            | {key: f"{figure.value:.12g} {figure.unit} ({figure.source})" for key, figure in (profile.datasheet | profile.peaks).items()}
+            for profile in targets
+        ]
+        names = ", ".join(profile.title for profile in targets)
+        content = collect(predicted_frame(targets, dtype, model_dim=model_dim), about, title or f"Predictions for {names}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".pdf":
+        from flurka_bench.report.pdf import write_pdf
+
+        write_pdf(content, target)
+    else:
+        from flurka_bench.report.markdown import markdown
+        from flurka_bench.report.page import page
+
+        target.write_text(page(content) if target.suffix == ".html" else markdown(content), encoding="utf-8")
+    print(target)
