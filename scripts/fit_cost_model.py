@@ -48,10 +48,24 @@ class Fit:
 FAMILY_WIDTH = 0.25
 
 
-WIDTHS = {"compute_efficiency": 0.15, "dram_efficiency": 0.2, "tile_overhead": 0.3, "wave_rounding": 0.2, "picojoules_per_flop": 0.15, "prologue_cycles": 0.3}
+WIDTHS = {
+    "compute_efficiency": 0.15,
+    "dram_efficiency": 0.2,
+    "tile_overhead": 0.3,
+    "wave_rounding": 0.2,
+    "picojoules_per_flop": 0.15,
+    "prologue_cycles": 0.3,
+}
 
 
-def _fit(files: tuple[str, ...], path: Path, unit: str, shared: Mapping[str, float], families: Mapping[str, Mapping[str, float]], **more: Any) -> Fit:
+def _fit(
+    files: tuple[str, ...],
+    path: Path,
+    unit: str,
+    shared: Mapping[str, float],
+    families: Mapping[str, Mapping[str, float]],
+    **more: Any,
+) -> Fit:
     """A fit of ``shared`` constants (``group.name`` -> prior) and of ``families``' own (name -> family -> prior)."""
     prior, free = {}, {}
     for where, value in shared.items():
@@ -93,7 +107,16 @@ MATMUL_TENSOR = _fit(
 )  # fmt: skip
 # 0.85 (TDP - 30 W) / peak of each architecture's board with the most power for its peak, as the boards are built to sustain:
 # P40, V100 SXM2, RTX 2080 Ti, A100 PCIe, RTX 4090, H100 PCIe, RTX 5090. One factor for all of them is fitted.
-_SIMT_ENERGY = {"pascal": 15.9, "volta": 14.6, "turing": 13.9, "ampere": 9.6, "ada": 4.3, "hopper": 5.3, "blackwell": 5.3, "blackwell-rtx": 4.4}
+_SIMT_ENERGY = {
+    "pascal": 15.9,
+    "volta": 14.6,
+    "turing": 13.9,
+    "ampere": 9.6,
+    "ada": 4.3,
+    "hopper": 5.3,
+    "blackwell": 5.3,
+    "blackwell-rtx": 4.4,
+}
 _SIMT = ("maxwell", "volta-simt", "ampere-simt")
 MATMUL_VECTOR = _fit(
     ("bmm", "linear"),
@@ -190,7 +213,9 @@ def fit(
             parts.append(np.log((seconds + launch_s * (np.exp(launch) - 1)) / rows.seconds) + scale)
         return np.concatenate(parts)
 
-    shift, covariance = fit_log(residual, np.array([*widths, *(entry.own_scale, entry.own_launch) * len(picked) * has_own]), max_steps=max_steps)
+    shift, covariance = fit_log(
+        residual, np.array([*widths, *(entry.own_scale, entry.own_launch) * len(picked) * has_own]), max_steps=max_steps
+    )
     result = moved(entry, start, shift)
     for path, before in entry.prior.items():
         say(f"{'.'.join(path):60s} {before:10.4g} -> {lookup(result, path):10.4g}")
