@@ -69,7 +69,7 @@ def bands(kind: str, dtype: str, profile: Profile) -> dict[bool, Band]:
     With calibrated constants for this kind the device's scale is known and only the calibrated width is left.
     """
     name = family(kind, dtype, profile)
-    prefix = {"matmul": f"matmul.{dtype}.", "dispatch": "dispatch_s"}.get(kind, f"{name}.")
+    prefix = {"matmul": f"matmul.{dtype}.", "dispatch": "microbenchmark.launch_eager_s"}.get(kind, f"{name}.")
     calibrated = bool(profile.measured) if name == "cpu" else any(key.startswith(prefix) for key in profile.measured)
     result = {}
     for long, entry in ((False, "small"), (True, "large")):
