@@ -150,6 +150,8 @@ def test_runner_and_worker_agree_on_cases():
         (RuntimeError("CUDA error: device-side assert triggered"), False, True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
         (RuntimeError("CUDA error: out of memory"), True, False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True, False),
+        (RuntimeError("CUDA error: operation not permitted when stream is capturing"), False, False),
         (RuntimeError("shapes cannot be multiplied"), False, False),
         (ValueError("out of memory"), False, False),
     ],

@@ -26,6 +26,7 @@ from flurka_bench.workload import Case
 
 MIN_ROUNDS = 5  # fewer pairs have no interval
 MAX_ROUNDS = 1000
+_FIRST_LOOK = 8  # rounds before an interval is believed
 _LOOK_AGAIN = 1.2  # look at the intervals after 20 % more rounds: looking stays cheap
 _STOPPING_RESAMPLES = 300  # to decide when to stop; the analysis takes its own, more
 _PHASE_INTERVAL_S = 0.5
@@ -161,7 +162,7 @@ class GroupRun:
         reference = _choose_reference(competitors)
         racing = list(competitors)
         rng = random.Random(self.options.seed)
-        num_rounds, next_look = 0, MIN_ROUNDS
+        num_rounds, next_look = 0, _FIRST_LOOK
         # What building and warming up left of the budget, but never so little that the preparation was for nothing.
         budget_s = max(self.options.budget_s - (time.monotonic() - self._started), self.options.budget_s / 4)
         started = time.monotonic()
@@ -297,11 +298,11 @@ class GroupRun:
     def _other_latencies(self, competitor: _Competitor) -> dict[str, float | None]:
         """Graph replay and profiler device time of a call, where the device has them."""
         found: dict[str, float | None] = {}
-        for key, name in (("graph_s", "graph"), ("device_s", "profiler")):
+        for key, name, num_samples in (("graph_s", "graph", 5), ("device_s", "profiler", 3)):
             try:
                 with self._counting("extra"):
                     prepared = make_timer(name, self.tools.device).prepare(competitor.built.run, warmup_budget_s=0.05)
-                    found[key] = statistics.median(prepared.sample().seconds for _ in range(5))
+                    found[key] = statistics.median(prepared.sample().seconds for _ in range(num_samples))
             except Exception as error:  # a call that cannot be captured still has its eager time
                 if is_poisoned(error):
                     raise

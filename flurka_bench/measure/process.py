@@ -127,7 +127,8 @@ class Worker:
         """The last line of what the worker printed."""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - 2000))
-        lines = [line.strip() for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in self._log.read().decode("utf-8", "replace").splitlines()]
+        lines = [line for line in lines if line and not line.startswith("USDT:")]  # torch's profiler marks its sessions
         return f"; it last said: {lines[-1][:200]}" if lines else ""
 
     def close(self, grace_s: float = 5.0) -> None:
