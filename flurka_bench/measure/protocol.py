@@ -22,13 +22,6 @@ NOBODY = -1  # no case is being executed
 _OOM_TEXTS = (
     "out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "failed to allocate", "alloc_failed",
 )  # fmt: skip
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "std::bad_alloc",
-    "failed to allocate",
-    "alloc_failed",
-)
 _POISON_TEXTS = ("cuda error", "device-side assert", "illegal memory access", "unspecified launch failure", "hip error")
 
 
