@@ -51,6 +51,7 @@ class Tools:
     resident_bytes: Callable[[Built], int]  # what it holds between calls
     incorrect: tuple[type[Exception], ...]
     unsupported: tuple[type[Exception], ...]
+    release: Callable[[], Any] = gc.collect  # gives memory of what is no longer held back to the device
     stamp: Callable[[], dict[str, Any]] = dict
     stages: Callable[[Built], dict[str, float]] | None = None
 
@@ -110,12 +111,12 @@ class GroupRun:
             self._finish(competitor)
         competitors.clear()
         for index, case in again:  # what did not fit beside the others may fit alone, unpaired
-            self._release()
+            self.tools.release()
             competitor = self._enter(index, case, alone=True)
             if isinstance(competitor, _Competitor):
                 self._race([competitor])
                 self._finish(competitor)
-        self._release()
+        self.tools.release()
         self.beat(NOBODY)
 
     def _enter(self, index: int, case: Case, *, alone: bool) -> "_Competitor | str | None":
@@ -143,7 +144,7 @@ class GroupRun:
             raise error
         error.__traceback__ = None  # its frames hold the tensors that did not fit
         if is_out_of_memory(error):
-            self._release()
+            self.tools.release()
             if not alone:
                 return "again"
             self._say_failure(index, "oom", one_line(error), outcome)
@@ -321,12 +322,6 @@ class GroupRun:
 
     def _counting(self, what: str) -> "_Counting":
         return _Counting(self.calls_s, what)
-
-    def _release(self) -> None:
-        gc.collect()
-        torch = getattr(self.tools.device, "torch", None)
-        if torch is not None:
-            torch.cuda.empty_cache()
 
 
 class _Counting:
