@@ -166,7 +166,11 @@ def matmul_terms(
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
     c = constants or constants_of(profile, dtype, layout)
-    batch, rows, cols, inner = np.broadcast_arrays(*(np.asarray(size, dtype=real) for size in (batch, rows, cols, inner)))
+    sizes = np.broadcast_arrays(*(np.asarray(size, dtype=real) for size in (batch, rows, cols, inner)))
+    shape = sizes[0].shape
+    batch, rows, cols, inner = (size.ravel() for size in sizes)
+    if working_set_bytes is not None:
+        working_set_bytes = np.broadcast_to(np.asarray(working_set_bytes, dtype=real), shape).ravel()
     size = DTYPE_BYTES[dtype]
     peak = profile.peak_flops[profile.matmul_unit(dtype)]
     num_sms, clock_hz = profile.num_sms, profile.boost_clock_hz
@@ -201,12 +205,18 @@ def matmul_terms(
     launch_s = 0.0 if launch == "none" else getattr(c, f"launch_{launch}_s")
     seconds = busy + power + real(launch_s)
     if c.residual is not None:
-        sizes = np.stack([np.ravel(each) for each in (batch, rows, cols, inner)], axis=1)
-        seconds = seconds * c.residual(np.log(sizes)).reshape(seconds.shape)
+        seconds = seconds * c.residual(np.log(np.stack([batch, rows, cols, inner], axis=1)))
     seconds = np.maximum(seconds, flops * real(1 / peak) + real(launch_s))
-    return Terms(
-        seconds=seconds, launch=np.full_like(seconds, launch_s), compute=compute, dram=dram, l2=l2, latency=latency, power=power
-    )
+    parts = {
+        "seconds": seconds,
+        "launch": np.full_like(seconds, launch_s),
+        "compute": compute,
+        "dram": dram,
+        "l2": l2,
+        "latency": latency,
+        "power": power,
+    }
+    return Terms(**{name: part.reshape(shape) for name, part in parts.items()})
 
 
 def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth):
@@ -234,14 +244,14 @@ def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth)
 
     idle = np.flatnonzero((c.split_s >= 0) & (per_sm <= 0.5) & (steps >= 2 * c.min_split_inner))
     if idle.size:
-        steps, per_sm = steps.flat[idle], per_sm.flat[idle]
+        steps, per_sm = steps[idle], per_sm[idle]
         parts = np.minimum(np.floor(1 / per_sm), np.floor(steps * real(1 / c.min_split_inner)))
-        summing = real(c.split_s) + parts * results.flat[idle] * real(8 / (2 * bandwidth))  # float32 out and in, half in L2
+        summing = real(c.split_s) + parts * results[idle] * real(8 / (2 * bandwidth))  # float32 out and in, half in L2
         split = steps / parts * real(step_s) + real(epilogue_s + prologue_s) + summing
-        better = split < seconds.flat[idle]
+        better = split < seconds[idle]
         idle = idle[better]
-        seconds.flat[idle] = split[better]
-        fixed.flat[idle] += summing[better]
+        seconds[idle] = split[better]
+        fixed[idle] += summing[better]
     return seconds, fixed
 
 
