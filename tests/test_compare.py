@@ -157,6 +157,13 @@ def test_environment_differences_leave_out_what_always_differs():
     }
 
 
+def test_a_run_without_a_recorded_environment_is_one_line():
+    a = {"environment": ENVIRONMENT}
+    assert [(item.name, item.a, item.b) for item in environment_differences(a, {"environment": {}})] == [
+        ("environment", "recorded", "not recorded")
+    ]
+
+
 def test_command(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1, seconds=scaled(kernel=1.5), version="9")
     runner = CliRunner()
