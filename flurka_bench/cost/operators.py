@@ -102,7 +102,7 @@ MATMUL = Operator(
     features=lambda rows: np.log(np.stack(_matmul_shape(rows), axis=1)),
 )
 
-_OPERANDS = {"add": 3, "mul": 3, "div": 3, "addu": 2, "mulu": 2, "relu": 2, "tanh": 2, "gelu": 2}  # read and written
+_OPERANDS = {"add": 3, "mul": 3, "div": 3, "addu": 2, "mulu": 2, "relu": 2, "exp": 2, "tanh": 2, "gelu": 2}  # read and written
 
 
 def _predict_elementwise(profile: Profile, rows: Rows, table: Mapping[str, Any] | None) -> np.ndarray:
