@@ -87,6 +87,7 @@ FIELDS: dict[str, Field] = {
     "predicted_s": _seconds("the cost model's time"),
     "predicted_low_s": _seconds("lower end of its band"),
     "predicted_high_s": _seconds("upper end of its band"),
+    "predicted_log_scale": Field(kind="number", meaning="the part of the band that all cases on a device share", least=0),
     "bound": Field(kind="text", meaning="what the cost model says bounds it"),
     "stamp": Field(kind="table", meaning="clocks, temperature, load at the time"),
     "error": Field(kind="text", meaning="what went wrong, in one line"),
