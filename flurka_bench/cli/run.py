@@ -123,7 +123,7 @@ def _predictions(cases: "list[Case]", profile: "Profile | None", *, stages: bool
 
 
 def _peaks(profile: "Profile | None") -> "Callable[[Case], Peaks | None]":
-    """What no case can exceed on this device: the datasheet's figures, with a margin for boards that clock higher."""
+    """What no case can exceed on this device: the datasheet's figures."""
 
     def peaks(case: "Case") -> "Peaks | None":
         from flurka_bench.measure.runner import Peaks
@@ -133,10 +133,12 @@ def _peaks(profile: "Profile | None") -> "Callable[[Case], Peaks | None]":
         on_cpu = profile.kind == "cpu"
         if on_cpu and case.itemsize < 4:  # tile units for 16-bit matrices are not in a CPU's profile
             return None
-        margin = _PEAK_MARGIN[profile.kind]
-        # A CPU's bandwidth stands in the profile as a guess until it is calibrated: no bound to reject by.
-        bandwidth = float("inf") if on_cpu and not profile.is_calibrated else margin * profile.memory_bandwidth_bytes_per_s
-        return Peaks(flops_per_s=margin * profile.peak_flops[profile.matmul_unit(case.dtype)], bandwidth_bytes_per_s=bandwidth)
+        return Peaks(
+            flops_per_s=profile.peak_flops[profile.matmul_unit(case.dtype)],
+            # a CPU's bandwidth stands in the profile as a guess until it is calibrated
+            bandwidth_bytes_per_s=None if on_cpu and not profile.is_calibrated else profile.memory_bandwidth_bytes_per_s,
+            margin=_PEAK_MARGIN[profile.kind],
+        )
 
     return peaks
 

@@ -42,7 +42,7 @@ def _seconds(meaning: str) -> Field:
 FIELDS: dict[str, Field] = {
     "schema": Field(kind="count", meaning="version of this record's form", required=True, least=1),
     "case_id": Field(kind="text", meaning="readable id, unique in a run, equal on every machine", required=True),
-    "status": Field(kind="text", meaning="how it ended; only ok carries times", required=True, accepted=STATUSES),
+    "status": Field(kind="text", meaning="how it ended; only the times of ok count", required=True, accepted=STATUSES),
     "mechanism": Field(kind="text", meaning="one of the ten cells", required=True),
     "level": Field(kind="text", meaning="how much of a model is timed", required=True, accepted=LEVELS),
     "pass": Field(kind="text", meaning="forward, or forward and backward", required=True, accepted=PASSES),
