@@ -128,7 +128,7 @@ MATMUL_VECTOR = _fit(
     {
         "compute_efficiency": dict.fromkeys(_SIMT, 0.95),
         "tile_overhead": dict.fromkeys(_SIMT, 0.1),
-        "stride_reach_bytes": {"maxwell": 2e5, "volta-simt": 1e6, "ampere-simt": 1e6},  # address translation since Volta reaches further
+        "stride_reach_bytes": {"maxwell": 2e5, "volta-simt": 1e6, "ampere-simt": 1e6},  # Volta's TLBs and later reach further
         "wave_rounding": dict.fromkeys(_SIMT, 0.9),
         "epilogue_cycles": dict.fromkeys(_SIMT, 2000.0),
         "dram_efficiency": dict.fromkeys(_SIMT, 0.75),
@@ -187,7 +187,7 @@ def moved(entry: Fit, table: Mapping[str, Any], shift: np.ndarray) -> dict[str, 
 def fit(
     entry: Fit, groups: list[Rows], table: Mapping[str, Any], *, max_steps: int = 30, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """The table with its free constants fitted to the groups, from the prior; every device and op weighs the same.
+    """The table with its free constants fitted to the groups, from the prior.
 
     Where the entry allows it, each group has a scale and a launch time of its own in the fit, which are not shipped: a device that is slow as a
     whole, or a host that dispatches slowly, shall not bend the constants that say how time goes with the shape.

@@ -50,8 +50,7 @@ class MatmulConstants:
     dram_efficiency: float  # of the datasheet's bandwidth
     l2_bytes_per_clock_per_sm: float  # every operand passes the L2 once
     overlap_exponent: float  # p-norm of compute, DRAM and L2
-    picojoules_per_flop: float  # at full clock, on the reference node of 7 nm
-    node_exponent: float  # energy per FLOP grows with this power of the process node's name
+    picojoules_per_flop: float  # at full clock
     picojoules_per_byte: float  # to and from DRAM
     static_w: float  # the board's power that no work explains
     clock_exponent: float  # energy per FLOP grows with this power of the clock
@@ -294,8 +293,7 @@ def _power(c, profile, flops, dram_bytes, busy):
         return np.zeros_like(busy)
     real = busy.dtype.type
     budget_w = profile.tdp_w - min(c.static_w, 0.5 * profile.tdp_w)
-    per_flop = c.picojoules_per_flop * 1e-12 * ((profile.process_nm or 7) / 7) ** c.node_exponent
-    joules = flops * real(per_flop) + dram_bytes * real(c.picojoules_per_byte * 1e-12)
+    joules = flops * real(c.picojoules_per_flop * 1e-12) + dram_bytes * real(c.picojoules_per_byte * 1e-12)
     excess = np.maximum(joules * real(1 / budget_w) / busy, 1)
     slowdown = excess ** real(1 / (1 + c.clock_exponent)) - 1
     return busy * slowdown * busy / (busy + real(c.power_window_s))
