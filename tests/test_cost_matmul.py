@@ -208,6 +208,7 @@ def test_measured_numbers_stand_over_shipped_ones():
     assert constants_of(profile, "bfloat16", "linear").compute_efficiency == 0.5
     assert constants_of(profile, "bfloat16", "batched").compute_efficiency == 0.5  # stands in
     assert constants_of(profile, "bfloat16", "batched").launch_graph_s != 9e-6  # but for the launch
+    assert constants_of(profile, "float16", "linear").compute_efficiency == 0.5  # the same units and kernels
     assert constants_of(profile, "float32", "linear").compute_efficiency != 0.5
 
 

@@ -208,7 +208,8 @@ def test_validate_refuses_what_is_no_measurement(tmp_path):
 SEEN = {
     ("linear_bf16", "h200-sxm"): 9, ("linear_bf16", "b200-sxm"): 9, ("linear_bf16", "a100-sxm-80gb"): 11.5,
     ("linear_bf16", "rtx-pro-6000"): 13, ("linear_fp16", "a100-sxm-80gb"): 9, ("linear_fp16", "a40"): 9.5,
-    ("bmm", "a100-pcie-40gb"): 15, ("bmm", "v100-pcie-32gb"): 14, ("linear", "a100-pcie-40gb"): 13, ("linear", "v100-pcie-32gb"): 9,
+    ("bmm", "a100-pcie-40gb"): 15, ("bmm", "v100-pcie-32gb"): 14, ("linear", "a100-pcie-40gb"): 13,
+    ("linear", "v100-pcie-32gb"): 9,
 }  # fmt: skip
 
 

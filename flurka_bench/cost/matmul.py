@@ -101,8 +101,6 @@ def shipped_table() -> dict[str, Any]:
 def constants_of(profile: Profile, dtype: str, layout: str = "linear", table: Mapping[str, Any] | None = None) -> MatmulConstants:
     """The constants for a dtype on a device: those of its library's generation, over them what was measured.
 
-    What was measured for the other layout stands in where this one was not, but for the launch.
-
     Raises:
         RequestError: the profile names a library that the constants do not know.
     """
@@ -119,12 +117,33 @@ def constants_of(profile: Profile, dtype: str, layout: str = "linear", table: Ma
     if profile.measured:
         found = profile.measured.get(f"matmul.{dtype}.{layout}.residual")
         residual = Residual.from_rows(found) if found else None
-        other = LAYOUTS[1 - LAYOUTS.index(layout)]
-        for prefix in (f"matmul.{dtype}.{other}.", f"matmul.{dtype}.{layout}."):
-            for name in values:
-                if prefix + name in profile.measured and not (other in prefix and name.startswith("launch")):
-                    values[name] = profile.measured[prefix + name]
+        values |= _measured(profile, dtype, layout, values)
     return MatmulConstants(**values, tiles=tuple(tuple(tile) for tile in tiles), residual=residual)
+
+
+# What a device measured for one layout says of the other where their kernels differ (float32): the board, not the kernels.
+_OF_THE_BOARD = ("picojoules_per_flop", "dram_efficiency")
+
+
+def _measured(profile: Profile, dtype: str, layout: str, names: Mapping[str, Any]) -> dict[str, float]:
+    """The measured values of some constants. Those of the other 16-bit dtype and of the other layout stand in.
+
+    But not the launch, and in float32 not what belongs to the kernels, which differ by layout.
+    """
+    other = LAYOUTS[1 - LAYOUTS.index(layout)]
+    shared = [name for name in names if not name.startswith("launch")]
+    if unit_class(profile, dtype) == "vector" and profile.kind == "gpu":
+        shared = list(_OF_THE_BOARD)
+    twin = {"bfloat16": "float16", "float16": "bfloat16"}.get(dtype, dtype)
+    found = {}
+    for prefix, some in (
+        (f"matmul.{twin}.{other}.", shared),
+        (f"matmul.{twin}.{layout}.", shared),
+        (f"matmul.{dtype}.{other}.", shared),
+        (f"matmul.{dtype}.{layout}.", names),
+    ):
+        found |= {name: profile.measured[prefix + name] for name in some if prefix + name in profile.measured}
+    return found
 
 
 def matmul_terms(
