@@ -31,6 +31,7 @@ CHUNK = 4096  # cases at once: their arrays stay in a core's cache, and memory s
 COMPILED_DISPATCH = 0.4
 DISPATCH_FIGURE = "microbenchmark.launch_eager_s"  # what ``calibrate`` measures: an empty op in a loop without synchronisation
 _SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features", "num_layers", "ffn_dim", "vocab_size")
+_WHOLE = ("num_layers", "vocab_size")  # these decide which ops there are, so an op list is of one value of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,7 +285,7 @@ def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", c
     groups: dict[tuple, list[int]] = {}
     for i, case in enumerate(cases):
         key = tuple(
-            (value is None, name == "batch" and value == 1) if name in _SIZES else value
+            (value is None, name == "batch" and value == 1) if name in _SIZES and name not in _WHOLE else value
             for name, value in case.as_record().items()
         )
         groups.setdefault(key, []).append(i)
@@ -292,7 +293,9 @@ def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", c
     for members in groups.values():
         first = cases[members[0]]
         columns = {
-            name: np.array([getattr(cases[i], name) for i in members]) for name in _SIZES if getattr(first, name) is not None
+            name: np.array([getattr(cases[i], name) for i in members])
+            for name in _SIZES
+            if getattr(first, name) is not None and name not in _WHOLE
         }
         at = 0
         for part in predict_many(first.replace(**columns), profile, launch=launch, cache=cache):
