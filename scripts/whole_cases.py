@@ -119,7 +119,8 @@ def transformer_models(path: Path) -> None:
             profile = load(row["device"]).with_measured({}, {})
             rows = case.batch * case.seq_len
             head = Op(
-                stage="other", kind="matmul", name="head", dtype=case.dtype, rows=rows, inner=case.model_dim, cols=case.vocab_size,
+                stage="other", kind="matmul", name="head", dtype=case.dtype, rows=rows, inner=case.model_dim,
+                cols=case.vocab_size,
                 reads=(Tensor(name="x", numel=rows * case.model_dim, dtype=case.dtype),),
                 writes=(Tensor(name="logits", numel=rows * case.vocab_size, dtype=case.dtype),),
             )  # fmt: skip
