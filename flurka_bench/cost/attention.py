@@ -118,8 +118,11 @@ def attention_terms(
     rows, columns = _tile(kernel, head_dim)
     padded = np.asarray(PADDED_HEAD_DIMS, dtype=real)[np.minimum(np.searchsorted(PADDED_HEAD_DIMS, head_dim), 5)]
     padded = np.maximum(padded, head_dim)
+    floor = real(c.floor_s)
     if profile.kind == "cpu":
-        padded, rows = head_dim, np.minimum(rows, np.exp2(np.ceil(np.log2(queries / 4 + 32))))
+        # No padding: its blocks are calls of a matrix library of just the size that is left, on fewer rows for short queries.
+        padded, columns, floor = head_dim, keys, real(0)
+        rows = np.minimum(rows, np.exp2(np.ceil(np.log2(queries / 4 + 32))))
     full_rows = rows
     rows = np.minimum(rows, np.ceil(queries / real(kernel.group)) * real(kernel.group))
     blocks = np.ceil(keys / columns)
@@ -148,15 +151,13 @@ def attention_terms(
     moved = bytes_moved if bytes_moved is not None else DTYPE_BYTES[dtype] * 2 * heads * head_dim * (queries + keys)
     memory = np.asarray(moved, dtype=real).ravel() * real(1 / bandwidth)
     flops = real(2 * products) * heads * queries * keys * head_dim
-    on_device = np.maximum(np.maximum(busy, memory), flops * real(1 / peak)) + real(c.floor_s)
-    if profile.tdp_w is None and profile.kind == "cpu":
-        on_device = on_device - real(c.floor_s)
+    on_device = np.maximum(np.maximum(busy, memory), flops * real(1 / peak)) + floor
     share = real(special) / (multiply + real(special) + rescale)
     return Terms(
         **launch_of(profile, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap),
         kernel=on_device.reshape(shape),
         compute=(busy * (1 - share)).reshape(shape), special=(busy * share).reshape(shape),
-        memory=np.broadcast_to(memory, busy.shape).reshape(shape), latency=(combine + real(c.floor_s)).reshape(shape),
+        memory=np.broadcast_to(memory, busy.shape).reshape(shape), latency=(combine + floor).reshape(shape),
     )  # fmt: skip
 
 
