@@ -59,7 +59,7 @@ def test_shipped_constants_are_what_the_fit_finds(shared_data):
 
 
 def test_whole_cases_of_the_flash_paper(shared_data, capsys):
-    """From the datasheet alone, within 20 % where the op list is the paper's; its extra kernels explain what the plain list misses."""
+    """From the datasheet, within 20 % where the op list is the paper's: its extra kernels are what the plain list misses."""
     plain, launched = whole_cases.flash_paper(shared_data / "whole_cases" / "flash_paper_a100_forward.csv")
     assert launched <= 20
     assert launched < plain <= 27
