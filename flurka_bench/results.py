@@ -227,7 +227,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def _check_kind(folder: Path, meta: Mapping[str, Any], form: Form) -> None:
     kind = meta.get("kind", TIMING.kind)
     if kind != form.kind:
-        raise RequestError(f"{str(folder)!r} is a run of kind {kind!r}, not {form.kind!r} (give a folder that '{form.command}' wrote)")
+        raise RequestError(
+            f"{str(folder)!r} is a run of kind {kind!r}, not {form.kind!r} (give a folder that '{form.command}' wrote)"
+        )
 
 
 def iter_records(folder: Path, warnings: list[str] | None = None, form: Form = TIMING) -> Iterator[dict[str, Any]]:
