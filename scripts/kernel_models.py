@@ -8,7 +8,8 @@
 its rows from the datasheet; *calibrated* moves the constants by 20 of its rows (stratified by shape; mean over SEEDS) and
 predicts the others. The float32 files hold the host's dispatch, which no datasheet of a device gives: ``host known`` takes it
 as an input, the median of the device's rows under HOST_BYTES (which are dispatch and nothing else); ``unseen`` beside it
-takes the other hosts' median. ``bands`` writes the conformal half-widths of these kinds and prints their coverage.
+takes the other hosts' median. ``bands`` writes the conformal half-widths and prints how they cover rows that did not set them:
+the other half of the rows, and each device by the bands of the others.
 """
 
 import argparse
@@ -35,26 +36,46 @@ CALIBRATION_ROWS = 20
 ROWS_PER_GROUP = 400
 HOST_BYTES = 3e5
 
-# What each fit may move, with the prior's width in log units: what physics pins down moves least. The L2 bandwidth of
-# streaming kernels stays at half of the A100 whitepaper's 5,120 bytes a clock over 108 SMs: only one device shows it.
-FREE: dict[str, dict[str, float]] = {
-    "elementwise": {"dram_efficiency": 0.1, "l2_low": 0.2, "l2_high": 0.2, "host_overlap": 0.3},
+# What each fit starts from, and how far in log units each constant may move: round numbers from physics and published kernels,
+# so that no left-out device has a say in them. What physics pins down moves least. The L2 bandwidth of streaming kernels stays
+# at half of the A100 whitepaper's 5,120 bytes a clock over 108 SMs: only one device of the data shows it.
+FREE: dict[str, dict[str, tuple[float, float]]] = {
+    "elementwise": {"dram_efficiency": (0.9, 0.1), "l2_low": (0.5, 0.5), "l2_high": (1.0, 0.3), "host_overlap": (0.5, 0.3)},
     "softmax": {
-        "dram_efficiency": 0.05, "block_lane_ops_per_row": 0.5, "block_lane_ops_per_element": 0.4, "block_lane_ops_per_vector": 0.4, "warp_lane_ops_per_element": 0.5,
-        "miss_low": 0.3, "miss_width": 0.4, "l2_bytes_per_clock_per_sm": 0.3, "l2_low": 0.2, "l2_high": 0.2, "overlap_exponent": 0.2,
-        "lockstep_waves": 0.5, "latency_s": 0.4, "host_overlap": 0.2,
+        "dram_efficiency": (0.9, 0.05),
+        "block_lane_ops_per_row": (300, 0.5),
+        "block_lane_ops_per_element": (20, 0.4),
+        "block_lane_ops_per_vector": (80, 0.4),
+        "warp_lane_ops_per_element": (8, 0.5),
+        "miss_low": (0.5, 0.4),
+        "miss_width": (0.5, 0.5),
+        "l2_bytes_per_clock_per_sm": (47, 0.3),
+        "l2_low": (0.5, 0.3),
+        "l2_high": (1.0, 0.3),
+        "overlap_exponent": (2.0, 0.3),
+        "lockstep_waves": (2.0, 0.5),
+        "latency_s": (2e-6, 0.4),
+        "host_overlap": (0.5, 0.3),
     },
     "attention": {
-        "matmul_efficiency": 0.02, "exposed_special": 0.3, "rescale_lane_ops": 0.5, "tile_s": 0.5, "alone_slowdown": 0.5,
-        "combine_s": 0.5, "combine_traffic": 0.5, "sustained_slowdown": 0.7, "floor_s": 0.3,
+        "matmul_efficiency": (0.95, 0.02),
+        "exposed_special": (0.5, 0.3),
+        "rescale_lane_ops": (4.0, 0.5),
+        "tile_s": (4e-6, 0.5),
+        "alone_slowdown": (0.1, 0.5),
+        "combine_s": (3e-6, 0.5),
+        "combine_traffic": (1.0, 0.5),
+        "sustained_slowdown": (0.05, 0.7),
+        "floor_s": (3e-6, 0.3),
     },
-}  # fmt: skip
-PRIOR_WEIGHT = {"elementwise": 1.0, "softmax": 10.0, "attention": 10.0}  # rows of one device are no independent draws
+}
+PRIOR_WEIGHT = 3.0  # rows of one device are no independent draws
 FILES = {
     "elementwise": ("add", "mul", "div", "addu", "mulu", "relu", "tanh", "gelu"),
     "softmax": ("softmax",),
     "attention": ("attention_bf16",),
 }
+MATMULS = ("matmul-tensor", "matmul-vector")  # fitted by fit_cost_model.py; their bands are made here with the others
 GOALS = {"elementwise": (5, 1.5), "softmax": (12, 4), "attention": (12, 8)}
 WHERE: dict[str, Callable[[Rows], np.ndarray]] = {
     "attention": lambda rows: rows.columns["seq_len"] >= 512,
@@ -92,7 +113,7 @@ def fit(kind: str, data: list[Rows], table: Mapping[str, Any], say: Callable[[st
     def moved(shift: np.ndarray) -> dict[str, Any]:
         trial = copy.deepcopy(dict(table))
         for name, by in zip(names, shift):
-            trial[kind][name] *= float(np.exp(by))
+            trial[kind][name] = float(FREE[kind][name][0] * np.exp(by))
         if kind == "attention":  # more than the peak is no efficiency
             trial[kind]["matmul_efficiency"] = min(trial[kind]["matmul_efficiency"], 1.0)
         return trial
@@ -103,7 +124,7 @@ def fit(kind: str, data: list[Rows], table: Mapping[str, Any], say: Callable[[st
             [np.log(operator_of(rows).predict(profile, rows, trial) / rows.seconds) for profile, rows in picked]
         )
 
-    width = np.array([FREE[kind][name] for name in names]) / PRIOR_WEIGHT[kind]
+    width = np.array([sd for _, sd in FREE[kind].values()]) / PRIOR_WEIGHT
     shift, covariance = fit_log(residual, width)
     result = moved(shift)
     if kind != "attention":
@@ -191,31 +212,96 @@ def show(kind: str, judged: list[Judged]) -> None:
         )
 
 
-def half_widths(kind: str, judged: list[Judged], table: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The conformal half-widths of a kind by regime: from held-out devices, and from calibrated devices' held-out rows."""
+@dataclass(frozen=True, kw_only=True)
+class Residuals:
+    """log(predicted / measured) of rows that were not fitted: by device (left out of the fit), and after calibration."""
+
+    kernel_s: np.ndarray
+    device: np.ndarray
+    unseen: np.ndarray
+    calibrated: tuple[tuple[np.ndarray, np.ndarray], ...]  # (index into the arrays above, residuals)
+
+
+def residuals(kind: str, folder: Path) -> Residuals:
+    """The protocol's residuals of one entry of the bands, pooled over ops and devices."""
+    if kind in FREE:
+        table = json.loads(terms.CONSTANTS.read_text(encoding="utf-8"))
+        parts = [(one.rows, one.host, one.calibrated) for one in judge(kind, folder, table)]
+    else:
+        from cost_model_table import judge as judge_matmul
+
+        parts = [
+            (
+                one.rows,
+                np.log(one.unseen / one.rows.seconds),
+                tuple((index, np.log(predicted / one.rows.seconds[index])) for index, predicted in one.calibrated),
+            )
+            for one in judge_matmul(kind, folder)
+        ]
+    kernel, device, unseen, calibrated, start = [], [], [], [], 0
+    for rows, left_out, seeds in parts:
+        dispatch = np.quantile(rows.seconds, 0.02) if rows.dtype == "float32" else 0.0
+        kernel.append(rows.seconds - dispatch)
+        device += [rows.device] * len(rows)
+        unseen.append(left_out)
+        calibrated += [(index + start, each) for index, each in seeds]
+        start += len(rows)
+    return Residuals(
+        kernel_s=np.concatenate(kernel), device=np.array(device), unseen=np.concatenate(unseen), calibrated=tuple(calibrated)
+    )
+
+
+def half_widths(r: Residuals, keep: np.ndarray) -> dict[str, dict[str, float]]:
+    """The conformal half-widths by regime, from the rows of a mask."""
     result = {}
     for long, name in ((False, "small"), (True, "large")):
-        host, centred, calibrated = [], [], []
-        for one in judged:
-            kernel = one.rows.seconds - (0 if kind == "attention" else np.quantile(one.rows.seconds, 0.02))
-            mask = uncertainty.regime(kernel) == long
-            if mask.any():
-                host.append(one.host[mask])
-                centred.append(one.host[mask] - np.median(one.host[mask]))
-                calibrated += [r[mask[index]] for index, r in one.calibrated]
+        mask = keep & (uncertainty.regime(r.kernel_s) == long)
+        centred = r.unseen.copy()
+        for device in np.unique(r.device[mask]):
+            own = mask & (r.device == device)
+            centred[own] -= np.median(centred[own])
+        calibrated = [each[mask[index]] for index, each in r.calibrated]
         result[name] = {
-            "datasheet": uncertainty.conformal_half_width(np.concatenate(host)),
-            "shape": uncertainty.conformal_half_width(np.concatenate(centred)),
+            "datasheet": uncertainty.conformal_half_width(r.unseen[mask]),
+            "shape": uncertainty.conformal_half_width(centred[mask]),
             "calibrated": uncertainty.conformal_half_width(np.concatenate(calibrated)),
         }
     return result
+
+
+def coverage(r: Residuals, widths: Mapping[str, Mapping[str, float]], keep: np.ndarray) -> tuple[float, float]:
+    """Shares of the rows of a mask inside the bands: from the datasheet, and calibrated."""
+    long = uncertainty.regime(r.kernel_s)
+
+    def width(name: str) -> np.ndarray:
+        return np.where(long, widths["large"][name], widths["small"][name])
+
+    calibrated = [(np.abs(each) <= width("calibrated")[index])[keep[index]] for index, each in r.calibrated]
+    return float(np.mean((np.abs(r.unseen) <= width("datasheet"))[keep])), float(np.mean(np.concatenate(calibrated)))
+
+
+def show_bands(kind: str, r: Residuals) -> dict[str, dict[str, float]]:
+    """Print how often bands cover rows that did not set them; returns the bands from all rows."""
+    halves = np.random.default_rng(0).random(len(r.unseen)) < 0.5
+    shares = coverage(r, half_widths(r, halves), ~halves)
+    print(
+        f"{kind}: bands from one half of the rows cover {100 * shares[0]:.1f} % of the other (calibrated {100 * shares[1]:.1f} %)"
+    )
+    for device in np.unique(r.device):
+        own = r.device == device
+        shares = coverage(r, half_widths(r, ~own), own)
+        print(
+            f"  {device:16s} by the other devices' bands: {100 * shares[0]:5.1f} % (calibrated {100 * shares[1]:5.1f} %)",
+            flush=True,
+        )
+    return half_widths(r, np.ones(len(r.unseen), bool))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("fit", "table", "bands"))
     parser.add_argument("folder", type=Path, help="folder with the operator files")
-    parser.add_argument("--kind", nargs="*", default=list(FREE), choices=list(FREE))
+    parser.add_argument("--kind", nargs="*", default=list(FREE), choices=[*FREE, *MATMULS], help="matmuls for bands alone")
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
     arguments = parser.parse_args()
     table = json.loads(terms.CONSTANTS.read_text(encoding="utf-8"))
@@ -223,18 +309,16 @@ def main() -> int:
         if arguments.what == "fit":
             table = fit(kind, groups(arguments.folder, kind), table, say=print)
             continue
-        judged = judge(kind, arguments.folder, table)
         if arguments.what == "table":
-            show(kind, judged)
-        else:
-            bands = json.loads(uncertainty.BANDS.read_text(encoding="utf-8"))
-            bands[kind] = {
-                regime: {name: float(f"{value:.3g}") for name, value in widths.items()}
-                for regime, widths in half_widths(kind, judged, table).items()
-            }
-            print(kind, bands[kind])
-            if not arguments.dry_run:
-                uncertainty.BANDS.write_text(json.dumps(bands, indent=1) + "\n", encoding="utf-8")
+            show(kind, judge(kind, arguments.folder, table))
+            continue
+        bands = json.loads(uncertainty.BANDS.read_text(encoding="utf-8"))
+        bands[kind] = {
+            regime: {name: float(f"{value:.3g}") for name, value in widths.items()}
+            for regime, widths in show_bands(kind, residuals(kind, arguments.folder)).items()
+        }
+        if not arguments.dry_run:
+            uncertainty.BANDS.write_text(json.dumps(bands, indent=1) + "\n", encoding="utf-8")
     if arguments.what == "fit" and not arguments.dry_run:
         rounded = {kind: {name: float(f"{value:.4g}") for name, value in values.items()} for kind, values in table.items()}
         terms.CONSTANTS.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")

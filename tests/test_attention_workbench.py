@@ -65,10 +65,15 @@ def test_gate_catches_a_mechanism_that_is_slightly_another(name, dtype):
     if name == "low-rank":
         similarity.forward = lambda q, k, v, keep=None: torch.softmax(q @ k.mT / 5, -1) @ v  # sqrt(16) is 4
     else:
-        problem = bench._problem()
         noise = 0.3 * similarity.omega.float().std() * torch.randn(similarity.omega.shape)
-        similarity.omega = (similarity.omega + noise).to(similarity.omega.dtype)
-        bench._problem = lambda: problem
+        true_omega = similarity.omega
+        wrong_omega = (true_omega + noise).to(true_omega.dtype)
+
+        def run():
+            similarity.omega = wrong_omega
+            return type(bench).run(bench)
+
+        bench.run = run
     with pytest.raises(IncorrectOutput, match="off by"):
         bench.check()
 
@@ -93,6 +98,27 @@ def test_competitors_share_inputs_and_projections_and_seeds_differ():
         assert torch.equal(layer.module.to_out.weight, layers[0].module.to_out.weight)
     assert not torch.equal(build(case_of("full-sdpa"), seed=8).inputs[0], core[0][0])
     assert torch.equal(build(case_of("full-sdpa", dtype="float16"), seed=7).inputs[0], core[0][0].half())
+
+
+@pytest.mark.parametrize("pass_", ["forward", "train"])
+@pytest.mark.parametrize("name", ["full-sdpa", "flurka-relu", "kernel-favor", "low-rank"])
+def test_encoder_passes_its_gate(name, pass_):
+    order = mechanisms.get(name).orders[-1]
+    for extra in ({"num_layers": 2}, {"num_layers": 1, "vocab_size": 50, "ffn_dim": 48, "dtype": "bfloat16"}):
+        bench = build(case_of(name, "model", order, pass_=pass_, **extra))
+        bench.check()
+        out = bench.run()
+        bench.run = lambda out=out: out.roll(1, dims=1)
+        with pytest.raises(IncorrectOutput, match="off by"):
+            bench.check()
+
+
+def test_training_an_encoder_steps_its_weights():
+    bench = build(case_of("flurka-relu", "model", "absorbed", pass_="train"))
+    before = bench.module.layers[0].ffn_in.weight.detach().clone()
+    bench.run()
+    step = (bench.module.layers[0].ffn_in.weight.detach() - before).abs().max()
+    assert 0 < step < 1e-6
 
 
 def test_train_leaves_one_pass_of_gradients():

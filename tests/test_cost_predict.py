@@ -56,7 +56,7 @@ def test_host_runs_ahead_of_long_kernels():
 
 
 def test_measured_dispatch_replaces_the_default():
-    quick = H100.with_measured({"dispatch_s": 5e-6}, {})
+    quick = H100.with_measured({"microbenchmark.launch_eager_s": 5e-6}, {})
     small = CASE.replace(mechanism="full-math", seq_len=128)
     assert predict([small], quick)[0].seconds == pytest.approx(5e-6 * len(lower(small)), rel=0.5)
 

@@ -6,14 +6,18 @@ Keys are walked in chunks and similarities head by head, so that long inputs sta
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from flurka_bench.attention.compression import Compression
+from flurka_bench.attention.encoder import Encoder
+from flurka_bench.attention.modules import AttentionLayer
 from flurka_bench.attention.similarity import RELU_EPSILON
 
 CHUNK = 8192  # positions cast and projected at once
+ROWS = 512  # query rows attended at once where all are wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,48 @@ class Problem:
     weights: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # of q, k, v and the output, each (D, D), out x in
     compression: tuple[Tensor, Tensor] | None = None  # E and F, each (k, N) or (h, k, N)
     omega: Tensor | None = None  # (d, m), already scaled by d^-1/4 (and m^-1/2 for relu)
+
+
+def encoder_rows(encoder: Encoder, inputs: Tensor, batch_index: int, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """An encoder's output at ``rows`` of one batch element, computed in ``dtype``: (r, D), or (r, vocab_size)."""
+
+    def norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
+        mean, variance = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)
+        return (x - mean) / (variance + module.eps).sqrt() * module.weight.to(dtype) + module.bias.to(dtype)
+
+    x = inputs[batch_index] if encoder.embedding is None else encoder.embedding.weight[inputs[batch_index]]
+    x = x.to(dtype)
+    everything = torch.arange(len(x), device=x.device)
+    for i, layer in enumerate(encoder.layers):
+        problem = layer_problem(layer.attention, norm(layer.norm_attention, x)[None])
+        wanted = rows if i == len(encoder.layers) - 1 else everything
+        attended = torch.cat([query_rows(problem, 0, some, dtype) for some in wanted.split(ROWS)])
+        x = x[wanted] + attended
+        hidden = norm(layer.norm_ffn, x) @ layer.ffn_in.weight.to(dtype).T
+        x = x + hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2 @ layer.ffn_out.weight.to(dtype).T
+    x = norm(encoder.norm, x)
+    return x if encoder.head is None else x @ encoder.head.weight.to(dtype).T
+
+
+def layer_problem(layer: AttentionLayer, x: Tensor) -> Problem:
+    """A layer's attention over x (b, N, D)."""
+    projections = (layer.to_q, layer.to_k, layer.to_v, layer.to_out)
+    return replace(
+        core_problem(layer.similarity, layer.compression, layer.num_heads),
+        x=x,
+        weights=tuple(projection.weight for projection in projections),
+    )
+
+
+def core_problem(similarity: nn.Module, compression: Compression | None, num_heads: int) -> Problem:
+    """The two choices as tensors; the caller adds q, k, v or x."""
+    name = getattr(similarity, "name", "softmax")
+    return Problem(
+        similarity=name,
+        num_heads=num_heads,
+        compression=None if compression is None else compression.matrices(),
+        omega=None if name == "softmax" else similarity.omega,
+    )
 
 
 def query_rows(problem: Problem, batch_index: int, rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -229,8 +229,12 @@ class FavorFeatures(FeatureMap):
         return y.sub_(shift).exp_(), shift
 
     def activate_queries(self, y: Tensor, shift: Tensor) -> Tensor:
-        """Kernels: addition of the shift, maximum over features, subtraction, exp (all but the maximum in place)."""
-        y.add_(shift)
+        """Kernels: addition of the shift, maximum over features, subtraction, exp (in place but for the maximum).
+
+        The addition is in place only where no gradient is recorded: y may be a view, and autograd answers a change of a
+        view with nine more kernels.
+        """
+        y = y + shift if y.requires_grad else y.add_(shift)
         return y.sub_(y.detach().amax(-1, keepdim=True)).exp_()
 
 

@@ -50,8 +50,7 @@ class MatmulConstants:
     dram_efficiency: float  # of the datasheet's bandwidth
     l2_bytes_per_clock_per_sm: float  # every operand passes the L2 once
     overlap_exponent: float  # p-norm of compute, DRAM and L2
-    picojoules_per_flop: float  # at full clock, on the reference node of 7 nm
-    node_exponent: float  # energy per FLOP grows with this power of the process node's name
+    picojoules_per_flop: float  # at full clock
     picojoules_per_byte: float  # to and from DRAM
     static_w: float  # the board's power that no work explains
     clock_exponent: float  # energy per FLOP grows with this power of the clock
@@ -166,7 +165,11 @@ def matmul_terms(
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
     c = constants or constants_of(profile, dtype, layout)
-    batch, rows, cols, inner = np.broadcast_arrays(*(np.asarray(size, dtype=real) for size in (batch, rows, cols, inner)))
+    sizes = np.broadcast_arrays(*(np.asarray(size, dtype=real) for size in (batch, rows, cols, inner)))
+    shape = sizes[0].shape
+    batch, rows, cols, inner = (size.ravel() for size in sizes)
+    if working_set_bytes is not None:
+        working_set_bytes = np.broadcast_to(np.asarray(working_set_bytes, dtype=real), shape).ravel()
     size = DTYPE_BYTES[dtype]
     peak = profile.peak_flops[profile.matmul_unit(dtype)]
     num_sms, clock_hz = profile.num_sms, profile.boost_clock_hz
@@ -201,12 +204,18 @@ def matmul_terms(
     launch_s = 0.0 if launch == "none" else getattr(c, f"launch_{launch}_s")
     seconds = busy + power + real(launch_s)
     if c.residual is not None:
-        sizes = np.stack([np.ravel(each) for each in (batch, rows, cols, inner)], axis=1)
-        seconds = seconds * c.residual(np.log(sizes)).reshape(seconds.shape)
+        seconds = seconds * c.residual(np.log(np.stack([batch, rows, cols, inner], axis=1)))
     seconds = np.maximum(seconds, flops * real(1 / peak) + real(launch_s))
-    return Terms(
-        seconds=seconds, launch=np.full_like(seconds, launch_s), compute=compute, dram=dram, l2=l2, latency=latency, power=power
-    )
+    parts = {
+        "seconds": seconds,
+        "launch": np.full_like(seconds, launch_s),
+        "compute": compute,
+        "dram": dram,
+        "l2": l2,
+        "latency": latency,
+        "power": power,
+    }
+    return Terms(**{name: part.reshape(shape) for name, part in parts.items()})
 
 
 def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth):
@@ -234,14 +243,14 @@ def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth)
 
     idle = np.flatnonzero((c.split_s >= 0) & (per_sm <= 0.5) & (steps >= 2 * c.min_split_inner))
     if idle.size:
-        steps, per_sm = steps.flat[idle], per_sm.flat[idle]
+        steps, per_sm = steps[idle], per_sm[idle]
         parts = np.minimum(np.floor(1 / per_sm), np.floor(steps * real(1 / c.min_split_inner)))
-        summing = real(c.split_s) + parts * results.flat[idle] * real(8 / (2 * bandwidth))  # float32 out and in, half in L2
+        summing = real(c.split_s) + parts * results[idle] * real(8 / (2 * bandwidth))  # float32 out and in, half in L2
         split = steps / parts * real(step_s) + real(epilogue_s + prologue_s) + summing
-        better = split < seconds.flat[idle]
+        better = split < seconds[idle]
         idle = idle[better]
-        seconds.flat[idle] = split[better]
-        fixed.flat[idle] += summing[better]
+        seconds[idle] = split[better]
+        fixed[idle] += summing[better]
     return seconds, fixed
 
 
@@ -284,8 +293,7 @@ def _power(c, profile, flops, dram_bytes, busy):
         return np.zeros_like(busy)
     real = busy.dtype.type
     budget_w = profile.tdp_w - min(c.static_w, 0.5 * profile.tdp_w)
-    per_flop = c.picojoules_per_flop * 1e-12 * ((profile.process_nm or 7) / 7) ** c.node_exponent
-    joules = flops * real(per_flop) + dram_bytes * real(c.picojoules_per_byte * 1e-12)
+    joules = flops * real(c.picojoules_per_flop * 1e-12) + dram_bytes * real(c.picojoules_per_byte * 1e-12)
     excess = np.maximum(joules * real(1 / budget_w) / busy, 1)
     slowdown = excess ** real(1 / (1 + c.clock_exponent)) - 1
     return busy * slowdown * busy / (busy + real(c.power_window_s))

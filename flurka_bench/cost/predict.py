@@ -27,8 +27,9 @@ CACHES = ("cold", "warm")
 BOUNDS = ("launch", "compute", "memory", "special")
 CHUNK = 4096  # cases at once: their arrays stay in a core's cache, and memory stays bounded however long the sweep
 # The host's time for a kernel of compiled code, in eager ops: the wrapper calls a launcher, no dispatcher and no autograd.
-# No data at hand settles it; ``measured["dispatch_s.compiled"]`` replaces it.
+# No data at hand settles it.
 COMPILED_DISPATCH = 0.4
+DISPATCH_FIGURE = "microbenchmark.launch_eager_s"  # what ``calibrate`` measures: an empty op in a loop without synchronisation
 _SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features", "num_layers", "ffn_dim", "vocab_size")
 
 
@@ -199,6 +200,7 @@ def predict_lowered(
     waits = {name: np.zeros(length, dtype=np.float32) for name in BOUNDS}
     widths = uncertainty.Sum()
     band = {}
+    host_band = uncertainty.bands("dispatch", case.dtype, profile)
     for prediction in predictions:
         op, terms = prediction.op, prediction.terms
         launch_s = np.float32(dispatch(terms.launch) if launch == "eager" else terms.launch)
@@ -217,7 +219,8 @@ def predict_lowered(
         key = (op.kind, op.dtype)
         if key not in band:
             band[key] = uncertainty.bands(*key, profile)
-        widths.add(spent, terms.kernel, band[key])
+        widths.add(on_kernel, terms.kernel, band[key])
+        widths.add(spent - on_kernel, terms.kernel, host_band if launch == "eager" else band[key])
     scale, shape = widths.half_widths(total)
     low, high = uncertainty.interval(total, scale, shape)
 
@@ -235,11 +238,9 @@ def predict_lowered(
 
 def _dispatch(profile: Profile, backend: str) -> Callable[[float], float]:
     """The host's seconds from one op to the next, given those of the op's kind alone."""
-    own = profile.measured.get(f"dispatch_s.{backend}", profile.measured.get("dispatch_s"))
-    if own is not None:
-        return lambda launch_s: own
     share = COMPILED_DISPATCH if backend == "compiled" else 1.0
-    return lambda launch_s: launch_s * share
+    own = profile.measured.get(DISPATCH_FIGURE)
+    return lambda launch_s: share * (launch_s if own is None else own)
 
 
 def _attribute(waits: dict[str, np.ndarray], terms: Terms, spent: np.ndarray, on_kernel: np.ndarray) -> None:

@@ -8,7 +8,7 @@ except that a literal 1 broadcasts.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flurka_bench.ops import Op, Tensor
 from flurka_bench.workload import Number
@@ -18,6 +18,7 @@ Shape = tuple[Number, ...]
 # Floating-point operations of an element of a softmax: comparison, subtraction, sum, product with 1 / sum; and one exponential.
 SOFTMAX_VECTOR_FLOPS = 4
 SOFTMAX_BACKWARD_VECTOR_FLOPS = 4  # product, sum, subtraction, product
+ADAMW_VECTOR_FLOPS = 12  # weight decay 1, first moment 3, second moment 4, both corrections 2, epsilon and update 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +61,10 @@ class Tape:
         self._steps: list[tuple[str, Var, tuple[Var, ...], Callable[[Var], tuple[Var | None, ...]]]] = []
         self.held_until: dict[str, int] = {}
         self._frames: list[list[str]] = []
+        self._parameters: list[Var] = []
+        self._gradients: dict[int, Var] = {}  # of leaves, by the leaf's id
         self._names: dict[str, int] = {}
+        self._unique: set[str] = set()
         self._products: dict[tuple[int, ...], tuple[Shape, Number]] = {}
 
     # What tensors and sizes are
@@ -75,19 +79,24 @@ class Tape:
             self._products[key] = (sizes, self.size(*sizes[:-1]) * sizes[-1])
         return self._products[key][1]
 
-    def leaf(self, name: str, *shape: Number, role: str = "parameter", requires_grad: bool | None = None) -> Var:
+    def leaf(self, name: str, *shape: Number, role: str = "parameter", requires_grad: bool | None = None, dtype: str = "") -> Var:
         """A tensor that exists before the first op: a parameter, an input or a buffer.
 
         In training all but buffers require a gradient unless ``requires_grad`` says otherwise.
         """
         wanted = role != "buffer" if requires_grad is None else requires_grad
-        out = self._new(name, shape, role=role, requires_grad=self.train and wanted)
+        out = self._new(name, shape, role=role, requires_grad=self.train and wanted, dtype=dtype)
         self.leaves.append(out.tensor)
+        if role == "parameter":
+            self._parameters.append(out)
         return out
 
     def _new(self, name: str, shape: Shape, *, role: str = "activation", requires_grad: bool = False, dtype: str = "") -> Var:
-        count = self._names[name] = self._names.get(name, 0) + 1
-        unique = name if count == 1 else f"{name}.{count}"
+        count = self._names.get(name, 0) + 1
+        while (unique := name if count == 1 else f"{name}.{count}") in self._unique:
+            count += 1
+        self._names[name] = count
+        self._unique.add(unique)
         return Var(Tensor(name=unique, numel=self.size(*shape), dtype=dtype or self.dtype, role=role), shape, requires_grad)
 
     @contextmanager
@@ -371,6 +380,26 @@ class Tape:
         """The same memory, through which no gradient flows."""
         return Var(x.tensor, x.shape)
 
+    def gelu(self, x: Var, name: str = "gelu") -> Var:
+        """x Φ(x), by the error function; its derivative takes an exponential too."""
+        return self.unary(name, x, vector=4, special=1, saves="input", backward_vector=8, backward_special=2)
+
+    def embedding(self, tokens: Var, weight: Var, name: str = "embedding") -> Var:
+        """Rows of ``weight`` (V, D) by tokens (b, N) -> (b, N, D); the gradient is a whole table, zeros included."""
+        out = self._new(name, (*tokens.shape, weight.shape[-1]), requires_grad=weight.requires_grad)
+        picked = Var(replace(weight.tensor, name=f"{weight.tensor.name}_rows", numel=out.tensor.numel), out.shape)
+        self._emit("copy", name, self._flat(out.shape), (tokens, picked), (out,))
+
+        def pull(g: Var) -> tuple[Var]:
+            grad = self._grad(weight)
+            self._emit(
+                "elementwise", f"{name}_backward", self._flat(weight.shape), (g, tokens), (grad,), vector_flops=g.tensor.numel
+            )
+            return (grad,)
+
+        self._step(out, (weight,), pull)
+        return out
+
     def layer_norm(self, x: Var, weight: Var, bias: Var, name: str = "layer_norm") -> Var:
         """Normalisation over the last dimension with gain and offset; saves a mean and a reciprocal deviation a row."""
         out = self._new(name, x.shape, requires_grad=x.requires_grad or weight.requires_grad)
@@ -409,7 +438,20 @@ class Tape:
                 for x, g in pulled:
                     seen = grads.get(id(x))
                     grads[id(x)] = g if seen is None else self._accumulate(seen, g, owned)
-        self._phase = "forward"
+        self._phase, self._gradients = "forward", grads
+
+    def adamw(self) -> None:
+        """One fused kernel over all parameters: both moments and the parameter itself are read and written."""
+        self._phase, before = "optimizer", self._phase
+        reads, writes, numel = [], [], 0
+        for parameter in self._parameters:
+            moments = [self.leaf(f"moment_{parameter.tensor.name}", *parameter.shape, role="buffer") for _ in range(2)]
+            reads += [parameter, self._gradients[id(parameter)], *moments]
+            writes += [parameter, *moments]
+            numel = numel + parameter.tensor.numel
+        flops = {"vector_flops": ADAMW_VECTOR_FLOPS * numel, "special_flops": 2 * numel}  # a root and a division
+        self._emit("elementwise", "adamw", (1, 1, 1, numel), tuple(reads), tuple(writes), **flops)
+        self._phase = before
 
     def _hold(self, ops: list[Op], but: set[str] = frozenset()) -> None:
         """The tensors of ``ops`` stay in memory until the last of them is done."""

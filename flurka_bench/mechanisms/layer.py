@@ -127,10 +127,8 @@ class Layer:
         """x (b, h, r, c) times (h, c, o), a matrix a head: a copy unless b = 1 or memory has ``heads_first``; one product."""
         b, h, r, c = x.shape
         tape, rows = self.tape, self.tape.size(b, r)
-        if is_one(b) or heads_first:
-            folded = tape.view(x, h, rows, c)
-        else:
-            folded = tape.copy(x, h, rows, c, copied_back=True)
+        in_place = is_one(b) or heads_first
+        folded = tape.view(x, h, rows, c) if in_place else tape.copy(x, h, rows, c, copied_back=True)
         return tape.view(tape.matmul(folded, weight, name), b, h, r, weight.shape[-1])
 
     def _absorb(self, weight: Var, name: str) -> Var:

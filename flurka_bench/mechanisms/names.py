@@ -164,9 +164,10 @@ def _check_count(name: str, value: Number, least: int = 1) -> None:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "iuf" or not np.all(value == np.floor(value)) or not np.all(value >= least):
             raise RequestError(f"{name} must hold integers of at least {least} ({flag})")
-    elif isinstance(value, numbers.Number) or isinstance(value, str) or value is None:
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-            raise RequestError(f"{name} must be an integer of at least {least}, got {value!r} ({flag})")
+    elif isinstance(value, (numbers.Number, str, type(None))) and (
+        isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least
+    ):
+        raise RequestError(f"{name} must be an integer of at least {least}, got {value!r} ({flag})")
 
 
 def _check_rank(case: Case) -> None:

@@ -56,7 +56,7 @@ class FeatureMap:
         tape = self.tape
         if self.kind != "favor":
             return self._activate(y)
-        y = tape.add(y, shift, "add_key_maximum", in_place=True)
+        y = tape.add(y, shift, "add_key_maximum", in_place=not tape.train)
         largest = tape.reduce(tape.detach(y), -1, "query_maximum")
         return tape.exp(tape.subtract(y, largest, "subtract_query_maximum", in_place=True), "query_exp", in_place=True)
 

@@ -11,6 +11,7 @@ from flurka_bench.attention.stages import stage
 from flurka_bench.errors import RequestError
 
 PROGRAMS_PER_PROCESSOR = 2  # as many as fill the GPU: where heads do not suffice, keys are split over programs
+COMBINED_FEATURES = 16  # a small tile, since nothing is reused
 NUM_STAGES = 2
 
 
@@ -37,15 +38,21 @@ def tiles(head_dim: int, num_features: int, dtype: torch.dtype) -> Tiles:
     if dtype == torch.float32:  # three tf32 products stand for one, so operands take three times the registers
         rows, most_features, num_warps = (32, 32, 8) if block_d <= 64 else (16, 32, 4)
     else:
-        rows, most_features, num_warps = (64, 64 if block_d <= 128 else 32, 4 if block_d <= 64 else 8)
+        rows, most_features = 64, 64 if block_d <= 128 else 32
+        num_warps = 4 if block_d <= 128 else 8
     features = max(16, min(most_features, 1 << (num_features - 1).bit_length()))
     return Tiles(rows=rows, features=features, head_dim=block_d, num_warps=num_warps)
 
 
-def num_splits(num_keys: int, rows: int, programs: int, num_processors: int) -> int:
+def num_splits(num_keys: int, rows: int, programs: int, processors: int) -> int:
     """Over how many programs a head's keys are split: enough for the GPU, with at least four tiles each."""
-    wanted = -(-PROGRAMS_PER_PROCESSOR * num_processors // programs)
+    wanted = -(-PROGRAMS_PER_PROCESSOR * processors // programs)
     return max(1, min(wanted, num_keys // (4 * rows)))
+
+
+def num_processors(device: torch.device) -> int:
+    """Streaming multiprocessors of the GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def fused_feature_attention(
@@ -65,8 +72,7 @@ def fused_feature_attention(
     tile = tiles(d, m, q.dtype)
     num_blocks = -(-m // tile.features)
     if splits is None:
-        processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-        splits = num_splits(num_keys, tile.rows, b * h * num_blocks, processors)
+        splits = num_splits(num_keys, tile.rows, b * h * num_blocks, num_processors(q.device))
     keys_per_split = -(-num_keys // (splits * tile.rows)) * tile.rows
     splits = -(-num_keys // keys_per_split)
 
@@ -77,7 +83,6 @@ def fused_feature_attention(
     precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
     common = {"KIND": kind, "BLOCK_M": tile.features, "BLOCK_D": tile.head_dim}
     dots = {"UPCAST": not q.is_cuda, "PRECISION": precision}
-    warps = {"num_warps": tile.num_warps, "num_stages": NUM_STAGES}
 
     def sums(parts: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         z, c = torch.empty(2, b * h, parts, m, device=q.device, dtype=torch.float32)
@@ -88,16 +93,18 @@ def fused_feature_attention(
         kernels.key_side[(num_blocks * splits, b * h)](
             k, v, omega, keep_bytes, s, z, c, *k.stride()[:3], *v.stride()[:3],
             h, num_keys, m, d, keys_per_split, splits, 0.5 / math.sqrt(d), epsilon, 1 / num_keys if splits == 1 else 1.0,
-            HAS_MASK=keep is not None, BLOCK_L=tile.rows, **common, **dots, **warps,
+            HAS_MASK=keep is not None, BLOCK_L=tile.rows, num_warps=tile.num_warps, num_stages=NUM_STAGES, **common, **dots,
         )  # fmt: skip
         if splits > 1:
             parts, (s, z, c) = (s, z, c), sums(1, q.dtype)
-            kernels.combine[(num_blocks, b * h)](*parts, s, z, c, splits, m, d, 1 / num_keys, **common)
+            grid = (-(-m // COMBINED_FEATURES), b * h)
+            blocks = {**common, "BLOCK_M": COMBINED_FEATURES}
+            kernels.combine[grid](*parts, s, z, c, splits, m, d, 1 / num_keys, **blocks)
     with stage("output"):
         out = torch.empty(b, n, h, d, device=q.device, dtype=q.dtype).transpose(1, 2)
         kernels.query_side[(-(-n // tile.rows), b * h)](
             q, omega, s, z, c, out, *q.stride()[:3], *out.stride()[:3], h, n, m, d, epsilon,
-            BLOCK_N=tile.rows, **common, **dots, **warps,
+            BLOCK_N=tile.rows, num_warps=tile.num_warps, num_stages=NUM_STAGES, **common, **dots,
         )  # fmt: skip
     return out
 
