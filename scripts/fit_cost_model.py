@@ -48,10 +48,24 @@ class Fit:
 FAMILY_WIDTH = 0.25
 
 
-WIDTHS = {"compute_efficiency": 0.1, "tile_overhead": 0.3, "wave_rounding": 0.2, "picojoules_per_flop": 0.15, "prologue_cycles": 0.3}
+WIDTHS = {
+    "compute_efficiency": 0.15,
+    "dram_efficiency": 0.2,
+    "tile_overhead": 0.3,
+    "wave_rounding": 0.2,
+    "picojoules_per_flop": 0.15,
+    "prologue_cycles": 0.3,
+}
 
 
-def _fit(files: tuple[str, ...], path: Path, unit: str, shared: Mapping[str, float], families: Mapping[str, Mapping[str, float]], **more: Any) -> Fit:
+def _fit(
+    files: tuple[str, ...],
+    path: Path,
+    unit: str,
+    shared: Mapping[str, float],
+    families: Mapping[str, Mapping[str, float]],
+    **more: Any,
+) -> Fit:
     """A fit of ``shared`` constants (``group.name`` -> prior) and of ``families``' own (name -> family -> prior)."""
     prior, free = {}, {}
     for where, value in shared.items():
@@ -62,7 +76,9 @@ def _fit(files: tuple[str, ...], path: Path, unit: str, shared: Mapping[str, flo
         paths = {family: (unit, "generations", family, name) for family in by_family}
         width = WIDTHS.get(name, 0.5) if unit == "vector" else 0.5
         prior |= {paths[family]: value for family, value in by_family.items()}
-        if len(set(by_family.values())) == 1 and len(by_family) > 1:
+        if name == "picojoules_per_flop" and unit == "vector":
+            free[f"all.{name}"] = (tuple(paths.values()), width)
+        elif len(set(by_family.values())) == 1 and len(by_family) > 1:
             free[f"all.{name}"] = (tuple(paths.values()), width)
             free |= {f"{family}.{name}": ((at,), min(width, FAMILY_WIDTH)) for family, at in paths.items()}
         else:  # families that differ by design share nothing
@@ -70,7 +86,7 @@ def _fit(files: tuple[str, ...], path: Path, unit: str, shared: Mapping[str, flo
     return Fit(files=files, path=path, prior=prior, free=free, **more)
 
 
-_BOTH = {"common.l2_capacity": 0.3, "common.reread": 0.5, "common.overlap_exponent": 2.0, "common.power_window_s": 3e-4,
+_BOTH = {"common.l2_capacity": 0.3, "common.overlap_exponent": 2.0, "common.power_window_s": 3e-4,
          "common.dram_efficiency": 0.85, "common.l2_bytes_per_clock_per_sm": 64.0}  # fmt: skip
 MATMUL_TENSOR = _fit(
     ("linear_bf16", "linear_fp16"),
@@ -89,23 +105,39 @@ MATMUL_TENSOR = _fit(
         "picojoules_per_flop": {"mma": 1.5, "wgmma": 0.8},
     },
 )  # fmt: skip
+# 0.85 (TDP - 30 W) / peak of each architecture's board with the most power for its peak, as the boards are built to sustain:
+# P40, V100 SXM2, RTX 2080 Ti, A100 PCIe, RTX 4090, H100 PCIe, RTX 5090. One factor for all of them is fitted.
+_SIMT_ENERGY = {
+    "pascal": 15.9,
+    "volta": 14.6,
+    "turing": 13.9,
+    "ampere": 9.6,
+    "ada": 4.3,
+    "hopper": 5.3,
+    "blackwell": 5.3,
+    "blackwell-rtx": 4.4,
+}
 _SIMT = ("maxwell", "volta-simt", "ampere-simt")
 MATMUL_VECTOR = _fit(
     ("bmm", "linear"),
     matmul.CONSTANTS,
     "vector",
-    {**_BOTH, "common.power_window_s": 1e-3, "common.epilogue_exponent": 0.5,
+    {**{name: value for name, value in _BOTH.items() if name not in ("common.dram_efficiency", "common.l2_capacity")},
+     "common.power_window_s": 1e-3, "common.epilogue_exponent": 0.5,
      "layouts.linear.split_s": 3e-6, "layouts.linear.launch_eager_s": 5e-5, "layouts.batched.launch_eager_s": 3e-5},
     {
         "compute_efficiency": dict.fromkeys(_SIMT, 0.95),
         "tile_overhead": dict.fromkeys(_SIMT, 0.1),
-        "stride_reach_bytes": {"maxwell": 2e5, "volta-simt": 1e6, "ampere-simt": 1e6},  # address translation since Volta reaches further
+        "stride_reach_bytes": {"maxwell": 2e5, "volta-simt": 1e6, "ampere-simt": 1e6},  # Volta's TLBs and later reach further
         "wave_rounding": dict.fromkeys(_SIMT, 0.9),
         "epilogue_cycles": dict.fromkeys(_SIMT, 2000.0),
+        "dram_efficiency": dict.fromkeys(_SIMT, 0.75),
+        "l2_capacity": {"maxwell": 1.0, "volta-simt": 1.0, "ampere-simt": 0.5},  # two halves, each with copies, since Ampere
+        "picojoules_per_flop": _SIMT_ENERGY,
     },
-    own_scale=0.07,
+    own_scale=0.01,
     own_launch=0.3,
-    throttled=("p4",),
+    throttled=("p4", "t4"),
 )  # fmt: skip
 
 FITS: dict[str, Fit] = {"matmul-tensor": MATMUL_TENSOR, "matmul-vector": MATMUL_VECTOR}
@@ -155,10 +187,10 @@ def moved(entry: Fit, table: Mapping[str, Any], shift: np.ndarray) -> dict[str, 
 def fit(
     entry: Fit, groups: list[Rows], table: Mapping[str, Any], *, max_steps: int = 30, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """The table with its free constants fitted to the groups, from the prior; every device and op weighs the same.
+    """The table with its free constants fitted to the groups, from the prior.
 
-    Where the entry allows it, each group has a scale and a launch time of its own in the fit, which are not shipped: a device that is slow as a
-    whole, or a host that dispatches slowly, shall not bend the constants that say how time goes with the shape.
+    Where the entry allows it, each group has a scale and a launch time of its own in the fit, which are not shipped: a
+    device that is slow as a whole, or a host that dispatches slowly, shall not bend what says how time goes with the shape.
     """
     picked = [sample(rows, ROWS_PER_DEVICE, SEED) for rows in groups if rows.device not in entry.throttled]
     profiles = [datasheet_only(rows.device) for rows in picked]
@@ -181,7 +213,9 @@ def fit(
             parts.append(np.log((seconds + launch_s * (np.exp(launch) - 1)) / rows.seconds) + scale)
         return np.concatenate(parts)
 
-    shift, covariance = fit_log(residual, np.array([*widths, *(entry.own_scale, entry.own_launch) * len(picked) * has_own]), max_steps=max_steps)
+    shift, covariance = fit_log(
+        residual, np.array([*widths, *(entry.own_scale, entry.own_launch) * len(picked) * has_own]), max_steps=max_steps
+    )
     result = moved(entry, start, shift)
     for path, before in entry.prior.items():
         say(f"{'.'.join(path):60s} {before:10.4g} -> {lookup(result, path):10.4g}")

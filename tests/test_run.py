@@ -150,6 +150,8 @@ def test_runner_and_worker_agree_on_cases():
         (RuntimeError("CUDA error: device-side assert triggered"), False, True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
         (RuntimeError("CUDA error: out of memory"), True, False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True, False),
+        (RuntimeError("CUDA error: operation not permitted when stream is capturing"), False, False),
         (RuntimeError("shapes cannot be multiplied"), False, False),
         (ValueError("out of memory"), False, False),
     ],
@@ -254,6 +256,46 @@ def test_no_flurka_is_no_trouble(monkeypatch):
     assert {entry["reference"].partition(".")[0] for entry in outcomes.values()} == {"full-sdpa"}
     outcomes, _ = race(monkeypatch, {"full-math": 0.05}, budget_s=10, case_time_s=2)
     assert outcomes["full-math"]["stop_reason"] == "interval"
+
+
+class Launched:
+    """Two kernels on the simulated GPU; it may refuse to be captured in a graph."""
+
+    def __init__(self, gpu, arithmetic_s, capturable):
+        self.gpu, self.arithmetic_s, self.capturable = gpu, arithmetic_s, capturable
+
+    def check(self):
+        self.run()
+
+    def run(self):
+        if self.gpu.captured is not None and not self.capturable:
+            self.gpu.captured = None
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        self.gpu.allocate(5000)
+        self.gpu.kernel(self.arithmetic_s / 2)
+        self.gpu.kernel(self.arithmetic_s / 2)
+        self.gpu.free(5000)
+
+
+def test_a_gpu_case_carries_three_latencies(monkeypatch):
+    from fake_cuda import open_fake
+
+    gpu, device = open_fake(monkeypatch)
+    monkeypatch.setattr("flurka_bench.measure.group.time.monotonic", lambda: gpu.host_s)
+    arithmetic = {"full-math": 2e-3, "kernel-relu": 3e-6, "flurka-relu": 1e-3}
+    tools = Tools(
+        device=device, build=lambda case, seed: Launched(gpu, arithmetic[case.mechanism], case.mechanism != "full-math"),
+        resident_bytes=lambda built: 700, incorrect=(), unsupported=(),
+    )  # fmt: skip
+    said = []
+    cases = parse_suite('axes = {mechanism = ["full-math", "kernel-relu", "flurka-relu"], rank = 8, num_features = 8}').cases()
+    GroupRun(tools, Options(budget_s=5, case_time_s=1), said.append, lambda index: None).measure(cases)
+    outcomes = {cases[message["index"]].mechanism: message for message in said if message["say"] == "outcome"}
+    assert {entry["status"] for entry in outcomes.values()} == {"ok"}
+    assert outcomes["full-math"]["graph_s"] is None and outcomes["full-math"]["device_s"] == pytest.approx(2e-3, rel=0.05)
+    small = outcomes["kernel-relu"]  # its launches cost more than its work, which a graph hides
+    assert small["median_s"] > 1.3 * small["graph_s"] and small["graph_s"] == pytest.approx(small["device_s"], rel=0.05)
+    assert small["peak_memory_bytes"] == 5700 and small["timer"] == "eager, cold cache"
 
 
 def test_the_runner_and_the_probe_import_no_torch():

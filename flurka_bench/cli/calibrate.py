@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from flurka_bench.cli.common import comma_list, one_of, print_json, print_table
+from flurka_bench.cli.targets import load_targets
 from flurka_bench.errors import RequestError
 from flurka_bench.units import parse_seconds
 from flurka_bench.workload import DTYPES
@@ -59,14 +60,14 @@ def calibrate(
 
     Example: flurka-bench calibrate --from linear_bf16.csv.gz --hardware h200 --out h200.toml
     """
-    from flurka_bench.hardware import load, write_profile
+    from flurka_bench.hardware import write_profile
 
     if from_ and hardware is None:
         raise RequestError("--from needs --hardware NAME|FILE: whose rows these are")
     measured: Calibration | None = None
     if from_:
         assert hardware is not None
-        profile = load(hardware)
+        (profile,) = load_targets(hardware)
         groups = _rows_of(profile, from_)
         about = {"source": ", ".join(path.name for path in from_)}
         written = []
@@ -183,7 +184,6 @@ def _measure(
     """Measure the device; the profile to start from, what was measured, and under which conditions."""
     dtypes = comma_list(dtype, one_of(DTYPES, "--dtype"), "--dtype") if dtype else None
     budget_s = parse_seconds(budget, "--budget") if budget else None
-    from flurka_bench.hardware import load
     from flurka_bench.measure import environment, microbenchmarks
     from flurka_bench.measure.device import open_device
 
@@ -192,7 +192,7 @@ def _measure(
     for warning in environment.warnings(captured):
         print(f"warning: {warning}", file=sys.stderr)
     measured = microbenchmarks.measure(device, dtypes=dtypes, budget_s=budget_s, on_progress=_progress())
-    profile = load(hardware) if hardware else _own_profile(device, measured)
+    profile = load_targets(hardware)[0] if hardware else _own_profile(device, measured)
     about = {
         "source": f"measured on {measured.device} in {measured.seconds:.0f} s",
         "torch": captured["packages"]["torch"],

@@ -70,7 +70,9 @@ def validate(
     elif {"mechanism", "latency_ms"} <= set(header):
         groups = _cases(profile, header, table, mine)
     else:
-        raise RequestError(f"{source} needs a column latency_ms and a column op or mechanism; it has {', '.join(header) or 'none'}")
+        raise RequestError(
+            f"{source} needs a column latency_ms and a column op or mechanism; it has {', '.join(header) or 'none'}"
+        )
     if not groups:
         raise RequestError(f"{source} has no row that can be predicted for {profile.name}")
     if predictions:

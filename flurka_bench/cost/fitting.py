@@ -210,4 +210,3 @@ def order_right(predicted: np.ndarray, measured: np.ndarray, ratio: float, *, pa
     apart = np.abs(np.log(measured[one] / measured[two])) > np.log(ratio)
     right = (predicted[one] < predicted[two]) == (measured[one] < measured[two])
     return float(right[apart].mean()) if apart.any() else float("nan")
-

@@ -1,6 +1,7 @@
 """The process that measures: it imports torch, owns the device, and may die. What it says is in ``protocol``."""
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -54,12 +55,19 @@ def torch_tools(device_name: str) -> tuple[Tools, dict[str, Any]]:
         resident_bytes=_resident_bytes,
         incorrect=(workbench.IncorrectOutput,),
         unsupported=(workbench.UnsupportedCase, RequestError, NotImplementedError),
+        release=lambda: _release(device),
         stamp=lambda: environment.stamp(device),
         stages=lambda bench: _stages(device, bench),
     )
     seen = environment.capture(device)
     hello = {"device": name, "memory_bytes": memory, "cache_bytes": device.cache_bytes, "environment": seen}
     return tools, {**hello, "warnings": environment.warnings(seen)}
+
+
+def _release(device: Any) -> None:
+    gc.collect()
+    if device.is_queue:
+        device.torch.cuda.empty_cache()
 
 
 def _stages(device: Any, bench: Any) -> dict[str, float]:
