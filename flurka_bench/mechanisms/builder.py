@@ -37,7 +37,7 @@ class Tape(Recorder):
         self._step(out, (x,), lambda g: (self.copy(g, *x.shape) if copied_back else Var(g.tensor, x.shape),))
         return out
 
-    def matmul(self, a: Var, b: Var, name: str, bias: Var | None = None) -> Var:
+    def matmul(self, a: Var, b: Var, name: str) -> Var:
         """(…, r, i) @ (…, i, c) -> (…, r, c), batch dimensions broadcast; the gradients are the chain rule's two products.
 
         A right operand without batch dimensions makes it one tall product, as torch folds it. A left one is expanded over
@@ -45,20 +45,17 @@ class Tape(Recorder):
         """
         rows, inner, cols = a.shape[-2], a.shape[-1], b.shape[-1]
         lead = broadcast(a.shape[:-2], b.shape[:-2])
-        needs_grad = a.requires_grad or b.requires_grad or (bias is not None and bias.requires_grad)
-        out = self._new(name, (*lead, rows, cols), requires_grad=needs_grad)
-        reads = (a, b) if bias is None else (a, b, bias)
-        self._matmul_op(name, lead, (rows, inner, cols), reads, out, tall=len(b.shape) == 2)
-        inputs = (a, b) if bias is None else (a, b, bias)
+        out = self._new(name, (*lead, rows, cols), requires_grad=a.requires_grad or b.requires_grad)
+        tall = len(b.shape) == 2
+        self._matmul_op(name, lead, (rows, inner, cols), (a, b), out, tall=tall)
 
-        def pull(g: Var) -> tuple[Var | None, ...]:
+        def pull(g: Var) -> tuple[Var | None, Var | None]:
             return (
-                self._matmul_grad(a, name, lead, (rows, cols, inner), (g, b), tall=len(b.shape) == 2),
-                self._matmul_grad(b, name, lead, (inner, rows, cols), (a, g), summed=len(b.shape) == 2),
-                *(() if bias is None else (g,)),
+                self._matmul_grad(a, name, lead, (rows, cols, inner), (g, b), tall=tall),
+                self._matmul_grad(b, name, lead, (inner, rows, cols), (a, g), summed=tall),
             )
 
-        self._step(out, inputs, pull)
+        self._step(out, (a, b), pull)
         return out
 
     def _matmul_op(self, name: str, lead: Shape, dims: Shape, reads: tuple[Var, ...], out: Var, *, tall: bool) -> None:

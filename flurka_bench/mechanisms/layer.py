@@ -118,8 +118,13 @@ class Layer:
                 if self.case.share_heads:
                     k = self._heads(tape.matmul(rows_k, self.w_k, "project_keys"), transposed_back=is_one(x.shape[0]))
                     return k, self._heads(tape.matmul(rows_v, self.w_v, "project_values"))
-                k = self._head_linear(rows_k, self._per_head(self.w_k), "project_keys")
-                return k, self._head_linear(rows_v, self._per_head(self.w_v), "project_values")
+                # a convolution leaves heads last but one in memory, which folds as it lies
+                folds = self.case.compression == "conv"
+                k = self._head_linear(rows_k, self._per_head(self.w_k), "project_keys", heads_first=folds)
+                v = self._head_linear(rows_v, self._per_head(self.w_v), "project_values", heads_first=folds)
+                if is_one(self.case.batch) or self.any_strides:
+                    return k, v
+                return tape.copy(k, *k.shape, copied_back=True), tape.copy(v, *v.shape, copied_back=True)
 
     def _per_head(self, weight: Var) -> Var:
         """W (D, D) as (h, D, d), a view."""
