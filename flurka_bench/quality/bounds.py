@@ -93,21 +93,27 @@ def shared_gaussian_limit(q: Tensor, k: Tensor, v: Tensor, variance: float) -> T
 
 
 def mean_pool_rows(q: Tensor, k: Tensor, v: Tensor, rank: int) -> Tensor:
-    """Bound on each row's output error |o_i - o'_i| (N,) of mean-pooling to ``rank`` windows, certain.
+    """Bound on each row's output error |o_i - o'_i| (N,) of mean-pooling to ``rank`` windows, certain, from O(N k) numbers.
 
-    With s_ij = q_i . (k_j - mean of its window) / sqrt(d): A_ij / A'_ij lies in [exp(min s - max s), exp(max s)] (Jensen: s sums to
-    zero in each window), so |A_ij - A'_ij| <= A'_ij r_i with r_i = max(exp(max s) - 1, 1 - exp(min s - max s)), and
-    |o_i - o'_i| <= r_i sum_j A'_ij |v_j - o'_i| since rows of A and A' both sum to one.
+    With rho_c the largest |k_j - its window's mean|, eta_ic = |q_i| rho_c / sqrt(d), sigma_c the root mean square of |v_j - its window's mean v_c|
+    and A'_ic the attention to window c (derived in docs/error.md):
+
+        |o_i - o'_i| <= sum over c of A'_ic (sinh(eta_ic) sigma_c + max(cosh(eta_ic) - 1, 1 - 1 / M_i) |v_c - o'_i|),
+        M_i = sum over c of A'_ic cosh(eta_ic)
+
+    Keys that differ within a window cost in second order, or in first order times how much its values differ.
     """
     N, d = q.shape
-    window = N // rank
-    pooled = k.view(rank, window, d).mean(1)
-    s = q @ (k - pooled.repeat_interleave(window, 0)).mT / math.sqrt(d)
-    high, low = s.amax(-1), s.amin(-1)
-    ratio = torch.maximum(high.exp() - 1, 1 - (low - high).exp())
-    approximate = attention(q, pooled.repeat_interleave(window, 0))
-    output = approximate @ v
-    return ratio * (approximate * torch.cdist(output, v)).sum(-1)
+    keys, values = (x.view(rank, N // rank, -1) for x in (k, v))
+    pooled, means = keys.mean(1), values.mean(1)
+    rho = (keys - pooled.unsqueeze(1)).norm(dim=-1).amax(1)
+    sigma = (values - means.unsqueeze(1)).square().sum(-1).mean(1).sqrt()
+    eta = q.norm(dim=-1, keepdim=True) * rho / math.sqrt(d)
+    weights = attention(q, pooled)
+    distance = torch.cdist(weights @ means, means)
+    M = (weights * eta.cosh()).sum(-1, keepdim=True)
+    shift = torch.maximum(eta.cosh() - 1, (1 - 1 / M).expand_as(eta))
+    return (weights * (eta.sinh() * sigma + shift * distance)).sum(-1)
 
 
 # --- FAVOR+ --------------------------------------------------------------------------------------------------------------

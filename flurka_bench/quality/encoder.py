@@ -57,7 +57,9 @@ class EncoderConfig:
         if architecture not in _ARCHITECTURES:
             raise unknown(f"encoder architecture in {folder / 'config.json'}", architecture, _ARCHITECTURES)
         if config.get("position_embedding_type", "absolute") != "absolute":
-            raise RequestError(f"{folder}: only absolute position embeddings are supported, got {config['position_embedding_type']!r}")
+            raise RequestError(
+                f"{folder}: only absolute position embeddings are supported, got {config['position_embedding_type']!r}"
+            )
         distil = architecture == "distilbert"
         names = ("n_layers", "n_heads", "dim") if distil else ("num_hidden_layers", "num_attention_heads", "hidden_size")
         missing = [name for name in (*names, "max_position_embeddings") if not isinstance(config.get(name), int)]
@@ -184,10 +186,14 @@ class Encoder:
             weights |= {prefix.sub("", name): tensor for name, tensor in loaded.items()}
         needed = ["embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight", "embeddings.LayerNorm.weight"]
         for index in range(self.config.num_layers):
-            needed += [f"{self._names['layer'].format(index)}{tail}.weight" for name, tail in self._names.items() if name != "layer"]
+            needed += [
+                f"{self._names['layer'].format(index)}{tail}.weight" for name, tail in self._names.items() if name != "layer"
+            ]
         missing = [name for name in needed if name not in weights]
         if missing:
-            raise RequestError(f"{self.folder}: weights lack {missing[0]} and {len(missing) - 1} more; config.json and weights do not match")
+            raise RequestError(
+                f"{self.folder}: weights lack {missing[0]} and {len(missing) - 1} more; config.json and weights do not match"
+            )
         return {name: tensor.double() for name, tensor in weights.items() if tensor.is_floating_point()}
 
     def _linear(self, x: Tensor, name: str) -> Tensor:

@@ -102,7 +102,9 @@ class ErrorRun:
         labels: dict[str, set[str]] = defaultdict(set)
         for item in self.summaries:
             labels[item.family].add(item.inputs)
-        return sorted({*(label for group in labels.values() for label in group), *(n for n, group in labels.items() if len(group) == 1)})
+        return sorted(
+            {*(label for group in labels.values() for label in group), *(n for n, group in labels.items() if len(group) == 1)}
+        )
 
     def error_interval(
         self,

@@ -67,7 +67,9 @@ class Configuration:
             projections.check(self.projection, self.rank, seq_len)
             if self.projection == "optimal" and cell.is_kernel:
                 raise RequestError("projection 'optimal' is the limit of every mechanism and belongs to mechanism low-rank alone")
-            changes["share_kv"] = self.projection == "mean-pool" or (self.share_kv and self.projection in ("gaussian", "orthonormal"))
+            changes["share_kv"] = self.projection == "mean-pool" or (
+                self.share_kv and self.projection in ("gaussian", "orthonormal")
+            )
         if cell.uses_features and self.num_features is None:
             raise RequestError(f"{self.mechanism} needs num_features in its [[mechanisms]] table")
         if not cell.uses_features:
