@@ -9,7 +9,6 @@ from flurka_bench.workload import Case
 
 def measured_peak_bytes(case: Case) -> int:
     """Parameters, inputs and the peak of what one pass allocates, replayed from the allocator's own events."""
-    import torch
     from torch.profiler import ProfilerActivity, profile
 
     from flurka_bench.attention import build
@@ -86,5 +85,7 @@ def test_peak_never_shrinks_as_a_size_grows(axis):
 
 def test_compressing_first_saves_no_long_keys_for_the_way_back():
     case = Case(mechanism="low-rank-sdpa", level="layer", pass_="train", num_heads=4, seq_len=4096, head_dim=32, rank=64)
-    project_first, compress_first = (peak_memory_bytes(case.replace(order=order)) for order in ("project_first", "compress_first"))
+    project_first, compress_first = (
+        peak_memory_bytes(case.replace(order=order)) for order in ("project_first", "compress_first")
+    )
     assert project_first - compress_first > 4 * 4096 * 128
