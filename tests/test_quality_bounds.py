@@ -68,7 +68,7 @@ def test_row_moments_are_exact():
     q, k, v = torch.randn(3, 24, 8, generator=source, dtype=torch.float64) * 0.35
     moments = bounds.favor_rows(q, k, v)
     A = bounds.attention(q, k)
-    O = A @ v
+    full = A @ v
     x, y = q * 8**-0.25, k * 8**-0.25
     outputs, normalisers = [], []
     for _ in range(3000):
@@ -76,7 +76,7 @@ def test_row_moments_are_exact():
         phi_x, phi_y = ((z @ omega - z.square().sum(-1, keepdim=True) / 2).exp() for z in (x, y))
         delta = phi_x @ phi_y.mT / 16 / (x @ y.mT).exp() - 1
         normalisers.append((A * delta).sum(-1))
-        outputs.append(torch.einsum("ij,ijc->ic", A * delta, v[None] - O[:, None]).square().sum(-1))
+        outputs.append(torch.einsum("ij,ijc->ic", A * delta, v[None] - full[:, None]).square().sum(-1))
     for stated, samples in ((moments.output, torch.stack(outputs)), (moments.normaliser, torch.stack(normalisers).square())):
         error = samples.std(0) / math.sqrt(len(samples))
         assert ((samples.mean(0) - stated / 16).abs() < 5 * error).all()

@@ -1,4 +1,5 @@
-"""Input families have the properties they are named for; the encoder is the trained one; wrong requests say how they are wrong."""
+"""Input families have the properties they are named for; the encoder is the trained one; wrong requests say how they are
+wrong."""
 
 import json
 import math

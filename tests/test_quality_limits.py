@@ -1,6 +1,7 @@
-"""Limits that any implementation of the mechanisms must meet, on the real cores, and what is not a limit though one might think so."""
+"""Limits that any implementation of the mechanisms must meet, on the real cores; and what only looks like a limit."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_mean_pool_error_falls_on_the_way_in_the_mean_over_seeds(similarity):
             for s in seeds
         ]
         means.append(sum(errors) / len(errors))
-    assert all(later < earlier for earlier, later in zip(means, means[1:])), means
+    assert all(later < earlier for earlier, later in pairwise(means)), means
     assert means[-1] < 1e-15
 
 
@@ -115,7 +116,7 @@ def test_elu_is_its_own_kernel_exactly():
 
 
 @pytest.mark.parametrize("similarity", ["softmax", *KERNELS])
-def test_permuting_keys_together_with_the_columns_of_E_changes_nothing(similarity):
+def test_permuting_keys_together_with_the_columns_changes_nothing(similarity):
     inputs, phi = draw(), features(similarity)
     source = generator("columns")
     E, F = projections.draw("gaussian", 16, N, source, share_kv=False)
@@ -143,16 +144,19 @@ def test_plain_random_projections_inside_the_softmax_do_not_become_full_attentio
 
 def test_independent_gaussian_error_is_what_the_formula_says_at_any_rank():
     inputs = draw(num_heads=1)
-    q, k, v, O = inputs.q[0], inputs.k[0], inputs.v[0], core(inputs, None)[0]
+    q, k, v, full = inputs.q[0], inputs.k[0], inputs.v[0], core(inputs, None)[0]
     for rank in (32, 1024):
         E, _ = projections.draw("gaussian", rank, N, generator("E", rank), share_kv=False)
         C = bounds.attention(q, E @ k)
         squares = torch.tensor(
-            [float(((C @ (projections.gaussian(rank, N, generator("F", rank, s)) @ v)) - O).square().sum()) for s in range(400)]
+            [
+                float(((C @ (projections.gaussian(rank, N, generator("F", rank, s)) @ v)) - full).square().sum())
+                for s in range(400)
+            ]
         )
-        stated = bounds.independent_root_mean_square(C, v, O)
+        stated = bounds.independent_root_mean_square(C, v, full)
         assert abs(float(squares.mean()) - stated**2) < 4 * float(squares.std()) / 20
-        assert stated > float(O.norm())
+        assert stated > float(full.norm())
 
 
 def test_shared_gaussian_tends_to_linear_attention_without_a_softmax():
@@ -169,19 +173,19 @@ def test_shared_gaussian_tends_to_linear_attention_without_a_softmax():
     assert relative(limit, core(inputs, None)[0]) > 0.5  # and that is not full attention
 
 
-def test_the_theorems_scaled_E_and_F_drawn_at_random_do_not_approximate_either():
+def test_the_theorems_scaled_projections_drawn_at_random_do_not_approximate_either():
     """Linformer's theorem 2 says that such E = delta R, F = exp(-delta) R exist; a draw of R is not one of them."""
     inputs = draw(num_heads=1)
-    O = core(inputs, None)[0]
+    full = core(inputs, None)[0]
     for delta in (1.0, 0.1, 1 / N):
         errors = []
         for seed in range(20):
             R = projections.gaussian(N, N, generator("theorem", seed))
-            errors.append(relative(core(inputs, None, delta * R, math.exp(-delta) * R)[0], O))
+            errors.append(relative(core(inputs, None, delta * R, math.exp(-delta) * R)[0], full))
         assert min(errors) > 0.5
     # What its proof does use, R after the softmax, works: theorem 1.
     A, big = bounds.attention(inputs.q[0], inputs.k[0]), projections.gaussian(64 * N, N, generator("big"))
-    assert relative((A @ big.mT) @ (big @ inputs.v[0]), O) < 0.2
+    assert relative((A @ big.mT) @ (big @ inputs.v[0]), full) < 0.2
 
 
 def test_optimal_is_the_lower_limit_of_every_mechanism():

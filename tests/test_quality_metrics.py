@@ -27,7 +27,7 @@ def draw(seq_len=48, num_heads=2, head_dim=8, seed=0):
 
 
 def all_candidates(inputs):
-    h, N, d = inputs.q.shape
+    _, N, d = inputs.q.shape
     pool = projections.mean_pool(12, N)
     E, F = projections.draw("gaussian", 10, N, generator("EF"), share_kv=False)
     maps = [implied.feature_map(name, head_dim=d, num_features=24, source=generator(name)) for name in ("favor", "relu", "elu")]
@@ -117,7 +117,7 @@ def test_an_implementation_that_is_not_what_it_implies_is_noticed():
     assert errors.factor_mismatch > 1e-4
 
 
-def test_least_squares_beats_mean_pool_on_its_own_inputs_and_recovers_a_known_F():
+def test_least_squares_beats_mean_pool_on_its_own_inputs_and_recovers_a_known_one():
     inputs = [draw(seed=seed) for seed in range(3)]
     references = [implied.reference(item) for item in inputs]
     E = projections.mean_pool(12, 48)
@@ -137,7 +137,8 @@ def test_least_squares_beats_mean_pool_on_its_own_inputs_and_recovers_a_known_F(
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's resettable peak of resident memory")
 def test_a_case_at_16384_holds_no_more_than_one_block():
-    """All working memory of a whole case, a Lanczos step included, against 1024 x N float64; A itself would be sixteen times that."""
+    """All working memory of a whole case, a Lanczos step included, against 1024 x N float64; A itself would be sixteen
+    times that."""
     code = """
 import json, re, torch
 from flurka_bench.quality import implied, metrics, projections

@@ -121,7 +121,8 @@ def test_records_hold_what_the_triangle_inequality_allows(small_run):
     for record in flurkas:
         for parent in ("low_rank", "kernel"):
             assert record["output_error"] <= record[f"{parent}_error"] + record[f"{parent}_step"] + 1e-12
-        kernel = f"kernel-{record['mechanism'].removeprefix('flurka-')}.gaussian-1.h2.n32.d8.m{record['num_features']}.s{record['seed']}"
+        similarity = record["mechanism"].removeprefix("flurka-")
+        kernel = f"kernel-{similarity}.gaussian-1.h2.n32.d8.m{record['num_features']}.s{record['seed']}"
         assert record["kernel_error"] == pytest.approx(by_case[kernel]["output_error"], rel=1e-9)
         low_rank = (
             f"low-rank.gaussian-1.h2.n32.d8.k4.{record['projection']}{'.sharekv' if record['share_kv'] else ''}.s{record['seed']}"
@@ -274,9 +275,8 @@ def test_wrong_requests_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypat
 def test_wrong_models_and_texts_are_one_line_and_exit_code_2(capsys, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
-    (model / "config.json").write_text(
-        '{"model_type": "bert", "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "max_position_embeddings": 16}'
-    )
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "max_position_embeddings": 16}
+    (model / "config.json").write_text(json.dumps({"model_type": "bert", **sizes}))
     code, _, err = call(capsys, "error", "error-quick", "--model", model)
     assert code == 2 and "has no weights" in err and err.count("\n") == 1
     text = tmp_path / "text.txt"

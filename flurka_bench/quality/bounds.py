@@ -1,8 +1,9 @@
 """Bounds on the error that can be computed, each stated with its assumptions, probability and source in docs/error.md.
 
 Conventions: q, k, v are (N, d) of one head in float64; A = softmax(q kᵀ / sqrt(d)), O = A v; for feature maps x and y stand for
-q and k times d^(-1/4), so that the kernel of softmax is SM(x, y) = exp(x . y). ``delta`` is the probability with which a bound may fail.
-Bounds are absolute (Frobenius norm, or norm of a row) unless the name says relative; infinity means that nothing can be said.
+q and k times d^(-1/4), so that the kernel of softmax is SM(x, y) = exp(x . y). ``delta`` is the probability with which a
+bound may fail. Bounds are absolute (Frobenius norm, or norm of a row) unless the name says relative; infinity means that
+nothing can be said.
 """
 
 import math
@@ -54,7 +55,8 @@ def jl_root_mean_square(A: Tensor, v: Tensor, rank: int) -> float:
 def jl_epsilon(rank: int, num_products: int, delta: float) -> float:
     """The least epsilon in (0, 2/3] with which ``num_products`` products satisfy |a RᵀR b - a . b| <= epsilon |a| |b| together.
 
-    From 4 num_products exp(-(epsilon² - epsilon³) k / 4) <= delta: the Johnson-Lindenstrauss tail 2 exp(-(epsilon² - epsilon³) k / 4)
+    From 4 num_products exp(-(epsilon² - epsilon³) k / 4) <= delta: the Johnson-Lindenstrauss tail 2 exp(-(epsilon² -
+    epsilon³) k / 4)
     for |R(a + b)|² and |R(a - b)|² of unit a and b (Dasgupta and Gupta 2003), by polarisation. Infinite where k is too small for
     any epsilon: epsilon² - epsilon³ is at most 4/27, so k must be at least 27 ln(4 num_products / delta).
     """
@@ -87,7 +89,8 @@ def shared_gaussian_limit(q: Tensor, k: Tensor, v: Tensor, variance: float) -> T
     """What softmax(q (E k)ᵀ / sqrt(d)) (E v) tends to as rows are added to E with independent N(0, variance) entries.
 
     variance (q kᵀ / sqrt(d)) v, without any softmax: rows (E_j k, E_j v) are jointly Gaussian, and a softmax average of
-    Gaussian keys is an exponential tilt, which moves the mean of E_j v by Cov(E_j v, E_j k) q / sqrt(d) = variance vᵀk q / sqrt(d).
+    Gaussian keys is an exponential tilt, which moves the mean of E_j v by Cov(E_j v, E_j k) q / sqrt(d) = variance vᵀk q /
+    sqrt(d).
     """
     return variance * (q @ (k.mT @ v)) / math.sqrt(q.shape[-1])
 
@@ -95,8 +98,8 @@ def shared_gaussian_limit(q: Tensor, k: Tensor, v: Tensor, variance: float) -> T
 def mean_pool_rows(q: Tensor, k: Tensor, v: Tensor, rank: int) -> Tensor:
     """Bound on each row's output error |o_i - o'_i| (N,) of mean-pooling to ``rank`` windows, certain, from O(N k) numbers.
 
-    With rho_c the largest |k_j - its window's mean|, eta_ic = |q_i| rho_c / sqrt(d), sigma_c the root mean square of |v_j - its window's mean v_c|
-    and A'_ic the attention to window c (derived in docs/error.md):
+    With rho_c the largest |k_j - its window's mean|, eta_ic = |q_i| rho_c / sqrt(d), sigma_c the root mean square of |v_j
+    - its window's mean v_c| and A'_ic the attention to window c (derived in docs/error.md):
 
         |o_i - o'_i| <= sum over c of A'_ic (sinh(eta_ic) sigma_c + max(cosh(eta_ic) - 1, 1 - 1 / M_i) |v_c - o'_i|),
         M_i = sum over c of A'_ic cosh(eta_ic)
@@ -152,8 +155,10 @@ def favor_relative_variance(square: float, *, head_dim: int, num_features: int, 
 class FavorRows:
     """Second moments of FAVOR+ attention with independent features, by row and for one feature: divide by m.
 
-    With delta_ij the relative error of the estimate of SM(x_i, y_j): ``output`` (N,) is m E |sum_j A_ij delta_ij (v_j - o_i)|² and
-    ``normaliser`` (N,) is m Var of the normaliser over itself. Both are exact: Cov(delta_ij, delta_il) = (exp((x_i + y_j) . (x_i + y_l)) - 1) / m.
+    With delta_ij the relative error of the estimate of SM(x_i, y_j): ``output`` (N,) is m E |sum_j A_ij delta_ij (v_j -
+    o_i)|² and
+    ``normaliser`` (N,) is m Var of the normaliser over itself. Both are exact: Cov(delta_ij, delta_il) = (exp((x_i + y_j)
+    . (x_i + y_l)) - 1) / m.
     """
 
     output: Tensor
@@ -179,7 +184,8 @@ def favor_rows(q: Tensor, k: Tensor, v: Tensor) -> FavorRows:
 def favor_row_bound(moments: FavorRows, num_features: int, delta: float) -> Tensor:
     """Bound on |o_i - o'_i| (N,) of FAVOR+ with independent features, each row's holding with probability 1 - delta.
 
-    The normaliser's effect is exact: o'_i - o_i = (sum_j A_ij delta_ij (v_j - o_i)) / (1 + y_i), y_i the normaliser's relative error.
+    The normaliser's effect is exact: o'_i - o_i = (sum_j A_ij delta_ij (v_j - o_i)) / (1 + y_i), y_i the normaliser's
+    relative error.
     Chebyshev gives |y_i| <= sqrt(2 normaliser / (m delta)) and the numerator's norm <= sqrt(2 output / (m delta)), each with
     probability 1 - delta / 2. Infinite where the first is not below 1: the normaliser may then vanish, and nothing can be said.
     """
@@ -203,7 +209,8 @@ def flurka_row_bound(parent_error: Tensor, q: Tensor, keys: Tensor, values: Tens
 def relu_kernel(x: Tensor, y: Tensor, num_features: int) -> Tensor:
     """E phi(x) . phi(y) (N, L) of the ReLU features: an arc-cosine kernel of order 1 and what the implementation's constant adds.
 
-    |x| |y| (sin t + (pi - t) cos t) / (2 pi), t the angle (Cho and Saul 2009), + c sqrt(m) (|x| + |y|) / sqrt(2 pi) + m c², c = 1e-3. It is not
+    |x| |y| (sin t + (pi - t) cos t) / (2 pi), t the angle (Cho and Saul 2009), + c sqrt(m) (|x| + |y|) / sqrt(2 pi) + m
+    c², c = 1e-3. It is not
     softmax's kernel and does not tend to it; as m grows without end the constant wins and attention becomes uniform.
     """
     a, b = x.norm(dim=-1, keepdim=True), y.norm(dim=-1, keepdim=True).mT

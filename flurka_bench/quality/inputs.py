@@ -190,7 +190,8 @@ class Trained:
         config = self.encoder.config
         if (num_heads, head_dim) != (config.num_heads, self.encoder.head_dim):
             raise RequestError(
-                f"trained inputs come with {config.num_heads} heads of {self.encoder.head_dim}, got {num_heads} heads of {head_dim}"
+                f"trained inputs come with {config.num_heads} heads of {self.encoder.head_dim}, "
+                f"got {num_heads} heads of {head_dim}"
             )
         self.check(seq_len=seq_len, seed=None if train else seed)
         pieces = self.pieces(seq_len, train=train)

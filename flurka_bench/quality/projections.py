@@ -63,8 +63,9 @@ def least_squares(training: list[Reference], compressed_attention: list[Callable
     """F (k, N) that minimises the sum over training inputs and heads of |A - C F|² + ridge |F - start|².
 
     C (h, n, k) = ``compressed_attention[i](q)`` are rows of the mechanism's attention to the compressed keys of
-    ``training[i]``. The ridge is the one of ``RIDGES`` with the smallest output error on training inputs left out one at a time; the
-    largest holds F at ``start``. The normal equations are summed over row blocks, so A is never held whole for a long input; C is.
+    ``training[i]``. The ridge is the one of ``RIDGES`` with the smallest output error on training inputs left out one at a
+    time; the largest holds F at ``start``. The normal equations are summed over row blocks, so A is never held whole for a long
+    input; C is.
     """
     rank, seq_len = start.shape
     grams = torch.zeros(len(training), rank, rank, dtype=torch.float64)

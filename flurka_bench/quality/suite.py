@@ -104,8 +104,8 @@ class ErrorSuite:
     def override(self, **changes: Any) -> "ErrorSuite":
         """The suite with command-line options laid over it.
 
-        ``inputs`` and ``mechanism`` (lists of names) choose among the suite's; ``rank``, ``num_features`` and ``seq_len`` (lists) and
-        ``seeds`` replace its values; ``model`` and ``text`` go to the trained inputs. None changes nothing.
+        ``inputs`` and ``mechanism`` (lists of names) choose among the suite's; ``rank``, ``num_features`` and ``seq_len``
+        (lists) and ``seeds`` replace its values; ``model`` and ``text`` go to the trained inputs. None changes nothing.
         """
         given = {key: value for key, value in changes.items() if value is not None}
         if not given:

@@ -21,7 +21,7 @@ VACUOUS_ABOVE = 1.0  # a bound on the relative error says nothing once the zero 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One bound at one setting. ``bound`` and ``measured`` are relative to |O|_F (or |A|_F) and ``measured`` is a median over draws."""
+    """One bound at one setting, both relative to |O|_F (or |A|_F); ``measured`` is a median over draws, or their mean square."""
 
     name: str
     setting: str
@@ -93,15 +93,15 @@ def _spectrum(num_draws: int) -> Iterator[Row]:
 def _compression(num_draws: int) -> Iterator[Row]:
     q, k, v = _head(Gaussian(scale=0.5).draw(0, num_heads=1, seq_len=128, head_dim=16))
     A = bounds.attention(q, k)
-    O = A @ v
+    full = A @ v
     for rank in (64, 512):  # k above N: the lemma does not mind, and its epsilon needs it
-        exact = bounds.jl_root_mean_square(A, v, rank) / float(O.norm())
+        exact = bounds.jl_root_mean_square(A, v, rank) / float(full.norm())
         epsilon = bounds.jl_epsilon(rank, A.shape[0] * v.shape[1], DELTA)
-        limit = epsilon * float(A.norm() * v.norm()) / float(O.norm())
+        limit = epsilon * float(A.norm() * v.norm()) / float(full.norm())
         measured = []
         for seed in range(num_draws):
             R = projections.gaussian(rank, 128, generator("jl", rank, seed))
-            measured.append(float(((A @ R.mT) @ (R @ v) - O).norm() / O.norm()))
+            measured.append(float(((A @ R.mT) @ (R @ v) - full).norm() / full.norm()))
         setting = f"gaussian-0.5, N 128, d 16, k {rank}"
         yield _moment("Johnson-Lindenstrauss, A RᵀR v, exact mean square", setting, [exact], measured, limit=1.1)
         held = sum(error <= limit for error in measured) / num_draws
@@ -119,8 +119,8 @@ def _compression(num_draws: int) -> Iterator[Row]:
         source = generator("independent", seed)
         E, F = projections.draw("gaussian", 64, 128, source, share_kv=False)
         C = bounds.attention(q, E @ k)
-        predicted.append(bounds.independent_root_mean_square(C, v, O) / float(O.norm()))
-        measured.append(float((C @ (F @ v) - O).norm() / O.norm()))
+        predicted.append(bounds.independent_root_mean_square(C, v, full) / float(full.norm()))
+        measured.append(float((C @ (F @ v) - full).norm() / full.norm()))
     yield _moment(
         "Gaussian E, F independent, exact mean square", "gaussian-0.5, N 128, d 16, k 64", predicted, measured, limit=1.1
     )
@@ -131,12 +131,12 @@ def _compression(num_draws: int) -> Iterator[Row]:
             # 32 segments of four positions that share a key and a value up to ``spread``, on which windows can fall
             q, k, v = torch.randn(3, 128, 16, generator=source, dtype=torch.float64)
             k, v = (x[:32].repeat_interleave(4, 0) + spread * x for x in (k, v))
-            O, pooled = bounds.attention(q, k) @ v, projections.mean_pool(rank, 128)
-            rows = (bounds.attention(q, pooled @ k) @ (pooled @ v) - O).norm(dim=-1)
+            full, pooled = bounds.attention(q, k) @ v, projections.mean_pool(rank, 128)
+            rows = (bounds.attention(q, pooled @ k) @ (pooled @ v) - full).norm(dim=-1)
             limit = bounds.mean_pool_rows(q, k, v, rank)
             held.append(bool((rows <= limit * (1 + 1e-9)).all()))
-            limits.append(_relative(limit, O))
-            errors.append(_relative(rows, O))
+            limits.append(_relative(limit, full))
+            errors.append(_relative(rows, full))
         yield Row(
             name="mean-pool, by window spread",
             setting=f"segments of 4, spread {spread}, N 128, d 16, k {rank}",
@@ -150,7 +150,7 @@ def _compression(num_draws: int) -> Iterator[Row]:
 
 def _favor(num_draws: int) -> Iterator[Row]:
     q, k, v = _head(Gaussian(scale=0.5).draw(0, num_heads=1, seq_len=64, head_dim=16))
-    O = bounds.attention(q, k) @ v
+    full = bounds.attention(q, k) @ v
     moments = bounds.favor_rows(q, k, v)
     for num_features in (64, 512, 2048):
         limit = bounds.favor_row_bound(moments, num_features, DELTA)
@@ -158,21 +158,21 @@ def _favor(num_draws: int) -> Iterator[Row]:
             "FAVOR+ with its normaliser",
             f"gaussian-0.5, N 64, d 16, m {num_features}",
             limit,
-            O,
-            lambda seed, m=num_features: (_favor_output(q, k, v, m, generator("favor", m, seed)) - O).norm(dim=-1),
+            full,
+            lambda seed, m=num_features: (_favor_output(q, k, v, m, generator("favor", m, seed)) - full).norm(dim=-1),
             num_draws,
         )
     pooled = projections.mean_pool(16, 64)
     keys, values = pooled @ k, pooled @ v
-    parent = (bounds.attention(q, keys) @ values - O).norm(dim=-1)
+    parent = (bounds.attention(q, keys) @ values - full).norm(dim=-1)
     for num_features in (16, 64, 512):
         limit = bounds.flurka_row_bound(parent, q, keys, values, num_features, DELTA)
         yield _rows_held(
             "FLuRKA: low-rank parent + FAVOR+ on k keys",
             f"gaussian-0.5, N 64, d 16, k 16, m {num_features}",
             limit,
-            O,
-            lambda seed, m=num_features: (_favor_output(q, keys, values, m, generator("flurka", m, seed)) - O).norm(dim=-1),
+            full,
+            lambda seed, m=num_features: (_favor_output(q, keys, values, m, generator("flurka", m, seed)) - full).norm(dim=-1),
             num_draws,
         )
 
