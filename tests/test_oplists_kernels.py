@@ -105,7 +105,7 @@ def test_rarer_compressions_differ_by_no_more_than_copies(name, level, order, pa
     copies = abs(kinds.pop("copy", 0) - kinds_got.pop("copy", 0))
     assert kinds_got == kinds
     assert copies <= 4
-    assert read_got + written_got == pytest.approx(read + written, rel=0.12)
+    assert read_got + written_got == pytest.approx(read + written, rel=0.2)
 
 
 def test_flops_of_the_vector_units_are_counted():

@@ -18,8 +18,8 @@ class Layer:
     def __init__(self, tape: Tape, case: Case, mechanism: Mechanism) -> None:
         self.tape, self.case, self.mechanism = tape, case, mechanism
         self.features = FeatureMap(tape, case, mechanism) if mechanism.is_kernel else None
-        self.compression = Compression(tape, case) if mechanism.compressed else None
         self.any_strides = mechanism.similarity == "sdpa" or case.backend == "fused"  # kernels that need no copies
+        self.compression = Compression(tape, case, any_strides=self.any_strides) if mechanism.compressed else None
         if case.level != "core":
             width = case.model_dim
             self.w_q, self.w_k, self.w_v, self.w_out = (tape.leaf(f"W_{name}", width, width) for name in ("q", "k", "v", "out"))
