@@ -4,7 +4,8 @@ Shapes as there: E is (k, N), or (h, k, N) where heads do not share it; a convol
 (a head).
 """
 
-from flurka_bench.mechanisms.builder import Tape, Var, is_one
+from flurka_bench.mechanisms.builder import Tape
+from flurka_bench.mechanisms.recorder import Var, is_one
 from flurka_bench.workload import Case
 
 
