@@ -43,14 +43,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of an error run")
     parser.add_argument("--timing", type=Path, help="folder of a timing run")
+    parser.add_argument("--inputs", help="only the curves of these inputs, as a comma list of labels")
     parser.add_argument("--family", default="trained")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--level", default="core")
     parser.add_argument("--out", type=Path, help="folder for the pictures; the error run's by default")
     options = parser.parse_args()
     run, out = load_error_run(options.run), options.out or options.run
-    written = style.save(error.curves(run), out / "error-curves", formats=("png",))
-    written += style.save(error.parents(run, options.family), out / f"error-parents-{options.family}", formats=("png",))
+    written = style.save(error.curves(run, options.inputs and options.inputs.split(",")), out / "error-curves", formats=("png",))
+    if options.family in run.families:
+        written += style.save(error.parents(run, options.family), out / f"error-parents-{options.family}", formats=("png",))
     if options.timing is not None:
         frame = to_frame(read_run(options.timing))
         frame = frame[(frame["level"] == options.level) & (frame["pass"] == "forward")]

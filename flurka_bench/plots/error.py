@@ -16,7 +16,7 @@ _PROJECTIONS = {"learned": ("-", "o"), "mean-pool": ("--", "s"), "orthonormal": 
 
 
 def curves(run: ErrorRun, inputs: Iterable[str] | None = None) -> Figure:
-    """One row per kind of input (labels; default all at their most measured size): error against k, and error against m.
+    """One row per kind of input (labels; default all), at its largest size or N 512, d 64: error against k, and against m.
 
     Bars are the 10th to 90th percentile over layers and seeds. The shaded part is below the optimal rank-k matrix, where no
     mechanism of that rank can be; above 1 an output of zeros would be closer.
@@ -26,13 +26,16 @@ def curves(run: ErrorRun, inputs: Iterable[str] | None = None) -> Figure:
     if not labels:
         return style.says_nothing("The error run has none of these inputs.")
     fig = style.figure(10, 2.9 * len(labels) + 0.6)
-    for row, label in zip(fig.subplots(len(labels), 2, squeeze=False), labels):
+    columns = 2 if any(item.num_features for item in run.summaries) else 1
+    for row, label in zip(fig.subplots(len(labels), columns, squeeze=False), labels):
         own = [item for item in run.summaries if item.inputs == label]
-        size = max({(i.seq_len, i.head_dim) for i in own}, key=lambda size: (size == (512, 64), size))
-        own = [item for item in own if (item.seq_len, item.head_dim) == size]
-        row[0].set_title(f"{label}, N {size[0]}, d {size[1]}", fontsize=9)
+        sizes = {(item.seq_len, item.head_dim) for item in own}
+        at = max(sizes, key=lambda size: (size == (512, 64), size))
+        own = [item for item in own if (item.seq_len, item.head_dim) == at]
+        row[0].set_title(f"{label}, N {at[0]}, d {at[1]}", fontsize=9)
         _against_rank(row[0], own)
-        _against_features(row[1], own)
+        if columns == 2:
+            _against_features(row[1], own)
         for axis in row:
             axis.axhline(1, color="0.6", linewidth=0.8)
             low, high = axis.get_ylim()
@@ -49,21 +52,24 @@ def _against_rank(axis: Axes, own: list[Summary]) -> None:
     ranks = sorted({item.rank for item in own if item.rank})
     best = _points(own, lambda i: i.projection == "optimal", "rank")
     if best:
-        axis.fill_between(
-            [x for x, _ in best], [i.error.median for _, i in best], axis.get_ylim()[0] or 1e-9, color="0.9", zorder=0
-        )
+        axis.fill_between([x for x, _ in best], [i.error.median for _, i in best], 1e-20, color="0.9", zorder=0)
         axis.plot([x for x, _ in best], [i.error.median for _, i in best], color="0.4", label="optimal rank k")
     for projection, (line, marker) in _PROJECTIONS.items():
         if projection != "optimal":
-            points = _points(
-                own, lambda i, p=projection: (i.mechanism, i.projection, i.share_kv) == ("low-rank", p, p == "mean-pool"), "rank"
-            )
-            _line(axis, points, f"low-rank, {projection}", style.FAMILY_COLOURS["low-rank"], line, marker)
+            for share_kv, tail, colour in ((True, ", E = F", "#56B4E9"), (False, "", style.FAMILY_COLOURS["low-rank"])):
+                pooled = projection == "mean-pool"
+                points = _points(
+                    own,
+                    lambda i, p=projection, s=share_kv or pooled: (i.mechanism, i.projection, i.share_kv) == ("low-rank", p, s),
+                    "rank",
+                )
+                if not (pooled and share_kv):
+                    _line(axis, points, f"low-rank, {projection}{tail}", colour, line, marker)
     _flurkas(axis, own, "rank")
     style.log_axis(axis, "x", ranks)
     axis.set_xlabel("rank k (FLuRKA at its largest m)")
-    if best:
-        axis.set_ylim(bottom=0.5 * min(i.error.median for _, i in best))
+    if best:  # an error below 1e-4 is exact for every purpose here, and would flatten the rest
+        axis.set_ylim(bottom=max(1e-4, 0.5 * min(i.error.median for _, i in best)))
 
 
 def _against_features(axis: Axes, own: list[Summary]) -> None:

@@ -103,7 +103,8 @@ class Encoder:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         """Load ``folder`` (default: the packaged MiniLM). Raises RequestError where something is missing or unknown."""
-        self.folder = Path(folder) if folder is not None else packaged_model()
+        self.is_packaged = folder is None
+        self.folder = packaged_model() if folder is None else Path(folder)
         if not self.folder.is_dir():
             raise RequestError(f"no model folder at {self.folder}; --model takes a folder with config.json and model.safetensors")
         self.config = EncoderConfig.from_json(self._json("config.json"), self.folder)

