@@ -30,8 +30,8 @@ SHOWN = ["case_id", "mechanism", "order", "backend"]
 _DEFAULTS = {
     "device": "", "num_layers": 1, "ffn_dim": 0, "vocab_size": 0, "rank": 0, "num_features": 0, "compression": "dense",
     "share_kv": False, "share_heads": True, "order": None, "status": "ok", "error": None, "median_s": np.nan, "samples_s": None,
-    "round_ids": None, "predicted_s": np.nan, "predicted_low_s": np.nan, "predicted_high_s": np.nan, "predicted_log_scale": 0.0, "bound": None,
-    "flops": np.nan, "bytes": np.nan, "peak_memory_bytes": np.nan,
+    "round_ids": None, "predicted_s": np.nan, "predicted_low_s": np.nan, "predicted_high_s": np.nan, "predicted_log_scale": 0.0,
+    "bound": None,    "flops": np.nan, "bytes": np.nan, "peak_memory_bytes": np.nan,
 }  # fmt: skip
 _WHOLE = ["batch", "num_heads", "seq_len", "head_dim", "num_layers", "ffn_dim", "vocab_size", "rank", "num_features"]
 _FLOATS = ["median_s", "predicted_s", "predicted_low_s", "predicted_high_s", "flops", "bytes", "peak_memory_bytes"]
@@ -126,7 +126,8 @@ def speedups(
     Columns: the cell's (``WORKLOAD`` and ``KNOBS``; 0 means the knob does not exist), ``subject``, ``baseline``; measured
     ``subject_*`` and ``baseline_*`` (row, case_id, mechanism, order, backend, s), ``speedup``, ``speedup_low``, ``speedup_high``,
     ``verdict`` (FASTER, SLOWER, SAME, AMBIGUOUS, or MISSING with the reason in ``missing``); and the same, prefixed
-    ``predicted_``. ``known`` shares estimates between calls on one frame. Raises RequestError for a name that is no subject or baseline.
+    ``predicted_``. ``known`` shares estimates between calls on one frame. Raises RequestError for a name that is no
+    subject or baseline.
     """
     rows = prepare(frame)
     opponent, mechanisms = baseline(against), subject_mechanisms(subject)
