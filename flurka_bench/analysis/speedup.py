@@ -127,7 +127,8 @@ def speedups(
     Columns: the cell's (``WORKLOAD`` and ``KNOBS``; 0 means the knob does not exist), ``subject``, ``baseline``; measured
     ``subject_*`` and ``baseline_*`` (row, case_id, mechanism, order, backend, s), ``speedup``, ``speedup_low``, ``speedup_high``,
     ``verdict`` (FASTER, SLOWER, SAME, AMBIGUOUS, or MISSING with the reason in ``missing``); and the same, prefixed
-    ``predicted_``. ``known`` shares estimates between calls on one frame. Raises RequestError for a name that is no subject or baseline.
+    ``predicted_``. ``known`` shares estimates between calls on one frame. Raises RequestError for a name that is no
+    subject or baseline.
     """
     rows = prepare(frame)
     opponent, mechanisms = baseline(against), subject_mechanisms(subject)
