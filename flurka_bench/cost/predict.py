@@ -12,6 +12,7 @@ import numpy as np
 
 from flurka_bench.cost import uncertainty
 from flurka_bench.cost.attention import attention_terms
+from flurka_bench.cost.cpu import L2_HIGH, L2_LOW, cpu_terms, residual_of
 from flurka_bench.cost.elementwise import elementwise_constants, elementwise_terms
 from flurka_bench.cost.matmul import constants_of as matmul_constants
 from flurka_bench.cost.matmul import matmul_terms
@@ -120,6 +121,7 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
     a first use is that of the whole list. So the small compressed keys and values stay resident between their uses.
     """
     c = elementwise_constants(profile)
+    low, high = (L2_LOW, L2_HIGH) if profile.kind == "cpu" else (c.l2_low, c.l2_high)
     real = np.float32
     touched = real(0)
     last: dict[str, Any] = {}
@@ -129,7 +131,7 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
         whole = whole + np.asarray(read + written, dtype=real)
     for op, (read, written) in zip(ops, sizes):
         own = np.asarray(read + written, dtype=real)
-        found = np.asarray(written, dtype=real) * resident_share(own, profile.l2_bytes, c.l2_low, c.l2_high)
+        found = np.asarray(written, dtype=real) * resident_share(own, profile.l2_bytes, low, high)
         for tensor in op.reads:
             if tensor.name in last:
                 distance = touched - last[tensor.name] + own
@@ -137,7 +139,7 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
                 distance = np.maximum(whole, own)
             else:
                 continue
-            found = found + np.asarray(tensor.bytes, dtype=real) * resident_share(distance, profile.l2_bytes, c.l2_low, c.l2_high)
+            found = found + np.asarray(tensor.bytes, dtype=real) * resident_share(distance, profile.l2_bytes, low, high)
         touched = touched + own
         for tensor in (*op.reads, *op.writes):
             last[tensor.name] = touched
@@ -145,6 +147,8 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
 
 
 def _op_terms(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, length: int) -> Terms:
+    if profile.kind == "cpu":
+        return cpu_terms(op, profile, l2_share, launch, length, residual=residual_of(profile, op.dtype))
     if op.kind == "matmul":
         return _matmul(op, profile, l2_share, launch, length)
     if op.kind == "attention":
@@ -239,7 +243,7 @@ def predict_lowered(
 def _dispatch(profile: Profile, backend: str) -> Callable[[float], float]:
     """The host's seconds from one op to the next, given those of the op's kind alone."""
     share = COMPILED_DISPATCH if backend == "compiled" else 1.0
-    own = profile.measured.get(DISPATCH_FIGURE)
+    own = profile.measured.get(DISPATCH_FIGURE) if profile.kind == "gpu" else None  # a CPU's is fitted with its rows
     return lambda launch_s: share * (launch_s if own is None else own)
 
 
@@ -264,6 +268,7 @@ def predict_many(
     """
     arrays = {name: np.asarray(value) for name in _SIZES if isinstance(value := getattr(case, name), np.ndarray)}
     lengths = {len(array) for array in arrays.values()} or {1}
+    device = "cpu" if profile.kind == "cpu" else "cuda"
     if len(lengths) > 1:
         raise RequestError(f"all sizes must be arrays of one length, got lengths {sorted(lengths)}")
     for start in range(0, lengths.pop(), chunk):
@@ -271,7 +276,7 @@ def predict_many(
         length = len(next(iter(part.values()))) if part else 1
         single = {name: int(array[0]) if (array == array[0]).all() else array for name, array in part.items()}
         part_case = case.replace(**single)
-        yield predict_lowered(lower(part_case), part_case, profile, length=length, launch=launch, cache=cache)
+        yield predict_lowered(lower(part_case, device), part_case, profile, length=length, launch=launch, cache=cache)
 
 
 def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", cache: str = "warm") -> list[Prediction]:
