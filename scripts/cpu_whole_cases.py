@@ -104,9 +104,7 @@ def report(cases: Sequence[Case], measured: np.ndarray, predicted: np.ndarray) -
         names = [group(case) for case in cases]
         for name in dict.fromkeys(sorted(names)):
             line(name, np.array([each == name for each in names]))
-    pairs = [
-        (one, two) for one in range(len(cases)) for two in range(one) if cases[one].workload_key == cases[two].workload_key
-    ]
+    pairs = [(one, two) for one in range(len(cases)) for two in range(one) if cases[one].workload_key == cases[two].workload_key]
     logs = [(np.log(measured[a] / measured[b]), np.log(predicted[a] / predicted[b])) for a, b in pairs]
     apart = [(m, p) for m, p in logs if abs(m) > np.log(APART)]
     right = np.mean([m * p > 0 for m, p in apart])

@@ -10,7 +10,7 @@ Compute is cycles of one thread at the profile's clock, over the threads that th
 defaults below are a starting point (one machine, uncalibrated only); calibration measures all of them. docs/cost-model.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -22,9 +22,10 @@ from flurka_bench.errors import RequestError, unknown
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.ops import Op, Tensor
 
-# glibc maps an allocation that no free chunk holds, and unmaps it when freed, from this size on: DEFAULT_MMAP_THRESHOLD_MAX,
-# where the dynamic threshold ends up after one such free (malloc/malloc.c).
+# glibc's malloc: what no free chunk holds is mapped afresh from this size on, and given back when freed
+# (DEFAULT_MMAP_THRESHOLD_MAX, where the dynamic threshold ends up); a free top of the heap beyond twice of it is given back.
 MAPPED_BYTES = 32 * 2**20
+TRIMMED_BYTES = 2 * MAPPED_BYTES
 GRAIN = 32768  # elements that a thread takes at least (at::internal::GRAIN_SIZE)
 QUERY_BLOCK, KEY_BLOCK = 256, 512  # of the fused kernel at long inputs (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp)
 L2_LOW, L2_HIGH = 0.4, 1.2  # footprints, in units of the last cache, that stay in it and that do not
@@ -130,11 +131,66 @@ def cpu_terms(
     )  # fmt: skip
 
 
+def cpu_list_terms(
+    ops: Sequence[Op], profile: Profile, l2_shares: Iterable[Any], launch: str, length: int, held_until: Mapping[str, int]
+) -> list[Terms]:
+    """Terms of a list that runs again and again; see ``cpu_terms`` and ``fresh_pages``."""
+    known = {dtype: (cpu_constants(profile, dtype), residual_of(profile, dtype)) for dtype in {op.dtype for op in ops}}
+    found = []
+    for op, share, fresh in zip(ops, l2_shares, fresh_pages(ops, held_until)):
+        constants, residual = known[op.dtype]
+        found.append(cpu_terms(op, profile, share, launch, length, constants=constants, residual=residual, faulting=fresh))
+    return found
+
+
 def _fresh_bytes(op: Op) -> Any:
-    """Bytes of results that the allocator maps anew: large ones that are not written in place."""
+    """Bytes of one op's large results, where it runs alone: they are mapped anew at every call."""
     used = {tensor.name for tensor in op.reads}
     fresh = [tensor.bytes for tensor in op.writes if tensor.name not in used]
     return sum((np.where(np.asarray(size) >= MAPPED_BYTES, size, 0) for size in fresh), start=0)
+
+
+def fresh_pages(ops: Sequence[Op], held_until: Mapping[str, int]) -> list[Any]:
+    """Bytes of each op's results that lie in pages never touched, when the list runs again and again.
+
+    A walk over births and deaths with glibc's rules: what fits into the free part of the heap is had for nothing, what does
+    not grows it or, if large, is mapped. Chunks are taken to be contiguous, so fragmentation is left out.
+    """
+    last_use = dict(held_until)
+    results: set[str] = set()
+    born: dict[str, int] = {}
+    read: set[str] = set()
+    for i, op in enumerate(ops):
+        for tensor in op.writes:
+            if tensor.name not in read:
+                born.setdefault(tensor.name, i)
+        for tensor in (*op.reads, *op.writes):
+            last_use[tensor.name] = max(i, last_use.get(tensor.name, i))
+            read.add(tensor.name)
+        results -= {tensor.name for tensor in op.reads}
+        results |= {tensor.name for tensor in op.writes}
+    sizes = {tensor.name: np.asarray(tensor.bytes, dtype=np.float64) for op in ops for tensor in op.writes if tensor.name in born}
+    dying: list[list[str]] = [[] for _ in ops]
+    for name in born:
+        dying[len(ops) - 1 if name in results else last_use[name]].append(name)
+    heap = used = np.float64(0)
+    fresh: list[Any] = []
+    for _ in range(2):  # the second round starts from the heap that the first left
+        fresh, on_heap = [], {}
+        for i, op in enumerate(ops):
+            faults: Any = 0.0
+            for name in dict.fromkeys(tensor.name for tensor in op.writes if born.get(tensor.name) == i):
+                size = sizes[name]
+                lacking = np.maximum(size - (heap - used), 0)
+                mapped = (lacking > 0) & (size >= MAPPED_BYTES)
+                faults = faults + np.where(mapped, size, lacking)
+                on_heap[name] = np.where(mapped, 0, size)
+                heap, used = heap + np.where(mapped, 0, lacking), used + on_heap[name]
+            fresh.append(faults)
+            for name in dying[i]:
+                used = used - on_heap[name]
+                heap = np.where(heap - used > TRIMMED_BYTES, used, heap)
+    return fresh
 
 
 def _threads(profile: Profile, elements: np.ndarray) -> np.ndarray:
@@ -255,7 +311,17 @@ def op_of(rows: Rows) -> Op:
 def _op(measured: Rows, kind: str, numels: Sequence[Any], num_reads: int, **sizes: Any) -> Op:
     tensors = [Tensor(name=str(at), numel=numel, dtype=measured.dtype) for at, numel in enumerate(numels)]
     reads, writes = tuple(tensors[:num_reads]), tuple(tensors[num_reads:])
-    return Op(**{"stage": "other", "kind": kind, "name": measured.op, "dtype": measured.dtype, "reads": reads, "writes": writes, **sizes})
+    return Op(
+        **{
+            "stage": "other",
+            "kind": kind,
+            "name": measured.op,
+            "dtype": measured.dtype,
+            "reads": reads,
+            "writes": writes,
+            **sizes,
+        }
+    )
 
 
 def _streaming_op(rows: Rows) -> Op:

@@ -4,7 +4,7 @@ Cases that differ only in sizes share one op list whose sizes are arrays, so a s
 arrays; ``predict`` groups a mixed list by itself, ``predict_many`` takes one case with arrays. No torch, no clock.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from flurka_bench.cost import uncertainty
 from flurka_bench.cost.attention import attention_terms
-from flurka_bench.cost.cpu import L2_HIGH, L2_LOW, cpu_terms, residual_of
+from flurka_bench.cost.cpu import L2_HIGH, L2_LOW, cpu_list_terms
 from flurka_bench.cost.elementwise import elementwise_constants, elementwise_terms
 from flurka_bench.cost.matmul import constants_of as matmul_constants
 from flurka_bench.cost.matmul import matmul_terms
@@ -21,6 +21,7 @@ from flurka_bench.cost.terms import LAUNCHES, Terms, resident_share
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.mechanisms import canonical, lower, peak_memory_bytes
+from flurka_bench.mechanisms.lowering import record
 from flurka_bench.ops import Op
 from flurka_bench.workload import DTYPE_BYTES, Case, Number
 
@@ -91,8 +92,9 @@ class OpPrediction:
 
 
 def predict_ops(
-    ops: Sequence[Op], profile: Profile, *, launch: str = "eager", cache: str = "warm", length: int = 1
-) -> list[OpPrediction]:
+    ops: Sequence[Op], profile: Profile, *, launch: str = "eager", cache: str = "warm", length: int = 1,
+    held_until: Mapping[str, int] | None = None,
+) -> list[OpPrediction]:  # fmt: skip
     """Seconds of each op of a list, in order.
 
     Args:
@@ -101,6 +103,7 @@ def predict_ops(
         launch: ``eager`` (the host dispatches each op), ``graph`` or ``none`` (device time alone).
         cache: ``warm`` (the list runs again and again) or ``cold`` (nothing of it is in L2 before).
         length: of the arrays.
+        held_until: as ``mechanisms.lowering.record`` gives it: what variables keep alive. Only a CPU's allocator asks.
 
     Raises:
         RequestError: an unknown launch or cache.
@@ -110,7 +113,11 @@ def predict_ops(
     if cache not in CACHES:
         raise unknown("cache", cache, CACHES)
     shares = _l2_shares(ops, profile, warm=cache == "warm")
-    return [OpPrediction(op=op, terms=_op_terms(op, profile, share, launch, length)) for op, share in zip(ops, shares)]
+    if profile.kind == "cpu":
+        terms = cpu_list_terms(ops, profile, shares, launch, length, held_until or {})
+    else:
+        terms = [_op_terms(op, profile, share, launch, length) for op, share in zip(ops, shares)]
+    return [OpPrediction(op=op, terms=each) for op, each in zip(ops, terms)]
 
 
 def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[np.ndarray]:
@@ -147,8 +154,6 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
 
 
 def _op_terms(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, length: int) -> Terms:
-    if profile.kind == "cpu":
-        return cpu_terms(op, profile, l2_share, launch, length, residual=residual_of(profile, op.dtype))
     if op.kind == "matmul":
         return _matmul(op, profile, l2_share, launch, length)
     if op.kind == "attention":
@@ -196,7 +201,9 @@ def predict_lowered(
     ops: Sequence[Op], case: Case, profile: Profile, *, length: int = 1, launch: str = "eager", cache: str = "warm"
 ) -> Predictions:
     """Predictions for an op list, by default one for which sizes are numbers; ``case`` says whose list it is."""
-    predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length)
+    on = "cpu" if profile.kind == "cpu" else "cuda"
+    held = record(case, on).held_until if on == "cpu" and case.backend == "eager" else None
+    predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length, held_until=held)
     overlap = 0.0 if profile.kind == "cpu" else elementwise_constants(profile).host_overlap
     dispatch = _dispatch(profile, case.backend)
     total = host = device = np.zeros(length, dtype=np.float32)
@@ -236,7 +243,7 @@ def predict_lowered(
         bound=np.stack([waits[name] for name in BOUNDS]).argmax(axis=0).astype(np.int8),
         stages={name: np.broadcast_to(value, (length,)) for name, value in stages.items()},
         flops=column(sum(op.flops for op in ops)), bytes=column(sum(op.bytes_read + op.bytes_written for op in ops)),
-        peak_memory_bytes=column(peak_memory_bytes(case)), log_scale=scale, log_shape=shape,
+        peak_memory_bytes=column(peak_memory_bytes(case, on)), log_scale=scale, log_shape=shape,
     )  # fmt: skip
 
 

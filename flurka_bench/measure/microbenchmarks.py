@@ -243,7 +243,18 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
             backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
             return lambda: backward(out, q, k, v, out, sums, 0.0, False)
     x = tensor(size["B"], size["H"])
-    if probe.op in ("softmax_backward", "transpose", "addu_", "exp_", "sub_column_", "mul_row", "div_column", "sum", "amax", "elu"):
+    if probe.op in (
+        "softmax_backward",
+        "transpose",
+        "addu_",
+        "exp_",
+        "sub_column_",
+        "mul_row",
+        "div_column",
+        "sum",
+        "amax",
+        "elu",
+    ):
         return _cpu_rows(torch, probe, x)
     if probe.op in ("add", "mul", "div"):
         y, binary = tensor(size["B"], size["H"]), getattr(torch, probe.op)
