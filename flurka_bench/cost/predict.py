@@ -4,7 +4,7 @@ Cases that differ only in sizes share one op list whose sizes are arrays, so a s
 arrays; ``predict`` groups a mixed list by itself, ``predict_many`` takes one case with arrays. No torch, no clock.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from flurka_bench.cost import uncertainty
 from flurka_bench.cost.attention import attention_terms
+from flurka_bench.cost.cpu import L2_HIGH, L2_LOW, cpu_list_terms
 from flurka_bench.cost.elementwise import elementwise_constants, elementwise_terms
 from flurka_bench.cost.matmul import constants_of as matmul_constants
 from flurka_bench.cost.matmul import matmul_terms
@@ -20,6 +21,7 @@ from flurka_bench.cost.terms import CPU_DISPATCH_SECONDS, LAUNCHES, Terms, resid
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.mechanisms import canonical, lower, peak_memory_bytes
+from flurka_bench.mechanisms.lowering import record
 from flurka_bench.ops import Op
 from flurka_bench.workload import DTYPE_BYTES, Case, Number
 
@@ -91,8 +93,9 @@ class OpPrediction:
 
 
 def predict_ops(
-    ops: Sequence[Op], profile: Profile, *, launch: str = "eager", cache: str = "warm", length: int = 1
-) -> list[OpPrediction]:
+    ops: Sequence[Op], profile: Profile, *, launch: str = "eager", cache: str = "warm", length: int = 1,
+    held_until: Mapping[str, int] | None = None,
+) -> list[OpPrediction]:  # fmt: skip
     """Seconds of each op of a list, in order.
 
     Args:
@@ -101,6 +104,7 @@ def predict_ops(
         launch: ``eager`` (the host dispatches each op), ``graph`` or ``none`` (device time alone).
         cache: ``warm`` (the list runs again and again) or ``cold`` (nothing of it is in L2 before).
         length: of the arrays.
+        held_until: as ``mechanisms.lowering.record`` gives it: what variables keep alive. Only a CPU's allocator asks.
 
     Raises:
         RequestError: an unknown launch or cache.
@@ -110,7 +114,11 @@ def predict_ops(
     if cache not in CACHES:
         raise unknown("cache", cache, CACHES)
     shares = _l2_shares(ops, profile, warm=cache == "warm")
-    return [OpPrediction(op=op, terms=_op_terms(op, profile, share, launch, length)) for op, share in zip(ops, shares)]
+    if profile.kind == "cpu":
+        terms = cpu_list_terms(ops, profile, shares, launch, length, held_until or {})
+    else:
+        terms = [_op_terms(op, profile, share, launch, length) for op, share in zip(ops, shares)]
+    return [OpPrediction(op=op, terms=each) for op, each in zip(ops, terms)]
 
 
 def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[np.ndarray]:
@@ -121,6 +129,7 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
     a first use is that of the whole list. So the small compressed keys and values stay resident between their uses.
     """
     c = elementwise_constants(profile)
+    low, high = (L2_LOW, L2_HIGH) if profile.kind == "cpu" else (c.l2_low, c.l2_high)
     real = np.float32
     touched = real(0)
     last: dict[str, Any] = {}
@@ -130,7 +139,7 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
         whole = whole + np.asarray(read + written, dtype=real)
     for op, (read, written) in zip(ops, sizes):
         own = np.asarray(read + written, dtype=real)
-        found = np.asarray(written, dtype=real) * resident_share(own, profile.l2_bytes, c.l2_low, c.l2_high)
+        found = np.asarray(written, dtype=real) * resident_share(own, profile.l2_bytes, low, high)
         for tensor in op.reads:
             if tensor.name in last:
                 distance = touched - last[tensor.name] + own
@@ -138,7 +147,7 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
                 distance = np.maximum(whole, own)
             else:
                 continue
-            found = found + np.asarray(tensor.bytes, dtype=real) * resident_share(distance, profile.l2_bytes, c.l2_low, c.l2_high)
+            found = found + np.asarray(tensor.bytes, dtype=real) * resident_share(distance, profile.l2_bytes, low, high)
         touched = touched + own
         for tensor in (*op.reads, *op.writes):
             last[tensor.name] = touched
@@ -196,7 +205,9 @@ def predict_lowered(
     ops: Sequence[Op], case: Case, profile: Profile, *, length: int = 1, launch: str = "eager", cache: str = "warm"
 ) -> Predictions:
     """Predictions for an op list, by default one for which sizes are numbers; ``case`` says whose list it is."""
-    predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length)
+    on = "cpu" if profile.kind == "cpu" else "cuda"
+    held = record(case, on).held_until if on == "cpu" and case.backend == "eager" else None
+    predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length, held_until=held)
     overlap = 0.0 if profile.kind == "cpu" else elementwise_constants(profile).host_overlap
     dispatch = _dispatch(profile, case.backend)
     total = host = device = np.zeros(length, dtype=np.float32)
@@ -236,14 +247,14 @@ def predict_lowered(
         bound=np.stack([waits[name] for name in BOUNDS]).argmax(axis=0).astype(np.int8),
         stages={name: np.broadcast_to(value, (length,)) for name, value in stages.items()},
         flops=column(sum(op.flops for op in ops)), bytes=column(sum(op.bytes_read + op.bytes_written for op in ops)),
-        peak_memory_bytes=column(peak_memory_bytes(case)), log_scale=scale, log_shape=shape,
+        peak_memory_bytes=column(peak_memory_bytes(case, on)), log_scale=scale, log_shape=shape,
     )  # fmt: skip
 
 
 def _dispatch(profile: Profile, backend: str) -> Callable[[float], float]:
     """The host's seconds from one op to the next, given those of the op's kind alone."""
     share = COMPILED_DISPATCH if backend == "compiled" else 1.0
-    own = profile.measured.get(DISPATCH_FIGURE)
+    own = profile.measured.get(DISPATCH_FIGURE) if profile.kind == "gpu" else None  # a CPU's is fitted with its rows
     return lambda launch_s: share * (launch_s if own is None else own)
 
 
@@ -268,6 +279,7 @@ def predict_many(
     """
     arrays = {name: np.asarray(value) for name in _SIZES if isinstance(value := getattr(case, name), np.ndarray)}
     lengths = {len(array) for array in arrays.values()} or {1}
+    device = "cpu" if profile.kind == "cpu" else "cuda"
     if len(lengths) > 1:
         raise RequestError(f"all sizes must be arrays of one length, got lengths {sorted(lengths)}")
     for start in range(0, lengths.pop(), chunk):
@@ -275,7 +287,7 @@ def predict_many(
         length = len(next(iter(part.values()))) if part else 1
         single = {name: int(array[0]) if (array == array[0]).all() else array for name, array in part.items()}
         part_case = case.replace(**single)
-        yield predict_lowered(lower(part_case), part_case, profile, length=length, launch=launch, cache=cache)
+        yield predict_lowered(lower(part_case, device), part_case, profile, length=length, launch=launch, cache=cache)
 
 
 def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", cache: str = "warm") -> list[Prediction]:
