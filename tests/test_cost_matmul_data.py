@@ -232,3 +232,10 @@ def test_twenty_rows_of_the_device_bring_the_error_down(shared_data, file, devic
         own = calibrate(load(device).with_measured({}, {}), rows.take(picked))
         errors.append(absolute_percentage_error(operator.predict(own, rows.take(held_out), None), rows.seconds[held_out]).mean())
     assert np.mean(errors) < limit
+
+
+def test_a_word_among_numbers_is_named(tmp_path):
+    path = tmp_path / "word.csv"
+    path.write_text("op,dtype,M,latency_ms\nlinear,float32,8,0.1\nlinear,float32,8,abc\n")
+    with pytest.raises(RequestError, match="latency_ms must hold numbers, got 'abc'"):
+        read_rows(path)

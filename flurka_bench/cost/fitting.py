@@ -73,11 +73,20 @@ def read_rows(path: str | Path) -> list[Rows]:
     return groups
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _positive(path: Path, name: str, column: np.ndarray) -> np.ndarray:
     try:
         values = column.astype(float)
     except ValueError:
-        raise RequestError(f"{path}: column {name} must hold numbers, got {next(iter(column))!r} first") from None
+        wrong = next(text for text in column.tolist() if not _is_number(text))
+        raise RequestError(f"{path}: column {name} must hold numbers, got {wrong!r}") from None
     if not (np.isfinite(values) & (values > 0)).all():
         raise RequestError(f"{path}: column {name} must hold finite numbers above 0")
     return values
