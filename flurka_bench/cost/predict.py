@@ -225,7 +225,10 @@ def predict_lowered(
 
     ``tape`` is the record that the list was read off, for its leaves and lifetimes; by default the case is recorded anew.
     """
-    tape = tape or record(case, _device_of(profile))
+    recorded = ops
+    if tape is None:  # the list may be another's than this project's (see scripts/whole_cases.py): memory is that of the case
+        tape = record(case, _device_of(profile))
+        recorded = fuse(tape.ops) if case.backend == "compiled" else tape.ops
     held = None if case.backend == "compiled" else tape.held_until  # compiled code frees at the last use
     predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length, held_until=held)
     overlap = 0.0 if profile.kind == "cpu" else elementwise_constants(profile).host_overlap
@@ -267,7 +270,7 @@ def predict_lowered(
         bound=np.stack([waits[name] for name in BOUNDS]).argmax(axis=0).astype(np.int8),
         stages={name: np.broadcast_to(value, (length,)) for name, value in stages.items()},
         flops=column(sum(op.flops for op in ops)), bytes=column(sum(op.bytes_read + op.bytes_written for op in ops)),
-        peak_memory_bytes=column(peak_live_bytes(ops, tape.leaves, held)), log_scale=scale, log_shape=shape,
+        peak_memory_bytes=column(peak_live_bytes(recorded, tape.leaves, held)), log_scale=scale, log_shape=shape,
     )  # fmt: skip
 
 
