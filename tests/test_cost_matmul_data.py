@@ -239,3 +239,11 @@ def test_a_word_among_numbers_is_named(tmp_path):
     path.write_text("op,dtype,M,latency_ms\nlinear,float32,8,0.1\nlinear,float32,8,abc\n")
     with pytest.raises(RequestError, match="latency_ms must hold numbers, got 'abc'"):
         read_rows(path)
+
+
+def test_ops_of_one_file_need_not_share_their_columns(tmp_path):
+    path = tmp_path / "mixed.csv"
+    path.write_text("op,dtype,M,H,latency_ms\nlinear,float32,8,,0.1\nadd,float32,,4,0.2\n")
+    add, linear = read_rows(path)
+    assert (add.op, "M" in add.columns, add.columns["H"].tolist(), add.columns["line"].tolist()) == ("add", False, [4.0], [1])
+    assert (linear.op, "H" in linear.columns, linear.seconds.tolist()) == ("linear", False, [1e-4])

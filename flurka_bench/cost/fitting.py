@@ -60,16 +60,17 @@ def read_rows(path: str | Path) -> list[Rows]:
         raise RequestError(f"{path} has no rows, or rows of another length than its header of {len(header)} columns")
     columns = dict(zip(header, map(np.array, zip(*table))))
     words = ("device", "op", "dtype", "kernel")
-    sizes = {name: _positive(path, name, column) for name, column in columns.items() if name not in words}
-    sizes["line"] = np.arange(len(table))
     device = columns.get("device", np.full(len(table), ""))
-    seconds = sizes.pop("latency_ms") * 1e-3
     groups = []
     keys = np.stack([columns["op"], columns["dtype"], device], axis=1)
     for op, dtype, name in np.unique(keys, axis=0):
         mask = (columns["op"] == op) & (columns["dtype"] == dtype) & (device == name)
-        picked = {key: column[mask] for key, column in sizes.items()}
-        groups.append(Rows(op=str(op), dtype=str(dtype), device=str(name), columns=picked, seconds=seconds[mask]))
+        own = {key: column[mask] for key, column in columns.items() if key not in words}
+        # A file of several ops leaves the sizes that an op does not have empty.
+        picked = {key: _positive(path, key, column) for key, column in own.items() if key == "latency_ms" or (column != "").any()}
+        seconds = picked.pop("latency_ms") * 1e-3
+        picked["line"] = np.flatnonzero(mask)
+        groups.append(Rows(op=str(op), dtype=str(dtype), device=str(name), columns=picked, seconds=seconds))
     return groups
 
 
