@@ -1,0 +1,331 @@
+"""Which configuration to use for one workload: every mechanism, order, backend, rank, feature count and head split, ranked.
+
+A smaller rank or fewer features is always faster, so a ranking means something only above a floor of quality: ranks and
+feature counts that the user names, or an error bar that an error run answers. Where neither is given a floor is assumed
+and said. Imports neither torch nor pandas.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flurka_bench.analysis.baselines import FAMILY_OF
+from flurka_bench.cost.predict import Prediction, predict, speedup
+from flurka_bench.errors import RequestError
+from flurka_bench.hardware import Profile
+from flurka_bench.mechanisms import MECHANISMS, canonical
+from flurka_bench.quality.frontier import ErrorRun, Interval
+from flurka_bench.units import format_seconds
+from flurka_bench.workload import Case
+
+# Linformer's own choice at N = 512 and above (Wang et al. 2020, section 5: "k = 256 ... comparable performance"), and as many
+# features as a head is wide, which is what elu + 1 has. Neither promises an error: only --max-error looks at one.
+ASSUMED_MIN_RANK = 256
+RANKS = (16, 32, 64, 128, 256, 512, 1024, 2048)
+NUM_FEATURES = (16, 32, 64, 128, 256, 512)
+BACKENDS = ("eager", "compiled", "fused")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked: a workload at level layer, and what a configuration must keep to."""
+
+    seq_len: int
+    model_dim: int
+    pass_: str = "forward"
+    dtype: str = "float32"
+    batch: int = 1
+    head_dims: tuple[int, ...] = (32, 64, 128)
+    backends: tuple[str, ...] = BACKENDS
+    launch: str = "eager"
+    min_rank: int | None = None
+    min_features: int | None = None
+    max_error: float | None = None
+    inputs: str = "trained"
+    max_memory_bytes: float | None = None
+    max_latency_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.splits:
+            asked = ", ".join(map(str, self.head_dims))
+            raise RequestError(f"--model-dim {self.model_dim} is no multiple of any head width asked for ({asked}; --head-dim)")
+        if self.min_rank is not None and self.min_rank > self.seq_len:
+            raise RequestError(f"--min-rank must be at most --seq-len {self.seq_len}, got {self.min_rank}")
+
+    @property
+    def splits(self) -> tuple[int, ...]:
+        """The head widths that divide the model's."""
+        return tuple(width for width in self.head_dims if self.model_dim % width == 0)
+
+    @property
+    def floor_assumed(self) -> bool:
+        """Whether no floor was given, so that the default one holds."""
+        return self.min_rank is None and self.min_features is None and self.max_error is None
+
+    @property
+    def rank_floor(self) -> int:
+        """Least rank considered."""
+        if self.min_rank is not None:
+            return self.min_rank
+        return min(ASSUMED_MIN_RANK, self.seq_len) if self.floor_assumed else min(RANKS[0], self.seq_len)
+
+    def features_floor(self, head_dim: int) -> int:
+        """Least number of random features considered."""
+        if self.min_features is not None:
+            return self.min_features
+        return head_dim if self.floor_assumed else NUM_FEATURES[0]
+
+    def floor_in_words(self) -> str:
+        """The floor as a sentence, saying whether it was assumed."""
+        if self.max_error is not None:
+            more = "".join(
+                f", {name} >= {value}" for name, value in (("rank", self.min_rank), ("features", self.min_features)) if value
+            )
+            return f"quality floor: error at most {self.max_error:g} on {self.inputs!r} inputs{more}"
+        if self.floor_assumed:
+            return (
+                f"quality floor ASSUMED: rank >= {self.rank_floor}, num_features >= head_dim. A smaller rank or fewer features is"
+                " always faster, so give your own: --min-rank, --min-features, or --max-error with --inputs"
+            )
+        features = self.min_features if self.min_features is not None else NUM_FEATURES[0]
+        return f"quality floor: rank >= {self.rank_floor}, num_features >= {features}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One configuration: what it takes (``prediction``, whose seconds are the clock's where ``measured``) and its error."""
+
+    prediction: Prediction
+    measured: bool = False
+    error: Interval | None = None  # None: not measured there
+    tied: bool = False  # its band of speedup over the fastest holds 1
+
+    def as_record(self) -> dict[str, Any]:
+        """Flat, under the names of ``predict --json``, with what recommend adds."""
+        error = {"error_low": None, "error_median": None, "error_high": None}
+        if self.error is not None:
+            error = {"error_low": self.error.low, "error_median": self.error.median, "error_high": self.error.high}
+        more = {"family": FAMILY_OF[self.prediction.case.mechanism], "measured": self.measured, "tied": self.tied}
+        return self.prediction.as_record() | more | error | {"python": python_line(self.prediction.case)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommendation:
+    """The answer for one target: candidates that meet everything, fastest first; and the nearest where none does.
+
+    ``front`` are those that no other beats in time, memory and (where all have one) error at once. ``by_floor`` gives the
+    fastest at other floors (rank, features).
+    """
+
+    hardware: str
+    request: Request
+    candidates: tuple[Candidate, ...]
+    front: tuple[Candidate, ...]
+    by_floor: tuple[tuple[int, int, Candidate], ...]
+    nearest: Candidate | None
+    num_searched: int
+    why_none: str = ""
+
+    def fastest_by_family(self) -> list[Candidate]:
+        """The first candidate of each family, fastest first."""
+        found: dict[str, Candidate] = {}
+        for each in self.candidates:
+            found.setdefault(FAMILY_OF[each.prediction.case.mechanism], each)
+        return list(found.values())
+
+
+def space(request: Request) -> list[Case]:
+    """Every configuration above the rank and feature floors, canonical and each once."""
+    found: dict[str, Case] = {}
+    for head_dim in request.splits:
+        ranks = _from(request.rank_floor, RANKS, request.seq_len)
+        counts = _from(request.features_floor(head_dim), NUM_FEATURES, NUM_FEATURES[-1])
+        for cell in MECHANISMS.values():
+            for rank in ranks if cell.uses_rank else (None,):
+                for count in counts if cell.uses_features else (None,):
+                    for order in cell.orders:
+                        for backend in request.backends:
+                            case = Case(
+                                mechanism=cell.name, level="layer", pass_=request.pass_, order=order, backend=backend,
+                                dtype=request.dtype, batch=request.batch, num_heads=request.model_dim // head_dim,
+                                head_dim=head_dim, seq_len=request.seq_len, rank=rank, num_features=count,
+                            )  # fmt: skip
+                            try:
+                                case = canonical(case)
+                            except RequestError:  # this backend or order has no such case
+                                continue
+                            found[case.case_id] = case
+    return list(found.values())
+
+
+def _from(floor: int, grid: Sequence[int], limit: int) -> list[int]:
+    """The floor itself and the grid's larger values up to the limit."""
+    return sorted({floor, *(value for value in grid if floor < value <= limit)})
+
+
+def recommend(
+    request: Request, profile: Profile, *, errors: ErrorRun | None = None, records: Iterable[Mapping[str, Any]] = ()
+) -> Recommendation:
+    """Rank the whole space for one target.
+
+    Args:
+        request: the workload and what a configuration must keep to.
+        profile: the target.
+        errors: an error run; needed with ``max_error``, otherwise it fills in errors where it has them.
+        records: a run's records on this target; what they hold is not predicted but taken from them.
+
+    Raises:
+        RequestError: ``max_error`` without an error run, or a family of inputs that the run does not have.
+    """
+    if request.max_error is not None and errors is None:
+        raise RequestError("--max-error needs an error run (--error-run DIR; 'flurka-bench quality error' makes one)")
+    cases = [case for case in space(request) if profile.vendor == "nvidia" or case.backend != "fused"]
+    known = _measured(records)
+    found = []
+    for each in predict(cases, profile, launch=request.launch):
+        own = known.get(each.case.case_id)
+        found.append(_candidate(request, replace(each, **own) if own else each, bool(own), errors))
+    found.sort(key=lambda each: each.prediction.seconds)
+    fitting = [each for each in found if _fits(request, each)]
+    good = [each for each in fitting if _meets_error(request, each)]
+    nearest, why = None, ""
+    if not good:
+        nearest, why = _nearest(request, found, fitting)
+    ranked = tuple(replace(each, tied=_tied(each, good[0])) for each in good)
+    return Recommendation(
+        hardware=profile.name, request=request, candidates=ranked, front=_front(ranked), by_floor=_by_floor(request, fitting),
+        nearest=nearest, num_searched=len(cases), why_none=why,
+    )  # fmt: skip
+
+
+def _measured(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    from flurka_bench.measure.statistics import median_interval
+
+    found = {}
+    for record in records:
+        if record["status"] == "ok" and record["samples_s"]:
+            median, low, high = median_interval(record["samples_s"])
+            high = high if math.isfinite(high) else max(record["samples_s"])
+            half = max(math.log(high / median), math.log(median / max(low, min(record["samples_s"]))))
+            found[record["case_id"]] = {
+                "seconds": median, "seconds_low": max(low, min(record["samples_s"])), "seconds_high": high,
+                "log_scale": 0.0, "log_shape": half,
+            }  # fmt: skip
+    return found
+
+
+def _candidate(request: Request, each: Prediction, measured: bool, errors: ErrorRun | None) -> Candidate:
+    case = each.case
+    error = None
+    if FAMILY_OF[case.mechanism] == "full":
+        error = Interval(0.0, 0.0, 0.0)
+    elif errors is not None:
+        error = errors.error_interval(
+            mechanism=case.mechanism, rank=case.rank, num_features=case.num_features if MECHANISMS[case.mechanism].uses_features else None,
+            seq_len=case.seq_len, head_dim=case.head_dim, family=request.inputs,
+        )  # fmt: skip
+    return Candidate(prediction=each, measured=measured, error=error)
+
+
+def _fits(request: Request, each: Candidate) -> bool:
+    memory = each.prediction.peak_memory_bytes
+    return (
+        each.prediction.fits_in_memory
+        and (request.max_memory_bytes is None or memory <= request.max_memory_bytes)
+        and (request.max_latency_s is None or each.prediction.seconds <= request.max_latency_s)
+    )
+
+
+def _meets_error(request: Request, each: Candidate) -> bool:
+    """The 90th percentile over layers and seeds must meet the bar: a bar that holds half of the time is none."""
+    return request.max_error is None or (each.error is not None and each.error.high <= request.max_error)
+
+
+def _nearest(request: Request, found: list[Candidate], fitting: list[Candidate]) -> tuple[Candidate | None, str]:
+    if not fitting:
+        smallest = min(found, key=lambda each: each.prediction.peak_memory_bytes)
+        fastest = found[0]
+        if request.max_latency_s is not None and fastest.prediction.seconds > request.max_latency_s:
+            return fastest, "nothing is that fast; the fastest is shown"
+        return smallest, "nothing fits into that much memory; the smallest is shown"
+    with_error = [each for each in fitting if each.error is not None]
+    if not with_error:
+        return None, f"no error was measured at N = {request.seq_len} and these head widths: nothing is extrapolated"
+    return min(with_error, key=lambda each: each.error.high), "nothing meets the error bar; the nearest is shown"
+
+
+def _tied(each: Candidate, best: Candidate) -> bool:
+    band = speedup(each.prediction, best.prediction)
+    return each is best or band.low <= 1 <= band.high
+
+
+def _front(ranked: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Those that no faster one matches in memory and error (an error not measured is worse than any)."""
+    front: list[Candidate] = []
+    for each in ranked:
+        error = each.error.high if each.error is not None else math.inf
+        memory = each.prediction.peak_memory_bytes
+        beaten = any(
+            one.prediction.peak_memory_bytes <= memory and (one.error.high if one.error is not None else math.inf) <= error
+            for one in front
+        )
+        if not beaten:
+            front.append(each)
+    return tuple(front)
+
+
+def _by_floor(request: Request, fitting: Sequence[Candidate]) -> tuple[tuple[int, int, Candidate], ...]:
+    """The fastest approximate configuration as the floor rises: how much the answer hangs on it."""
+    rows = []
+    ranks = _from(request.rank_floor, RANKS, request.seq_len)[:4]
+    for rank in ranks:
+        for count in _from(request.features_floor(min(request.splits)), NUM_FEATURES, NUM_FEATURES[-1])[:3]:
+            found = [
+                each
+                for each in fitting
+                if (each.prediction.case.rank is None or each.prediction.case.rank >= rank)
+                and (not MECHANISMS[each.prediction.case.mechanism].uses_features or each.prediction.case.num_features >= count)
+            ]
+            if found:
+                rows.append((rank, count, found[0]))
+    return tuple(rows)
+
+
+def because(best: Candidate, other: Candidate) -> str:
+    """Why the fastest beats another candidate: the stage where it saves most, and what each waits for."""
+    mine, theirs = best.prediction.stages, other.prediction.stages
+    gap = {stage: theirs.get(stage, 0.0) - mine.get(stage, 0.0) for stage in {*mine, *theirs}}
+    stage = max(gap, key=lambda name: (gap[name], name))
+    band = speedup(best.prediction, other.prediction)
+    flops = best.prediction.flops / other.prediction.flops
+    return (
+        f"{best.prediction.case.mechanism} is {band.ratio:.2f}x ({band.low:.2f} to {band.high:.2f}) {other.prediction.case.mechanism}"
+        f": it saves most in {stage} ({format_seconds(mine.get(stage, 0.0))} against {format_seconds(theirs.get(stage, 0.0))}),"
+        f" needs {flops:.2f}x the FLOPs, and is {best.prediction.bound}-bound (the other {other.prediction.bound}-bound)"
+    )
+
+
+_CLASSES = {
+    "full": "FullAttention",
+    "low-rank": "LinformerAttention",
+    "kernel": "PerformerAttention",
+    "flurka": "FLuRKAAttention",
+}
+
+
+def python_line(case: Case) -> str:
+    """The line of Python that builds this layer; ``import torch`` and the class of ``flurka_bench.attention`` come before it."""
+    cell = MECHANISMS[case.mechanism]
+    arguments = [f"model_dim={case.model_dim}", f"num_heads={case.num_heads}"]
+    if cell.compressed:
+        arguments += [f"seq_len={case.seq_len}", f"rank={case.rank}"]
+    if cell.uses_features:
+        arguments.append(f"num_features={case.num_features}")
+    if cell.is_kernel:
+        arguments.append(f'similarity="{cell.similarity}"')
+    else:
+        arguments.append(f"sdpa={cell.similarity == 'sdpa'}")
+    arguments += [f'order="{case.order}"', f"dtype=torch.{case.dtype}"]
+    built = f"{_CLASSES[FAMILY_OF[case.mechanism]]}({', '.join(arguments)})"
+    return f"torch.compile({built}, dynamic=False)" if case.backend == "compiled" else built

@@ -1,0 +1,168 @@
+"""``recommend``: the fastest configuration that meets a floor of quality, on one target or across several."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json, print_table
+from flurka_bench.cli.targets import load_targets
+from flurka_bench.errors import RequestError
+from flurka_bench.units import format_bytes, format_seconds, parse_bytes, parse_seconds
+
+if TYPE_CHECKING:
+    from flurka_bench.analysis.recommend import Candidate, Recommendation
+
+ERROR_RUN = Path("results/reference/error")  # where this project's own error run lies in a checkout
+
+
+def recommend(
+    hardware: Annotated[
+        str, typer.Option(help="Targets: names, aliases, profile files (.toml), or cpu for this machine.")
+    ] = "cpu",
+    seq_len: Annotated[str, typer.Option(help="Sequence length N.")] = "4096",
+    model_dim: Annotated[str, typer.Option(help="Width D of the layer.")] = "512",
+    pass_: Annotated[str, typer.Option("--pass", help="forward or train.")] = "forward",
+    dtype: Annotated[str | None, typer.Option(help="By default what the target's matrix units take.")] = None,
+    batch: Annotated[str, typer.Option(help="Batch size.")] = "1",
+    head_dim: Annotated[str, typer.Option(help="Head widths to consider; those that divide the model's.")] = "32,64,128",
+    backend: Annotated[str, typer.Option(help="Backends to consider.")] = "eager,compiled,fused",
+    launch: Annotated[str, typer.Option(help="eager, graph or none.")] = "eager",
+    min_rank: Annotated[str | None, typer.Option(help="Floor for the rank k.")] = None,
+    min_features: Annotated[str | None, typer.Option(help="Floor for the number of random features m.")] = None,
+    max_error: Annotated[float | None, typer.Option(help="Bar for the relative error of the output, like 0.2.")] = None,
+    inputs: Annotated[str, typer.Option(help="Family of inputs whose error counts.")] = "trained",
+    error_run: Annotated[Path | None, typer.Option(help=f"Error run; {ERROR_RUN} where it is at hand.")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="Most peak memory, like 40GB.")] = None,
+    max_latency: Annotated[str | None, typer.Option(help="Most time of one pass, like 2ms.")] = None,
+    run: Annotated[Path | None, typer.Option(help="A run on this target: what it measured is not predicted.")] = None,
+    top: Annotated[str, typer.Option(help="How many to list.")] = "10",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON: the ranking, best first.")] = False,
+) -> None:
+    """Rank every mechanism, order, backend, rank, feature count and head split for a workload, by time with bands.
+
+    Example: flurka-bench recommend --hardware h100,l40s --seq-len 16384 --model-dim 1024 --pass train --min-rank 256
+    """
+    from flurka_bench.analysis.recommend import BACKENDS, Request
+    from flurka_bench.analysis.recommend import recommend as search
+    from flurka_bench.cost.terms import LAUNCHES
+    from flurka_bench.workload import DTYPES, PASSES
+
+    def count(text: str | None, option: str) -> int | None:
+        return None if text is None else positive_int(option)(text)
+
+    if max_error is not None and not 0 <= max_error < float("inf"):
+        raise RequestError(f"--max-error must be a number of at least 0 (like 0.2), got {max_error}")
+    targets = load_targets(hardware)
+    if run is not None and len(targets) > 1:
+        raise RequestError("--run belongs to one target: give a single --hardware")
+    fields = {
+        "seq_len": count(seq_len, "--seq-len"), "model_dim": count(model_dim, "--model-dim"), "batch": count(batch, "--batch"),
+        "pass_": one_of(PASSES, "--pass")(pass_), "launch": one_of(LAUNCHES, "--launch")(launch),
+        "head_dims": tuple(comma_list(head_dim, positive_int("--head-dim"), "--head-dim")),
+        "backends": tuple(comma_list(backend, one_of(BACKENDS, "--backend"), "--backend")),
+        "min_rank": count(min_rank, "--min-rank"), "min_features": count(min_features, "--min-features"),
+        "max_error": max_error, "inputs": inputs,
+        "max_memory_bytes": None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
+        "max_latency_s": None if max_latency is None else parse_seconds(max_latency, "--max-latency"),
+    }  # fmt: skip
+    limit = count(top, "--top")
+    errors, records = _errors(error_run, max_error), _records(run)
+    found = []
+    for target in targets:
+        chosen = one_of(DTYPES, "--dtype")(dtype) if dtype else own_dtype(target)
+        found.append(search(Request(dtype=chosen, **fields), target, errors=errors, records=records))
+    if json:
+        print_json([each.as_record() for answer in found for each in answer.candidates[:limit]])
+        return
+    for answer in found:
+        _print(answer, limit)
+    if len(found) > 1:
+        _print_across(found)
+
+
+def own_dtype(profile: Any) -> str:
+    """The dtype one would use there: bfloat16 or float16 where matrix units take it, else float32."""
+    return next((name for name in ("bfloat16", "float16") if f"tensor.{name}" in profile.peaks), "float32")
+
+
+def _errors(folder: Path | None, max_error: float | None) -> Any:
+    from flurka_bench.quality.frontier import load_error_run
+
+    if folder is not None:
+        return load_error_run(folder)
+    return load_error_run(ERROR_RUN) if max_error is not None and ERROR_RUN.is_dir() else None
+
+
+def _records(folder: Path | None) -> list[dict[str, Any]]:
+    if folder is None:
+        return []
+    from flurka_bench.results import read_run
+
+    return list(read_run(folder).records)
+
+
+_HEADERS = ("mechanism", "order", "backend", "heads x d", "k", "m", "time", "90 % band", "bound by", "peak memory", "error", "")
+
+
+def _row(each: "Candidate", note: str = "") -> tuple[str, ...]:
+    found, case = each.prediction, each.prediction.case
+    error = "not measured" if each.error is None else f"{each.error.median:.2g} ({each.error.low:.2g} to {each.error.high:.2g})"
+    notes = [text for text, said in (("tied", each.tied), ("measured", each.measured)) if said] + [note] * bool(note)
+    return (
+        case.mechanism, case.order or "", case.backend, f"{case.num_heads} x {case.head_dim}", str(case.rank or ""),
+        str(case.num_features or ""), format_seconds(found.seconds),
+        f"{format_seconds(found.seconds_low)} to {format_seconds(found.seconds_high)}", found.bound,
+        format_bytes(found.peak_memory_bytes), error, ", ".join(notes),
+    )  # fmt: skip
+
+
+def _print(answer: "Recommendation", limit: int) -> None:
+    from flurka_bench.analysis.recommend import because
+
+    request = answer.request
+    print(f"\n{answer.hardware}: N = {request.seq_len}, D = {request.model_dim}, batch {request.batch}, {request.pass_},"
+          f" {request.dtype}, level layer; {answer.num_searched} configurations searched")  # fmt: skip
+    print(request.floor_in_words())
+    if not answer.candidates:
+        print(f"Nothing meets what was asked: {answer.why_none}.")
+        if answer.nearest is not None:
+            print_table(_HEADERS, [_row(answer.nearest)])
+        return
+    best = answer.candidates[0]
+    tied = sum(each.tied for each in answer.candidates) - 1
+    print_table(_HEADERS, [_row(each) for each in answer.candidates[:limit]], title="\nFastest")
+    print(f"{tied} others cannot be told from the fastest at 90 %." if tied else "No other lies within the band of the fastest.")
+    families = answer.fastest_by_family()
+    print_table(_HEADERS, [_row(each) for each in families], title="\nFastest of each family")
+    for each in families[1:]:
+        print(because(best, each))
+    print_table(_HEADERS, [_row(each) for each in answer.front[:limit]], title="\nPareto front of time, memory and error")
+    print_table(
+        ("rank >=", "features >=", "fastest", "order", "k", "m", "time"),
+        [
+            (str(rank), str(features), each.prediction.case.mechanism, each.prediction.case.order or "",
+             str(each.prediction.case.rank or ""), str(each.prediction.case.num_features or ""), format_seconds(each.prediction.seconds))
+            for rank, features, each in answer.by_floor
+        ],
+        title="\nHow the answer moves with the floor",
+    )  # fmt: skip
+    if best.prediction.case.backend == "fused":
+        print(
+            "\nThe fused kernels are predicted; this project has not timed them on a GPU. Without them: --backend eager,compiled"
+        )
+    record = best.as_record()
+    print(f"\nfrom flurka_bench.attention import {record['python'].removeprefix('torch.compile(').split('(')[0]}")
+    print(f"attention = {record['python']}")
+
+
+def _print_across(found: "list[Recommendation]") -> None:
+    rows = []
+    for answer in found:
+        for each in answer.candidates[:1]:
+            case = each.prediction.case
+            rows.append((answer.hardware, case.dtype, case.mechanism, case.order or "", case.backend, f"{case.num_heads} x {case.head_dim}",
+                         str(case.rank or ""), str(case.num_features or ""), format_seconds(each.prediction.seconds),
+                         each.prediction.bound))  # fmt: skip
+    headers = ("hardware", "dtype", "fastest", "order", "backend", "heads x d", "k", "m", "time", "bound by")
+    print_table(headers, rows, title="\nAcross hardware")

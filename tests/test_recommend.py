@@ -1,0 +1,166 @@
+"""recommend: floors, limits, ties, the front, and a line of Python that builds what it names."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from flurka_bench.analysis.recommend import ASSUMED_MIN_RANK, Request, python_line, recommend, space
+from flurka_bench.cost.predict import predict
+from flurka_bench.errors import RequestError
+from flurka_bench.hardware import load
+from flurka_bench.mechanisms import MECHANISMS
+from flurka_bench.quality.frontier import ErrorRun
+
+H100 = load("h100")
+SMALL = Request(seq_len=1024, model_dim=256, dtype="bfloat16", head_dims=(64,), backends=("eager",), launch="graph")
+
+
+def test_the_ranking_is_the_model_s_own_and_sorted():
+    answer = recommend(SMALL, H100)
+    seconds = [each.prediction.seconds for each in answer.candidates]
+    assert seconds == sorted(seconds)
+    again = {each.case.case_id: each.seconds for each in predict(space(SMALL), H100, launch="graph")}
+    assert {each.prediction.case.case_id: each.prediction.seconds for each in answer.candidates} == pytest.approx(again)
+    assert {each.prediction.case.mechanism for each in answer.candidates} == set(MECHANISMS)
+
+
+def test_without_a_floor_one_is_assumed_and_said():
+    assert "ASSUMED" in SMALL.floor_in_words() and str(ASSUMED_MIN_RANK) in SMALL.floor_in_words()
+    cases = [each.prediction.case for each in recommend(SMALL, H100).candidates]
+    assert min(case.rank for case in cases if case.rank) == ASSUMED_MIN_RANK
+    assert min(case.num_features for case in cases if case.num_features) == 64
+    given = dataclasses.replace(SMALL, min_rank=32, min_features=16)
+    assert "ASSUMED" not in given.floor_in_words()
+    assert min(case.rank for case in space(given) if case.rank) == 32
+
+
+def test_a_higher_floor_never_makes_the_best_approximation_faster():
+    def best(rank, features):
+        answer = recommend(dataclasses.replace(SMALL, min_rank=rank, min_features=features), H100)
+        return min(each.prediction.seconds for each in answer.candidates if each.prediction.case.mechanism == "flurka-relu")
+
+    times = [best(32, 16), best(64, 16), best(64, 64), best(256, 64), best(256, 256)]
+    assert times == sorted(times)
+    assert [each.prediction.seconds for *_, each in recommend(SMALL, H100).by_floor] == sorted(
+        each.prediction.seconds for *_, each in recommend(SMALL, H100).by_floor
+    )
+
+
+def test_limits_hold_and_the_nearest_is_shown_where_nothing_meets_them():
+    all_of_them = recommend(SMALL, H100)
+    memories = sorted(each.prediction.peak_memory_bytes for each in all_of_them.candidates)
+    limit = memories[len(memories) // 2]
+    limited = recommend(dataclasses.replace(SMALL, max_memory_bytes=limit), H100)
+    assert limited.candidates and all(each.prediction.peak_memory_bytes <= limit for each in limited.candidates)
+    too_fast = recommend(dataclasses.replace(SMALL, max_latency_s=1e-9), H100)
+    assert not too_fast.candidates and too_fast.nearest.prediction.seconds == all_of_them.candidates[0].prediction.seconds
+    too_small = recommend(dataclasses.replace(SMALL, max_memory_bytes=1), H100)
+    assert too_small.nearest.prediction.peak_memory_bytes == memories[0]
+
+
+def test_ties_are_those_whose_band_holds_one():
+    from flurka_bench.cost.predict import speedup
+
+    answer = recommend(SMALL, H100)
+    assert answer.candidates[0].tied
+    best = answer.candidates[0].prediction
+    for each in answer.candidates[1:]:
+        band = speedup(each.prediction, best)
+        assert each.tied == (band.low <= 1 <= band.high)
+    assert not all(each.tied for each in answer.candidates)
+
+
+def test_nothing_on_the_front_is_beaten_and_all_else_is():
+    answer = recommend(SMALL, H100)
+    points = [(each.prediction.seconds, each.prediction.peak_memory_bytes, bool(each.error)) for each in answer.front]
+    for one in points:
+        assert not any(other[0] < one[0] and other[1] < one[1] and other[2] >= one[2] for other in points)
+    assert any(each.prediction.case.mechanism.startswith("full") for each in answer.front)  # the only ones with an error of 0
+
+
+def error_records():
+    for mechanism, rank, features, error in (
+        ("low-rank", 256, None, 0.1),
+        ("flurka-relu", 256, 64, 0.5),
+        ("flurka-relu", 512, 64, 0.3),
+    ):
+        for seed in range(3):
+            yield {
+                "status": "ok", "family": "trained", "inputs": "trained", "seq_len": 1024, "head_dim": 64, "mechanism": mechanism,
+                "projection": "learned", "share_kv": False, "rank": rank, "num_features": features, "seed": seed,
+                "output_error": error * (1 + 0.01 * seed),
+            }  # fmt: skip
+
+
+def test_an_error_bar_keeps_what_was_measured_below_it():
+    errors = ErrorRun(list(error_records()))
+    request = dataclasses.replace(SMALL, max_error=0.2, min_rank=256)
+    answer = recommend(request, H100, errors=errors)
+    assert {each.prediction.case.mechanism for each in answer.candidates} == {
+        "full-math",
+        "full-sdpa",
+        "low-rank",
+        "low-rank-sdpa",
+    }
+    assert all(each.error.high <= 0.2 for each in answer.candidates)
+    looser = recommend(dataclasses.replace(request, max_error=0.4), H100, errors=errors)
+    assert "flurka-relu" in {each.prediction.case.mechanism for each in looser.candidates}
+    with pytest.raises(RequestError, match="--error-run"):
+        recommend(request, H100)
+    with pytest.raises(RequestError, match="trained"):
+        recommend(dataclasses.replace(request, inputs="traind"), H100, errors=errors)
+
+
+def test_what_a_run_measured_is_not_predicted():
+    slowest = recommend(SMALL, H100).candidates[-1].prediction.case
+    record = {"status": "ok", "case_id": slowest.case_id, "samples_s": [1e-9 * (1 + 0.001 * i) for i in range(12)]}
+    answer = recommend(SMALL, H100, records=[record, {"status": "oom", "case_id": "x", "samples_s": None}])
+    assert answer.candidates[0].prediction.case == slowest and answer.candidates[0].measured
+    assert answer.candidates[0].prediction.seconds == pytest.approx(1e-9, rel=0.02)
+    assert sum(each.measured for each in answer.candidates) == 1
+
+
+def test_the_line_of_python_builds_the_layer():
+    torch = pytest.importorskip("torch")
+    import flurka_bench.attention as attention
+
+    seen = set()
+    for case in space(
+        Request(seq_len=32, model_dim=32, head_dims=(16,), min_rank=8, min_features=8, backends=("eager", "compiled"))
+    ):
+        if (case.mechanism, case.order, case.backend) in seen or (case.backend == "compiled" and case.mechanism != "full-sdpa"):
+            continue
+        seen.add((case.mechanism, case.order, case.backend))
+        layer = eval(python_line(case), {"torch": torch, **vars(attention)})
+        module = getattr(layer, "_orig_mod", layer)
+        assert module.order == case.order
+        assert module(torch.randn(1, 32, 32)).shape == (1, 32, 32)
+    assert {mechanism for mechanism, *_ in seen} == set(MECHANISMS)
+
+
+def command(*arguments):
+    return subprocess.run([sys.executable, "-m", "flurka_bench", *arguments], capture_output=True, text=True)
+
+
+def test_the_command_s_json_and_errors():
+    base = ["recommend", "--hardware", "h100", "--seq-len", "2048", "--model-dim", "256", "--head-dim", "64"]
+    done = command(*base, "--json")
+    rows = json.loads(done.stdout)
+    assert done.returncode == 0 and rows
+    contract = {"mechanism", "level", "pass", "backend", "order", "hardware", "batch", "num_heads", "seq_len", "head_dim", "rank",
+                "num_features", "dtype", "flops", "bytes", "seconds", "seconds_low", "seconds_high", "bound", "python", "tied"}  # fmt: skip
+    assert contract <= set(rows[0])
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+    for wrong, text in (
+        (["--hardware", "h1000"], "did you mean"),
+        (["--model-dim", "100"], "--head-dim"),
+        (["--min-rank", "-3"], "--min-rank"),
+        (["--min-rank", "4096"], "--seq-len"),
+        (["--max-memory", "lots"], "--max-memory"),
+        (["--pass", "trian"], "train"),
+    ):
+        done = command(*base, *wrong)
+        assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr, (wrong, done.stderr)
