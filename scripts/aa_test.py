@@ -2,9 +2,10 @@
 
     python scripts/aa_test.py [--trials 200] [--load 0|1] [--budget 0.3]
 
-Each trial builds two competitors from the same code, each with tensors of its own, samples them in interleaved rounds
-under the stopping rule and asks for the verdict. With ``--load 1`` another process keeps a core busy in bursts of random
-length meanwhile, which is worse than a steady load because it leaves and returns within a trial. Exits 1 above 5 %.
+Each trial hands the worker's own code a group of one case twice over: two competitors with tensors of their own, gated,
+warmed up, sampled in interleaved rounds until the interval is narrow or the budget spent. Then it asks for the verdict.
+With ``--load 1`` another process keeps a core busy in bursts of random length meanwhile, which is worse than a steady load
+because it leaves and returns within a trial. Exits 1 above 5 %.
 """
 
 import argparse
@@ -16,9 +17,11 @@ import time
 
 import numpy as np
 
-from flurka_bench.measure.device import CpuDevice
-from flurka_bench.measure.statistics import StoppingRule
-from flurka_bench.measure.timers import WallTimer, interleave
+from flurka_bench import mechanisms
+from flurka_bench.measure.group import GroupRun, Options, Tools
+from flurka_bench.measure.statistics import RatioEstimate, paired_ratio
+from flurka_bench.measure.worker import torch_tools
+from flurka_bench.workload import Case
 
 
 def burn(longest_burst_s: float) -> None:
@@ -31,27 +34,26 @@ def burn(longest_burst_s: float) -> None:
         time.sleep(rng.uniform(0.0, longest_burst_s / 3))
 
 
-def attention(seq_len: int, rank: int, head_dim: int, num_heads: int, seed: int):
-    """Low-rank attention over tensors of its own: small enough that a trial takes a fraction of a second."""
-    import torch
+def trial(tools: Tools, case: Case, budget_s: float, seed: int) -> tuple[RatioEstimate, str]:
+    """One group of the case twice over: what the runner would have measured, and the verdict on the two."""
+    outcomes: dict[int, dict] = {}
 
-    generator = torch.Generator().manual_seed(seed)
-    q, k, v = (torch.randn(num_heads, seq_len, head_dim, generator=generator) for _ in range(3))
-    compression = torch.randn(rank, seq_len, generator=generator)
+    def say(message: dict) -> None:
+        if message["say"] == "outcome":
+            outcomes[message["index"]] = message
 
-    @torch.inference_mode()
-    def call():
-        keys, values = compression @ k, compression @ v
-        return torch.softmax(q @ keys.transpose(1, 2) * head_dim**-0.5, dim=-1) @ values
-
-    return call
+    options = Options(seed=seed, budget_s=2 * budget_s, case_time_s=budget_s)
+    GroupRun(tools, options, say, lambda index: None).measure([case, case])
+    left, right = outcomes[0], outcomes[1]
+    estimate = paired_ratio(left["samples_s"], right["samples_s"], left["round_ids"], right["round_ids"], seed=seed)
+    return estimate, left["stop_reason"]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--load", type=int, choices=(0, 1), default=0, help="keep another core busy meanwhile")
-    parser.add_argument("--budget", type=float, default=0.3, help="seconds of sampling per trial")
+    parser.add_argument("--budget", type=float, default=0.3, help="seconds of sampling per competitor")
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: all")
     options = parser.parse_args()
@@ -59,23 +61,22 @@ def main() -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    timer = WallTimer(CpuDevice())
-    rule = StoppingRule(budget_s=options.budget)
+    tools, _ = torch_tools("cpu")
+    case = mechanisms.canonical(
+        Case(mechanism="flurka-relu", num_heads=4, seq_len=options.seq_len, head_dim=64, rank=64, num_features=32)
+    )
     burner = multiprocessing.get_context("spawn").Process(target=burn, args=(0.5,), daemon=True)
     if options.load:
         burner.start()
     verdicts, stops, errors = collections.Counter(), collections.Counter(), []
     try:
-        for trial in range(options.trials):
-            calls = {name: attention(options.seq_len, 64, 64, 4, seed) for seed, name in enumerate("ab")}
-            prepared = {name: timer.prepare(call, warmup_budget_s=0.1) for name, call in calls.items()}
-            rounds = interleave(prepared, baseline="a", rule=rule, seed=trial)
-            estimate = rounds.ratios["b"]
+        for number in range(options.trials):
+            estimate, reason = trial(tools, case, options.budget, seed=number)
             verdicts[estimate.verdict] += 1
-            stops[rounds.stop_reason] += 1
+            stops[reason] += 1
             errors.append(abs(estimate.ratio - 1))
             if estimate.verdict in ("FASTER", "SLOWER"):
-                print(f"trial {trial}: {rounds.stop_reason} {estimate}")
+                print(f"trial {number}: {reason} {estimate}")
     finally:
         if options.load:
             burner.terminate()

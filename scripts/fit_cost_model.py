@@ -27,50 +27,120 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """What one global fit moves: files, the table of constants, paths into it with the prior's width in log units."""
+    """What one global fit moves, and where it starts.
 
-    name: str
+    ``prior`` gives, for each path into the table of constants, the value before any row is seen (round numbers from
+    datasheets and physics; see docs/cost-model.md). ``free`` gives for each parameter the paths it multiplies and its
+    prior's width in log units: one for all families of kernels together, and a narrower one for each family's own part,
+    so that a family none of whose devices is seen falls back on what the others say. ``own_scale`` and ``own_launch`` (log
+    units) let each group of rows differ as a whole; ``throttled`` devices' rows are judged but never fitted.
+    """
+
     files: tuple[str, ...]
     path: Path
-    free: Mapping[tuple[str, ...], float]
+    prior: Mapping[tuple[str, ...], float]
+    free: Mapping[str, tuple[tuple[tuple[str, ...], ...], float]]
+    own_scale: float = 0.0
+    own_launch: float = 0.0
+    throttled: tuple[str, ...] = ()
 
 
-def _free(unit: str, groups: Mapping[str, Iterable[str]], width: float = 0.5) -> dict[tuple[str, ...], float]:
-    return {(unit, *group.split("."), name): width for group, names in groups.items() for name in names}
+FAMILY_WIDTH = 0.25
 
 
-_FAMILY = (
-    "compute_efficiency",
-    "feed_bytes_per_clock_per_sm",
-    "feed_exponent",
-    "wave_rounding",
-    "prologue_cycles",
-    "epilogue_cycles",
-    "epilogue_exponent",
-    "picojoules_per_flop",
-)
-_COMMON = (
-    "split_s",
-    "l2_capacity",
-    "reread",
-    "dram_efficiency",
-    "l2_bytes_per_clock_per_sm",
-    "overlap_exponent",
-    "power_window_s",
-)
-_TENSOR = {
-    "common": (*_COMMON, "launch_events_s"),
-    "generations.mma": _FAMILY,
-    "generations.wgmma": _FAMILY,
-    "generations.early": ("launch_graph_s",),
-    "generations.late": ("launch_graph_s",),
+WIDTHS = {
+    "compute_efficiency": 0.15,
+    "dram_efficiency": 0.2,
+    "tile_overhead": 0.3,
+    "wave_rounding": 0.2,
+    "picojoules_per_flop": 0.15,
+    "prologue_cycles": 0.3,
 }
 
-FITS: dict[str, Fit] = {
-    "matmul-tensor": Fit(
-        name="matmul-tensor", files=("linear_bf16", "linear_fp16"), path=matmul.CONSTANTS, free=_free("tensor", _TENSOR)
-    ),
+
+def _fit(
+    files: tuple[str, ...],
+    path: Path,
+    unit: str,
+    shared: Mapping[str, float],
+    families: Mapping[str, Mapping[str, float]],
+    **more: Any,
+) -> Fit:
+    """A fit of ``shared`` constants (``group.name`` -> prior) and of ``families``' own (name -> family -> prior)."""
+    prior, free = {}, {}
+    for where, value in shared.items():
+        at = (unit, *where.split("."))
+        prior[at] = value
+        free[where] = ((at,), 0.5)
+    for name, by_family in families.items():
+        paths = {family: (unit, "generations", family, name) for family in by_family}
+        width = WIDTHS.get(name, 0.5) if unit == "vector" else 0.5
+        prior |= {paths[family]: value for family, value in by_family.items()}
+        if name == "picojoules_per_flop" and unit == "vector":
+            free[f"all.{name}"] = (tuple(paths.values()), width)
+        elif len(set(by_family.values())) == 1 and len(by_family) > 1:
+            free[f"all.{name}"] = (tuple(paths.values()), width)
+            free |= {f"{family}.{name}": ((at,), min(width, FAMILY_WIDTH)) for family, at in paths.items()}
+        else:  # families that differ by design share nothing
+            free |= {f"{family}.{name}": ((at,), 0.5) for family, at in paths.items()}
+    return Fit(files=files, path=path, prior=prior, free=free, **more)
+
+
+_BOTH = {"common.l2_capacity": 0.3, "common.overlap_exponent": 2.0, "common.power_window_s": 3e-4,
+         "common.dram_efficiency": 0.85, "common.l2_bytes_per_clock_per_sm": 64.0}  # fmt: skip
+MATMUL_TENSOR = _fit(
+    ("linear_bf16", "linear_fp16"),
+    matmul.CONSTANTS,
+    "tensor",
+    {**_BOTH, "common.split_s": 2.5e-6, "common.launch_events_s": 2e-6, "generations.early.launch_graph_s": 1.5e-6,
+     "generations.late.launch_graph_s": 1.5e-6},
+    {
+        "compute_efficiency": {"mma": 0.9, "wgmma": 0.9},
+        "tile_overhead": {"mma": 0.2, "wgmma": 0.1},
+        "feed_bytes_per_clock_per_sm": {"mma": 64.0, "wgmma": 128.0},
+        "wave_rounding": {"mma": 0.8, "wgmma": 0.2},  # one tile a block; persistent blocks of many sizes
+        "prologue_cycles": {"mma": 500.0, "wgmma": 1500.0},
+        "epilogue_cycles": {"mma": 3000.0, "wgmma": 1500.0},
+        "epilogue_exponent": {"mma": 0.5, "wgmma": 0.5},
+        "picojoules_per_flop": {"mma": 1.5, "wgmma": 0.8},
+    },
+)  # fmt: skip
+# 0.85 (TDP - 30 W) / peak of each architecture's board with the most power for its peak, as the boards are built to sustain:
+# P40, V100 SXM2, RTX 2080 Ti, A100 PCIe, RTX 4090, H100 PCIe, RTX 5090. One factor for all of them is fitted.
+_SIMT_ENERGY = {
+    "pascal": 15.9,
+    "volta": 14.6,
+    "turing": 13.9,
+    "ampere": 9.6,
+    "ada": 4.3,
+    "hopper": 5.3,
+    "blackwell": 5.3,
+    "blackwell-rtx": 4.4,
 }
+_SIMT = ("maxwell", "volta-simt", "ampere-simt")
+MATMUL_VECTOR = _fit(
+    ("bmm", "linear"),
+    matmul.CONSTANTS,
+    "vector",
+    {**{name: value for name, value in _BOTH.items() if name not in ("common.dram_efficiency", "common.l2_capacity")},
+     "common.power_window_s": 1e-3, "common.epilogue_exponent": 0.5,
+     "layouts.linear.split_s": 3e-6, "layouts.linear.launch_eager_s": 5e-5, "layouts.batched.launch_eager_s": 3e-5},
+    {
+        "compute_efficiency": dict.fromkeys(_SIMT, 0.95),
+        "tile_overhead": dict.fromkeys(_SIMT, 0.1),
+        "stride_reach_bytes": {"maxwell": 2e5, "volta-simt": 1e6, "ampere-simt": 1e6},  # Volta's TLBs and later reach further
+        "wave_rounding": dict.fromkeys(_SIMT, 0.9),
+        "epilogue_cycles": dict.fromkeys(_SIMT, 2000.0),
+        "dram_efficiency": dict.fromkeys(_SIMT, 0.75),
+        "l2_capacity": {"maxwell": 1.0, "volta-simt": 1.0, "ampere-simt": 0.5},  # two halves, each with copies, since Ampere
+        "picojoules_per_flop": _SIMT_ENERGY,
+    },
+    own_scale=0.01,
+    own_launch=0.3,
+    throttled=("p4", "t4"),
+)  # fmt: skip
+
+FITS: dict[str, Fit] = {"matmul-tensor": MATMUL_TENSOR, "matmul-vector": MATMUL_VECTOR}
 
 
 def load(folder: Path, files: Iterable[str]) -> list[Rows]:
@@ -97,33 +167,62 @@ def lookup(table: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     return table
 
 
-def moved(table: Mapping[str, Any], paths: Iterable[tuple[str, ...]], shift: Iterable[float]) -> dict[str, Any]:
-    """A copy of the table with the values at some paths multiplied by exp(shift)."""
+def at_prior(entry: Fit, table: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the table in which nothing that the fit may move remembers any row."""
     table = copy.deepcopy(dict(table))
-    for path, by in zip(paths, shift):
-        parent = lookup(table, path[:-1])
-        parent[path[-1]] = float(parent[path[-1]] * np.exp(by))
+    for path, value in entry.prior.items():
+        lookup(table, path[:-1])[path[-1]] = value
+    return table
+
+
+def moved(entry: Fit, table: Mapping[str, Any], shift: np.ndarray) -> dict[str, Any]:
+    """A copy of the table at the prior, with every free parameter's paths multiplied by exp(its shift)."""
+    table = copy.deepcopy(dict(table))
+    for (paths, _), by in zip(entry.free.values(), shift):
+        for path in paths:
+            lookup(table, path[:-1])[path[-1]] *= float(np.exp(by))
     return table
 
 
 def fit(
-    fit_: Fit, groups: list[Rows], table: Mapping[str, Any], *, max_steps: int = 30, say: Callable[[str], None] = lambda _: None
+    entry: Fit, groups: list[Rows], table: Mapping[str, Any], *, max_steps: int = 30, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """The table with its free constants fitted to the groups; every device and op weighs the same."""
-    picked = [sample(rows, ROWS_PER_DEVICE, SEED) for rows in groups]
-    profiles = {rows.device: datasheet_only(rows.device) for rows in picked}
-    paths = list(fit_.free)
+    """The table with its free constants fitted to the groups, from the prior.
+
+    Where the entry allows it, each group has a scale and a launch time of its own in the fit, which are not shipped: a
+    device that is slow as a whole, or a host that dispatches slowly, shall not bend what says how time goes with the shape.
+    """
+    picked = [sample(rows, ROWS_PER_DEVICE, SEED) for rows in groups if rows.device not in entry.throttled]
+    profiles = [datasheet_only(rows.device) for rows in picked]
+    start = at_prior(entry, table)
+    widths = [width for _, width in entry.free.values()]
+
+    has_own = entry.own_scale > 0
+
+    def own_of(shift: np.ndarray) -> np.ndarray:
+        return shift[len(widths) :].reshape(-1, 2) if has_own else np.zeros((len(picked), 2))
 
     def residual(shift: np.ndarray) -> np.ndarray:
-        trial = moved(table, paths, shift)
-        return np.concatenate(
-            [np.log(operator_of(rows).predict(profiles[rows.device], rows, trial) / rows.seconds) for rows in picked]
-        )
+        trial = moved(entry, start, shift)
+        own = own_of(shift)
+        parts = []
+        for rows, profile, (scale, launch) in zip(picked, profiles, own):
+            operator = operator_of(rows)
+            seconds = operator.predict(profile, rows, trial)
+            launch_s = operator.constants(profile, rows, trial).get(operator.launch_of(rows), 0.0)
+            parts.append(np.log((seconds + launch_s * (np.exp(launch) - 1)) / rows.seconds) + scale)
+        return np.concatenate(parts)
 
-    shift, covariance = fit_log(residual, np.array(list(fit_.free.values())), max_steps=max_steps)
-    result = moved(table, paths, shift)
-    for path, sd in zip(paths, np.sqrt(np.diag(covariance))):
-        say(f"{'.'.join(path):62s} {lookup(table, path):12.4g} -> {lookup(result, path):12.4g}  (± {100 * sd:.1f} %)")
+    shift, covariance = fit_log(
+        residual, np.array([*widths, *(entry.own_scale, entry.own_launch) * len(picked) * has_own]), max_steps=max_steps
+    )
+    result = moved(entry, start, shift)
+    for path, before in entry.prior.items():
+        say(f"{'.'.join(path):60s} {before:10.4g} -> {lookup(result, path):10.4g}")
+    for rows, (scale, launch) in zip(picked, own_of(shift)):
+        say(f"  {rows.device:18s} {rows.op:8s} {rows.dtype:9s} own scale {scale:+.3f}, launch {launch:+.3f}")
+    sd = dict(zip(entry.free, 100 * np.sqrt(np.diag(covariance))))
+    say("posterior sd, %: " + ", ".join(f"{name} {value:.1f}" for name, value in sd.items()))
     return result
 
 

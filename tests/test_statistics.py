@@ -12,7 +12,6 @@ from flurka_bench.errors import RequestError
 from flurka_bench.measure import statistics
 from flurka_bench.measure.statistics import (
     RatioEstimate,
-    StoppingRule,
     block_length,
     median_interval,
     modified_z_scores,
@@ -187,28 +186,11 @@ def test_median_interval_holds_the_median():
     assert median_interval([1.0, 2.0]) == (pytest.approx(math.sqrt(2)), 0.0, math.inf)
 
 
-def estimate_of_width(width):
-    return RatioEstimate(ratio=1.0, low=1 - width / 2, high=1 + width / 2, verdict="SAME", num_pairs=10)
-
-
-def test_stopping_rule_names_its_reason():
-    rule = StoppingRule(relative_width=0.02, budget_s=1.0, min_rounds=8, max_rounds=100)
-    narrow, wide = estimate_of_width(0.01), estimate_of_width(0.03)
-    assert rule.stop_reason(8, 0.1, [narrow, narrow]) == "interval"
-    assert rule.stop_reason(8, 0.1, [narrow, wide]) is None
-    assert rule.stop_reason(7, 0.1, [narrow]) is None
-    assert rule.stop_reason(8, 1.0, [wide]) == "budget"
-    assert rule.stop_reason(3, 1.5, []) is None  # a slow case gets its rounds ...
-    assert rule.stop_reason(3, 2.0, []) == "budget"  # ... up to twice the budget
-    assert rule.stop_reason(100, 0.1, [wide]) == "max_rounds"
-    with pytest.raises(RequestError, match="budget_s"):
-        StoppingRule(budget_s=0)
-
-
-def test_intervals_are_looked_at_rarely_once_there_are_many_rounds():
-    rule = StoppingRule(budget_s=1e9, max_rounds=10_000)
-    assert sum(rule.due(rounds, 0.0) for rounds in range(1000)) < 80
-    assert rule.due(3, 2e9)
+def test_relative_width_is_what_sampling_drives_down():
+    assert RatioEstimate(ratio=2.0, low=1.9, high=2.2, verdict="FASTER", num_pairs=9).relative_width == pytest.approx(0.15)
+    rng = np.random.default_rng(2)
+    few, many = (paired_ratio(np.exp(noise(rng, n)), np.exp(noise(rng, n))).relative_width for n in (10, 640))
+    assert many < few / 3
 
 
 def test_bootstrap_is_fast_enough_to_run_in_a_report_of_thousands():

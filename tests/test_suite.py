@@ -109,7 +109,8 @@ MISTAKES = {
     'axes = {mechanism = "flurka-elu", level = "layer", order = "absorbed", rank = 64}': r"expands to no case: .*has no order",
     'axes = {mechanism = "low-rank"}': r"expands to no case: .*rank",
     'axes = {seq_len = 5}': r"must name its mechanisms",
-    'axes = {mechanism = "full-math", seq_len = {from = 1, to = 200000, num = 10000}, batch = [1, 2]}': r"expands to 1\d\d\d\d cases; the limit is 10000",
+    'axes = {mechanism = "full-math", seq_len = {from = 1, to = 200000, num = 10000}, batch = [1, 2]}':
+        r"expands to 1\d\d\d\d cases; the limit is 10000",
     'axes = {mechanism = "full-math", seq_len = {from = 1, to = 900000, num = 9000}, batch = {from = 1, to = 900, num = 100}}':
         r"asks for \d+ combinations; the limit is 200000",
     'axes = {mechanism = "full-math", seq_len = {from = 8, to = 4, factor = 2}}': r"'to' at least 'from'",
@@ -187,8 +188,8 @@ def test_expressions(text, record, holds):
 
 
 FRAGMENTS = st.sampled_from(
-    [*AXES, *mechanisms.MECHANISMS, "[axes]", "[[zip]]", "[[product]]", "[cuda]", "[budget]", "exclude", "=", "[", "]", "{", "}", ",",
-     '"', "'", "\n", "from", "to", "factor", "num", "1024", "-1", "1e400", "nan", "true", " > ", "80s", "and", "\x00", "é"]
+    [*AXES, *mechanisms.MECHANISMS, "[axes]", "[[zip]]", "[[product]]", "[cuda]", "[budget]", "exclude", "=", "[", "]", "{", "}",
+     ",", '"', "'", "\n", "from", "to", "factor", "num", "1024", "-1", "1e400", "nan", "true", " > ", "80s", "and", "\x00", "é"]
 )  # fmt: skip
 
 
@@ -209,6 +210,7 @@ def test_mangled_suites_give_clean_errors(data):
 
 
 def test_loading_a_suite_imports_neither_torch_nor_pandas():
-    code = "import sys; from flurka_bench.suite import load_suite; load_suite('quick').cases(); print('torch' in sys.modules, 'pandas' in sys.modules)"
+    code = "import sys; from flurka_bench.suite import load_suite; load_suite('quick').cases()"
+    code += "; print('torch' in sys.modules, 'pandas' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
     assert output.split() == ["False", "False"]

@@ -92,8 +92,8 @@ class AttentionLayer(nn.Module):
             return linear(merge_heads(out), self.to_out.weight)
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(b, N, D) -> (b, h, N, d). SDPA takes any strides, the others need a copy if b > 1."""
-        if isinstance(self.similarity, Softmax) and self.similarity.sdpa:
+        """(b, N, D) -> (b, h, N, d). A similarity with kernels of its own takes any strides, the others a copy if b > 1."""
+        if self.similarity.any_strides:
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         return split_heads(x, self.num_heads)
 

@@ -27,7 +27,7 @@ class Softmax(nn.Module):
 
     def __init__(self, *, sdpa: bool) -> None:
         super().__init__()
-        self.sdpa = sdpa
+        self.sdpa = self.any_strides = sdpa
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Tensor:
         """q (b, h, N, d), k and v (b, h, L, d), keep (b, L) -> (b, h, N, d).
@@ -74,6 +74,7 @@ class FeatureMap(nn.Module):
     # Whether phi(q) is a function of q Omega alone, and phi(k) of k Omega: what the order "absorbed" needs.
     absorbs_queries = False
     absorbs_keys = False
+    any_strides = False  # whether q, k, v may come with heads and batch apart in memory, at no cost
     omega: Tensor | None
 
     def __init__(
@@ -228,8 +229,12 @@ class FavorFeatures(FeatureMap):
         return y.sub_(shift).exp_(), shift
 
     def activate_queries(self, y: Tensor, shift: Tensor) -> Tensor:
-        """Kernels: addition of the shift, maximum over features, subtraction, exp (all but the maximum in place)."""
-        y.add_(shift)
+        """Kernels: addition of the shift, maximum over features, subtraction, exp (in place but for the maximum).
+
+        The addition is in place only where no gradient is recorded: y may be a view, and autograd answers a change of a
+        view with nine more kernels.
+        """
+        y = y + shift if y.requires_grad else y.add_(shift)
         return y.sub_(y.detach().amax(-1, keepdim=True)).exp_()
 
 

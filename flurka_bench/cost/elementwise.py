@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flurka_bench.cost.terms import Terms, constants_of, l2_bandwidth_bytes_per_s, norm, resident_share, with_launch
+from flurka_bench.cost.terms import Terms, constants_of, l2_bandwidth_bytes_per_s, launch_of, norm, resident_share
 from flurka_bench.hardware.profile import Profile
 
 # Dispatch of an op in units of a binary op on two tensors: one with a Python scalar wraps it into a tensor first, relu and
@@ -25,7 +25,7 @@ class ElementwiseConstants:
     """What the datasheet does not say."""
 
     dram_efficiency: float  # of the datasheet's bandwidth, after what the profile says is usable
-    l2_bytes_per_clock_per_sm: float  # that one SM exchanges with L2, of a port of 64
+    l2_bytes_per_clock_per_sm: float  # that one SM exchanges with L2, reads and writes mixed
     l2_low: float  # footprints up to this share of L2 stay in it
     l2_high: float  # and from this share on are DRAM's
     lane_ops_per_special: float  # ordinary operations around each exponential or division in float32
@@ -45,7 +45,8 @@ def elementwise_constants(profile: Profile, op: str = "", table: Mapping[str, An
 
 def dram_bandwidth_bytes_per_s(profile: Profile, efficiency: float) -> float:
     """What a long copy reaches: a share of the datasheet's bandwidth, lower where the profile knows the memory to be slower."""
-    return profile.memory_bandwidth_bytes_per_s * efficiency * profile.memory_usable_share
+    # Calibration is free to move the efficiency past what the memory can do; no prediction may follow it there.
+    return profile.memory_bandwidth_bytes_per_s * min(efficiency * profile.memory_usable_share, 1.0)
 
 
 def elementwise_terms(
@@ -80,12 +81,14 @@ def elementwise_terms(
     memory = moved * (real(per_dram) + hit * real(per_l2 - per_dram))
     lanes = profile.num_sms * profile.vector_lanes_per_sm * profile.boost_clock_hz
     units = profile.num_sms * profile.special_per_clock_per_sm * profile.boost_clock_hz
-    special = np.asarray(special_flops, dtype=real) * real(1 / units)
+    special_flops = np.asarray(special_flops, dtype=real)
+    special = special_flops * real(1 / units)
     compute = (np.asarray(vector_flops, dtype=real) + real(c.lane_ops_per_special) * special_flops) * real(1 / lanes)
-    kernel = norm((memory, compute, special), c.overlap_exponent) + real(c.latency_s)
+    parts = (memory, compute, special) if special_flops.any() else (memory, compute)
+    kernel = norm(parts, c.overlap_exponent) + real(c.latency_s)
     eager_s = c.launch_eager_s * (1 if f"elementwise.{op}.launch_eager_s" in profile.measured else DISPATCH.get(op, 1.0))
-    seconds, launch_s = with_launch(profile, kernel, launch, eager_s, c.launch_graph_s, c.host_overlap)
     return Terms(
-        seconds=seconds, kernel=kernel, launch=launch_s, compute=compute, special=special, memory=memory,
+        **launch_of(profile, launch, eager_s, c.launch_graph_s, c.host_overlap),
+        kernel=kernel, compute=compute, special=special, memory=memory,
         latency=np.full_like(kernel, c.latency_s),
     )  # fmt: skip

@@ -60,24 +60,34 @@ def read_rows(path: str | Path) -> list[Rows]:
         raise RequestError(f"{path} has no rows, or rows of another length than its header of {len(header)} columns")
     columns = dict(zip(header, map(np.array, zip(*table))))
     words = ("device", "op", "dtype", "kernel")
-    sizes = {name: _positive(path, name, column) for name, column in columns.items() if name not in words}
-    sizes["line"] = np.arange(len(table))
     device = columns.get("device", np.full(len(table), ""))
-    seconds = sizes.pop("latency_ms") * 1e-3
     groups = []
     keys = np.stack([columns["op"], columns["dtype"], device], axis=1)
     for op, dtype, name in np.unique(keys, axis=0):
         mask = (columns["op"] == op) & (columns["dtype"] == dtype) & (device == name)
-        picked = {key: column[mask] for key, column in sizes.items()}
-        groups.append(Rows(op=str(op), dtype=str(dtype), device=str(name), columns=picked, seconds=seconds[mask]))
+        own = {key: column[mask] for key, column in columns.items() if key not in words}
+        # A file of several ops leaves the sizes that an op does not have empty.
+        picked = {key: _positive(path, key, column) for key, column in own.items() if key == "latency_ms" or (column != "").any()}
+        seconds = picked.pop("latency_ms") * 1e-3
+        picked["line"] = np.flatnonzero(mask)
+        groups.append(Rows(op=str(op), dtype=str(dtype), device=str(name), columns=picked, seconds=seconds))
     return groups
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _positive(path: Path, name: str, column: np.ndarray) -> np.ndarray:
     try:
         values = column.astype(float)
     except ValueError:
-        raise RequestError(f"{path}: column {name} must hold numbers, got {next(iter(column))!r} first") from None
+        wrong = next(text for text in column.tolist() if not _is_number(text))
+        raise RequestError(f"{path}: column {name} must hold numbers, got {wrong!r}") from None
     if not (np.isfinite(values) & (values > 0)).all():
         raise RequestError(f"{path}: column {name} must hold finite numbers above 0")
     return values
@@ -130,6 +140,52 @@ def fit_log(
     return x, np.linalg.inv(hessian)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Residual:
+    """What a device's fitted constants leave unexplained, as a smooth function of the shape: a Gaussian process.
+
+    The log-residuals of the calibration rows are taken for samples of a function whose values at two shapes go together
+    as exp(-d^2 / 2), d the distance of the logs of their sizes over ``LENGTH``; away from all rows it returns to zero.
+    Its four hyperparameters are the same for every device and op.
+    """
+
+    anchors: np.ndarray  # (n, f) logs of the calibration rows' sizes
+    weights: np.ndarray  # (n,)
+
+    AMPLITUDE = 0.1  # log units: how far whole regions of shapes are off
+    LENGTH = 1.5  # e-folds of a size after which neighbours know little of each other
+    OFFSET = 0.03  # log units common to all shapes
+    NOISE = 0.12  # log units of a single row: measurement and the tile steps that no smooth function follows
+    LIMIT = 0.4  # a row further off is taken for this far
+
+    @classmethod
+    def fitted(cls, anchors: np.ndarray, log_residuals: np.ndarray) -> "Residual":
+        """Condition the process on log(measured / predicted) (n,) at anchors (n, f)."""
+        one = cls(anchors=anchors, weights=np.zeros(len(anchors)))
+        covariance = one._covariance(anchors) + cls.NOISE**2 * np.eye(len(anchors))
+        return cls(anchors=anchors, weights=np.linalg.solve(covariance, np.clip(log_residuals, -cls.LIMIT, cls.LIMIT)))
+
+    def _covariance(self, features: np.ndarray) -> np.ndarray:
+        real = features.dtype.type
+        x, y = features * real(1 / self.LENGTH), (self.anchors / self.LENGTH).astype(features.dtype)
+        exponent = x @ y.T - real(0.5) * ((x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1))
+        return np.exp(exponent) * real(self.AMPLITUDE**2) + real(self.OFFSET**2)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """Factor (m,) on the predicted seconds at features (m, f)."""
+        return np.exp(self._covariance(features) @ self.weights.astype(features.dtype))
+
+    def as_rows(self) -> list[list[float]]:
+        """Anchors with their weights, as a profile stores them: f + 1 numbers a row."""
+        return [[float(f"{value:.5g}") for value in row] for row in np.column_stack([self.anchors, self.weights])]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[float]]) -> "Residual":
+        """The inverse of ``as_rows``."""
+        table = np.asarray(rows, dtype=float)
+        return cls(anchors=table[:, :-1], weights=table[:, -1])
+
+
 def stratified(features: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Indices of ``count`` rows spread over the features (n, f): one at random from each of ``count`` cells.
 
@@ -164,8 +220,3 @@ def order_right(predicted: np.ndarray, measured: np.ndarray, ratio: float, *, pa
     apart = np.abs(np.log(measured[one] / measured[two])) > np.log(ratio)
     right = (predicted[one] < predicted[two]) == (measured[one] < measured[two])
     return float(right[apart].mean()) if apart.any() else float("nan")
-
-
-def concatenate(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """``np.concatenate`` that takes an empty sequence."""
-    return np.concatenate(parts) if parts else np.zeros(0)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from flurka_bench.cost.fitting import Residual
 from flurka_bench.errors import unknown
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.workload import DTYPE_BYTES
@@ -33,31 +34,34 @@ class MatmulConstants:
 
     compute_efficiency: float  # of the unit's peak, inside a tile's main loop
     feed_bytes_per_clock_per_sm: float  # operands from L2 to one SM while it works
+    stride_reach_bytes: float  # rows this long take twice as long to walk: each lies on pages of its own
+    tile_overhead: float  # time to fetch a tile of 128 x 128's operands over time to multiply them
     feed_exponent: float  # p-norm of feed and compute inside a tile
     wave_rounding: float  # 1: the last wave costs as much as a full one; 0: it costs its share
     prologue_cycles: float  # once a call: first loads, last stores
     epilogue_cycles: float  # once a tile of 128 x 128
     epilogue_exponent: float  # power of the area by which other tiles differ
-    split_s: float  # a second pass that adds up the parts of a split inner dimension
+    split_s: float  # a second pass that adds up the parts of a split inner dimension; negative: never split
     min_split_inner: float  # shortest inner length that a part may have
     inner_step: float  # the inner dimension is walked in steps of this many elements
     l2_capacity: float  # share of the L2 that keeps operands between uses
     l2_sharpness: float  # exponent of the miss curve
-    reread: float  # share of the panels' repeated reads that go to DRAM once they do not fit
     dram_efficiency: float  # of the datasheet's bandwidth
     l2_bytes_per_clock_per_sm: float  # every operand passes the L2 once
     overlap_exponent: float  # p-norm of compute, DRAM and L2
-    picojoules_per_flop: float  # at full clock, all of the board included
+    picojoules_per_flop: float  # at full clock
+    picojoules_per_byte: float  # to and from DRAM
+    static_w: float  # the board's power that no work explains
     clock_exponent: float  # energy per FLOP grows with this power of the clock
     power_window_s: float  # a call as long as this feels half of the limit's slowdown
     launch_eager_s: float
     launch_graph_s: float
     launch_events_s: float
-    tiles_per_sm: float  # tiles of 128 x 128 resident on one SM
     tiles: tuple[tuple[int, int], ...]  # candidate (rows, cols) of the result that one block computes
+    residual: Residual | None = None  # what calibration could not say with these numbers
 
 
-_NUMBERS = tuple(field.name for field in fields(MatmulConstants) if field.name != "tiles")
+_NUMBERS = tuple(field.name for field in fields(MatmulConstants) if field.name not in ("tiles", "residual"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +101,6 @@ def shipped_table() -> dict[str, Any]:
 def constants_of(profile: Profile, dtype: str, layout: str = "linear", table: Mapping[str, Any] | None = None) -> MatmulConstants:
     """The constants for a dtype on a device: those of its library's generation, over them what was measured.
 
-    What was measured for the other layout stands in where this one was not, but for the launch.
-
     Raises:
         RequestError: the profile names a library that the constants do not know.
     """
@@ -108,15 +110,40 @@ def constants_of(profile: Profile, dtype: str, layout: str = "linear", table: Ma
     values: dict[str, Any] = dict(table["common"])
     for family in (*table["libraries"][profile.matmul_library], profile.matmul_library):
         values |= table["generations"].get(family, {})
+    values |= table["layouts"].get(layout, {}) if "layouts" in table else {}
     tiles = values.pop("tiles_batched" if layout == "batched" and "tiles_batched" in values else "tiles")
     values = {name: values[name] for name in _NUMBERS}
+    residual = None
     if profile.measured:
-        other = LAYOUTS[1 - LAYOUTS.index(layout)]
-        for prefix in (f"matmul.{dtype}.{other}.", f"matmul.{dtype}.{layout}."):
-            for name in values:
-                if prefix + name in profile.measured and not (other in prefix and name.startswith("launch")):
-                    values[name] = profile.measured[prefix + name]
-    return MatmulConstants(**values, tiles=tuple(tuple(tile) for tile in tiles))
+        found = profile.measured.get(f"matmul.{dtype}.{layout}.residual")
+        residual = Residual.from_rows(found) if found else None
+        values |= _measured(profile, dtype, layout, values)
+    return MatmulConstants(**values, tiles=tuple(tuple(tile) for tile in tiles), residual=residual)
+
+
+# What a device measured for one layout says of the other where their kernels differ (float32): the board, not the kernels.
+_OF_THE_BOARD = ("picojoules_per_flop", "dram_efficiency")
+
+
+def _measured(profile: Profile, dtype: str, layout: str, names: Mapping[str, Any]) -> dict[str, float]:
+    """The measured values of some constants. Those of the other 16-bit dtype and of the other layout stand in.
+
+    But not the launch, and in float32 not what belongs to the kernels, which differ by layout.
+    """
+    other = LAYOUTS[1 - LAYOUTS.index(layout)]
+    shared = [name for name in names if not name.startswith("launch")]
+    if unit_class(profile, dtype) == "vector" and profile.kind == "gpu":
+        shared = list(_OF_THE_BOARD)
+    twin = {"bfloat16": "float16", "float16": "bfloat16"}.get(dtype, dtype)
+    found = {}
+    for prefix, some in (
+        (f"matmul.{twin}.{other}.", shared),
+        (f"matmul.{twin}.{layout}.", shared),
+        (f"matmul.{dtype}.{other}.", shared),
+        (f"matmul.{dtype}.{layout}.", names),
+    ):
+        found |= {name: profile.measured[prefix + name] for name in some if prefix + name in profile.measured}
+    return found
 
 
 def matmul_terms(
@@ -155,7 +182,11 @@ def matmul_terms(
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
     c = constants or constants_of(profile, dtype, layout)
-    batch, rows, cols, inner = np.broadcast_arrays(*(np.asarray(size, dtype=real) for size in (batch, rows, cols, inner)))
+    sizes = np.broadcast_arrays(*(np.asarray(size, dtype=real) for size in (batch, rows, cols, inner)))
+    shape = sizes[0].shape
+    batch, rows, cols, inner = (size.ravel() for size in sizes)
+    if working_set_bytes is not None:
+        working_set_bytes = np.broadcast_to(np.asarray(working_set_bytes, dtype=real), shape).ravel()
     size = DTYPE_BYTES[dtype]
     peak = profile.peak_flops[profile.matmul_unit(dtype)]
     num_sms, clock_hz = profile.num_sms, profile.boost_clock_hz
@@ -165,32 +196,37 @@ def matmul_terms(
     flops = 2 * batch * rows * cols * inner
     moved = size * batch * (rows * inner + inner * cols + rows * cols)
     compulsory = moved * _miss(moved if working_set_bytes is None else working_set_bytes, l2_bytes, c.l2_sharpness)
-    # A panel that does not stay in L2 is read again by every block of tiles that works on it.
-    panel = (size * c.reread) * batch * inner
-    weight_panel = panel * _miss(size * cols * inner, l2_bytes, c.l2_sharpness)
-    input_panel = panel * _miss(size * rows * inner, l2_bytes, c.l2_sharpness)
     steps = np.ceil(inner / real(c.inner_step)) * real(c.inner_step)
+    steps = steps * (1 + inner * real(size / c.stride_reach_bytes))
 
-    compute = dram = latency = None
+    compute = latency = None
     for tile in c.tiles:
-        down, across = np.ceil(rows * real(1 / tile[0])), np.ceil(cols * real(1 / tile[1]))
-        candidate, fixed = _compute(c, tile, batch * down * across, batch * rows * cols, steps, size, peak, profile, bandwidth)
-        traffic = _panels(c, tile, down, across, weight_panel, input_panel, num_sms)
-        traffic = np.maximum(traffic, compulsory) * real(1 / bandwidth)
+        num_tiles = batch * np.ceil(rows * real(1 / tile[0])) * np.ceil(cols * real(1 / tile[1]))
+        candidate, fixed = _compute(c, tile, num_tiles, batch * rows * cols, steps, size, peak, profile, bandwidth)
         if compute is None:
-            compute, dram, latency = candidate, traffic, fixed
+            compute, latency = candidate, fixed
         else:
-            faster = candidate + traffic < compute + dram
-            compute, dram = np.where(faster, candidate, compute), np.where(faster, traffic, dram)
-            latency = np.where(faster, fixed, latency)
+            latency = np.where(candidate < compute, fixed, latency)
+            compute = np.minimum(candidate, compute)
+    dram = compulsory * real(1 / bandwidth)
     l2 = moved * real(1 / (num_sms * clock_hz * c.l2_bytes_per_clock_per_sm))
     busy = _norm((compute, dram, l2), c.overlap_exponent)
-    power = _power(c, profile, flops, busy)
+    power = _power(c, profile, flops, dram * real(bandwidth), busy)
     launch_s = 0.0 if launch == "none" else getattr(c, f"launch_{launch}_s")
-    seconds = np.maximum(busy + power, flops * real(1 / peak)) + real(launch_s)
-    return Terms(
-        seconds=seconds, launch=np.full_like(seconds, launch_s), compute=compute, dram=dram, l2=l2, latency=latency, power=power
-    )
+    seconds = busy + power + real(launch_s)
+    if c.residual is not None:
+        seconds = seconds * c.residual(np.log(np.stack([batch, rows, cols, inner], axis=1)))
+    seconds = np.maximum(seconds, flops * real(1 / peak) + real(launch_s))
+    parts = {
+        "seconds": seconds,
+        "launch": np.full_like(seconds, launch_s),
+        "compute": compute,
+        "dram": dram,
+        "l2": l2,
+        "latency": latency,
+        "power": power,
+    }
+    return Terms(**{name: part.reshape(shape) for name, part in parts.items()})
 
 
 def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth):
@@ -204,6 +240,7 @@ def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth)
     area = tile[0] * tile[1]
     clock_hz = profile.boost_clock_hz
     multiply = 2 * area * profile.num_sms / (peak * c.compute_efficiency)
+    multiply *= 1 + c.tile_overhead * 64 * (1 / tile[0] + 1 / tile[1])
     feed = (tile[0] + tile[1]) * size / (c.feed_bytes_per_clock_per_sm * clock_hz)
     step_s = (multiply**c.feed_exponent + feed**c.feed_exponent) ** (1 / c.feed_exponent)
     epilogue_s = c.epilogue_cycles * (area / 128**2) ** c.epilogue_exponent / clock_hz
@@ -215,31 +252,17 @@ def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth)
     seconds = waves * (steps * real(step_s) + real(epilogue_s)) + real(prologue_s)
     fixed = np.full_like(seconds, prologue_s + epilogue_s)
 
-    idle = np.flatnonzero((per_sm <= 0.5) & (steps >= 2 * c.min_split_inner))
+    idle = np.flatnonzero((c.split_s >= 0) & (per_sm <= 0.5) & (steps >= 2 * c.min_split_inner))
     if idle.size:
-        steps, per_sm = steps.flat[idle], per_sm.flat[idle]
+        steps, per_sm = steps[idle], per_sm[idle]
         parts = np.minimum(np.floor(1 / per_sm), np.floor(steps * real(1 / c.min_split_inner)))
-        summing = real(c.split_s) + parts * results.flat[idle] * real(8 / (2 * bandwidth))  # float32 out and in, half in L2
+        summing = real(c.split_s) + parts * results[idle] * real(8 / (2 * bandwidth))  # float32 out and in, half in L2
         split = steps / parts * real(step_s) + real(epilogue_s + prologue_s) + summing
-        better = split < seconds.flat[idle]
+        better = split < seconds[idle]
         idle = idle[better]
-        seconds.flat[idle] = split[better]
-        fixed.flat[idle] += summing[better]
+        seconds[idle] = split[better]
+        fixed[idle] += summing[better]
     return seconds, fixed
-
-
-def _panels(c, tile, down, across, weight_panel, input_panel, num_sms):
-    """Bytes from DRAM when each block of concurrent tiles reads its panels anew.
-
-    Blocks are filled along the columns first, as the libraries number their tiles. A panel that stays in L2 between
-    blocks has a weight of zero and costs nothing here.
-    """
-    real = down.dtype.type
-    slots = real(num_sms * max(1, min(16, round(c.tiles_per_sm * 128**2 / (tile[0] * tile[1])))))
-    wide = np.minimum(across, slots)
-    high = np.minimum(np.maximum(slots / wide, 1), down)
-    blocks = np.maximum(across * down / (wide * high), 1)
-    return blocks * (wide * weight_panel * real(tile[1]) + high * input_panel * real(tile[0]))
 
 
 def _miss(used_bytes, capacity_bytes, sharpness):
@@ -256,16 +279,18 @@ def _norm(parts, exponent):
     return largest * sum((part / largest) ** real(exponent) for part in parts) ** real(1 / exponent)
 
 
-def _power(c, profile, flops, busy):
+def _power(c, profile, flops, dram_bytes, busy):
     """Seconds that the board's power limit adds.
 
-    At full clock the call would draw energy per FLOP x FLOP/s. Above the limit the clock falls until it does not;
-    as power falls with clock^(1 + clock_exponent), time grows with the excess to the power 1 / (1 + clock_exponent). The
-    limit acts on an average over a window, so short calls escape it.
+    At full clock the call would draw energy per FLOP x FLOP/s, energy per byte x byte/s and the board's static power.
+    Above the limit the clock falls until it does not; as power falls with clock^(1 + clock_exponent), time grows with the
+    excess to the power 1 / (1 + clock_exponent). The limit acts on an average over a window, so short calls escape it.
     """
     if profile.tdp_w is None:
         return np.zeros_like(busy)
     real = busy.dtype.type
-    excess = np.maximum(flops * real(c.picojoules_per_flop * 1e-12 / profile.tdp_w) / busy, 1)
+    budget_w = profile.tdp_w - min(c.static_w, 0.5 * profile.tdp_w)
+    joules = flops * real(c.picojoules_per_flop * 1e-12) + dram_bytes * real(c.picojoules_per_byte * 1e-12)
+    excess = np.maximum(joules * real(1 / budget_w) / busy, 1)
     slowdown = excess ** real(1 / (1 + c.clock_exponent)) - 1
     return busy * slowdown * busy / (busy + real(c.power_window_s))

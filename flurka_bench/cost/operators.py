@@ -12,7 +12,7 @@ import numpy as np
 
 from flurka_bench.cost.attention import attention_constants, attention_terms
 from flurka_bench.cost.elementwise import elementwise_constants, elementwise_terms
-from flurka_bench.cost.fitting import Rows
+from flurka_bench.cost.fitting import NOISE, Rows
 from flurka_bench.cost.matmul import constants_of, matmul_terms
 from flurka_bench.cost.softmax import softmax_constants, softmax_terms
 from flurka_bench.errors import RequestError, unknown
@@ -27,7 +27,8 @@ class Operator:
     ``predict(profile, rows, table)`` gives seconds (n,), in double precision; ``table`` replaces the shipped constants.
     ``constants(profile, rows, table)`` gives the values that calibration starts from, by name; ``prior_sd`` how far in log
     units each may move, learnt from the devices whose rows ship. What is found is stored in the profile's ``measured`` as
-    ``prefix(rows) + name``. ``features`` (n, f) are logs that say where in the space of shapes a row lies.
+    ``prefix(rows) + name``; ``launch_of(rows)`` names the launch among them. ``features`` (n, f) are logs that say where in
+    the space of shapes a row lies; ``noise`` the log-residuals' scale on one device.
     """
 
     kind: str
@@ -38,6 +39,9 @@ class Operator:
     prior_sd: Mapping[str, float]
     prefix: Callable[[Rows], str]
     features: Callable[[Rows], np.ndarray]
+    noise: float = NOISE
+    has_residual: bool = False  # whether ``fitting.Residual`` takes what the constants leave
+    launch_of: Callable[[Rows], str] = lambda rows: "launch_eager_s"
 
 
 def _matmul_shape(rows: Rows) -> tuple[np.ndarray, ...]:
@@ -80,22 +84,25 @@ MATMUL = Operator(
     predict=_predict_matmul,
     constants=_matmul_constants,
     prior_sd={
-        "compute_efficiency": 0.1,
-        "feed_bytes_per_clock_per_sm": 0.2,
-        "wave_rounding": 0.3,
-        "prologue_cycles": 0.3,
-        "epilogue_cycles": 0.3,
-        "dram_efficiency": 0.15,
-        "picojoules_per_flop": 0.3,
-        "launch_eager_s": 0.3,
-        "launch_graph_s": 0.2,
-        "launch_events_s": 0.4,
+        "compute_efficiency": 0.06,
+        "wave_rounding": 0.15,
+        "prologue_cycles": 0.15,
+        "epilogue_cycles": 0.15,
+        "dram_efficiency": 0.08,
+        "picojoules_per_flop": 0.15,
+        "stride_reach_bytes": 0.3,
+        "launch_eager_s": 0.2,
+        "launch_graph_s": 0.15,
+        "launch_events_s": 0.2,
     },
+    has_residual=True,
+    noise=0.1,
+    launch_of=lambda rows: f"launch_{MATMUL_PROTOCOL[rows.dtype][0]}_s",
     prefix=lambda rows: f"matmul.{rows.dtype}.{_matmul_layout(rows)}.",
     features=lambda rows: np.log(np.stack(_matmul_shape(rows), axis=1)),
 )
 
-_OPERANDS = {"add": 3, "mul": 3, "div": 3, "addu": 2, "mulu": 2, "relu": 2, "tanh": 2, "gelu": 2}  # read and written
+_OPERANDS = {"add": 3, "mul": 3, "div": 3, "addu": 2, "mulu": 2, "relu": 2, "exp": 2, "tanh": 2, "gelu": 2}  # read and written
 
 
 def _predict_elementwise(profile: Profile, rows: Rows, table: Mapping[str, Any] | None) -> np.ndarray:
@@ -133,9 +140,17 @@ ELEMENTWISE = Operator(
     columns=("B", "H"),
     predict=_predict_elementwise,
     constants=lambda profile, rows, table: _named(elementwise_constants(profile, rows.op, table), ELEMENTWISE.prior_sd),
-    prior_sd={"dram_efficiency": 0.1, "l2_bytes_per_clock_per_sm": 0.3, "l2_low": 0.15, "l2_high": 0.15, "launch_eager_s": 0.3, "host_overlap": 0.15},
+    prior_sd={
+        "dram_efficiency": 0.1,
+        "l2_bytes_per_clock_per_sm": 0.3,
+        "l2_low": 0.15,
+        "l2_high": 0.15,
+        "launch_eager_s": 0.3,
+        "host_overlap": 0.15,
+    },
     prefix=lambda rows: f"elementwise.{rows.op}.",
     features=_logs("B", "H"),
+    noise=0.015,
 )
 
 SOFTMAX = Operator(
@@ -145,13 +160,25 @@ SOFTMAX = Operator(
     predict=_predict_softmax,
     constants=lambda profile, rows, table: _named(softmax_constants(profile, table), SOFTMAX.prior_sd),
     prior_sd={
-        "dram_efficiency": 0.1, "block_lane_ops_per_element": 0.3, "warp_lane_ops_per_element": 0.4, "miss_low": 0.3, "miss_width": 0.4,
-        "l2_bytes_per_clock_per_sm": 0.3, "l2_low": 0.2, "l2_high": 0.2, "overlap_exponent": 0.2, "lockstep_waves": 0.5, "latency_s": 0.4, "launch_eager_s": 0.3,
+        "dram_efficiency": 0.1,
+        "block_lane_ops_per_element": 0.3,
+        "block_lane_ops_per_vector": 0.3,
+        "warp_lane_ops_per_element": 0.4,
+        "miss_low": 0.3,
+        "miss_width": 0.4,
+        "l2_bytes_per_clock_per_sm": 0.3,
+        "l2_low": 0.2,
+        "l2_high": 0.2,
+        "overlap_exponent": 0.2,
+        "lockstep_waves": 0.5,
+        "latency_s": 0.4,
+        "launch_eager_s": 0.3,
         "host_overlap": 0.2,
     },
     prefix=lambda rows: "softmax.",
     features=_logs("B", "H"),
-)  # fmt: skip
+    noise=0.03,
+)
 
 ATTENTION = Operator(
     kind="attention",
@@ -160,12 +187,20 @@ ATTENTION = Operator(
     predict=_predict_attention,
     constants=lambda profile, rows, table: _named(attention_constants(profile, rows.dtype, table), ATTENTION.prior_sd),
     prior_sd={
-        "matmul_efficiency": 0.1, "exposed_special": 0.2, "rescale_lane_ops": 0.5, "tile_s": 0.4, "alone_slowdown": 0.5, "combine_s": 0.5,
-        "combine_traffic": 0.4, "sustained_slowdown": 0.7, "floor_s": 0.2,
+        "matmul_efficiency": 0.1,
+        "exposed_softmax": 0.2,
+        "rescale_clocks": 0.5,
+        "tile_s": 0.4,
+        "alone_slowdown": 0.5,
+        "combine_s": 0.5,
+        "combine_traffic": 0.4,
+        "sustained_slowdown": 0.7,
+        "floor_s": 0.2,
     },
     prefix=lambda rows: f"attention.{rows.dtype}.",
-    features=lambda rows: _logs("batch", "num_heads", "seq_len", "head_dim")(rows),
-)  # fmt: skip
+    features=_logs("batch", "num_heads", "seq_len", "head_dim"),
+    noise=0.04,
+)
 
 OPERATORS: tuple[Operator, ...] = (MATMUL, ELEMENTWISE, SOFTMAX, ATTENTION)
 

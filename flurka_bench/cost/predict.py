@@ -4,7 +4,7 @@ Cases that differ only in sizes share one op list whose sizes are arrays, so a s
 arrays; ``predict`` groups a mixed list by itself, ``predict_many`` takes one case with arrays. No torch, no clock.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,21 +12,31 @@ import numpy as np
 
 from flurka_bench.cost import uncertainty
 from flurka_bench.cost.attention import attention_terms
+from flurka_bench.cost.cpu import L2_HIGH, L2_LOW, cpu_list_terms
 from flurka_bench.cost.elementwise import elementwise_constants, elementwise_terms
 from flurka_bench.cost.matmul import constants_of as matmul_constants
 from flurka_bench.cost.matmul import matmul_terms
 from flurka_bench.cost.softmax import softmax_terms
-from flurka_bench.cost.terms import LAUNCHES, Terms, resident_share
+from flurka_bench.cost.terms import CPU_DISPATCH_SECONDS, LAUNCHES, Terms, resident_share
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.hardware.profile import Profile
-from flurka_bench.mechanisms import canonical, lower, peak_memory_bytes
+from flurka_bench.mechanisms import canonical
+from flurka_bench.mechanisms.builder import Tape
+from flurka_bench.mechanisms.fusion import fuse
+from flurka_bench.mechanisms.lowering import record
+from flurka_bench.mechanisms.memory import peak_live_bytes
 from flurka_bench.ops import Op
 from flurka_bench.workload import DTYPE_BYTES, Case, Number
 
 CACHES = ("cold", "warm")
 BOUNDS = ("launch", "compute", "memory", "special")
 CHUNK = 4096  # cases at once: their arrays stay in a core's cache, and memory stays bounded however long the sweep
+# The host's time for a kernel of compiled code, in eager ops: the wrapper calls a launcher, no dispatcher and no autograd.
+# No data at hand settles it.
+COMPILED_DISPATCH = 0.4
+DISPATCH_FIGURE = "microbenchmark.launch_eager_s"  # what ``calibrate`` measures: an empty op in a loop without synchronisation
 _SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features", "num_layers", "ffn_dim", "vocab_size")
+_WHOLE = ("num_layers", "vocab_size")  # these decide which ops there are, so an op list is of one value of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +96,9 @@ class OpPrediction:
 
 
 def predict_ops(
-    ops: Sequence[Op], profile: Profile, *, launch: str = "eager", cache: str = "warm", length: int = 1
-) -> list[OpPrediction]:
+    ops: Sequence[Op], profile: Profile, *, launch: str = "eager", cache: str = "warm", length: int = 1,
+    held_until: Mapping[str, int] | None = None,
+) -> list[OpPrediction]:  # fmt: skip
     """Seconds of each op of a list, in order.
 
     Args:
@@ -96,6 +107,7 @@ def predict_ops(
         launch: ``eager`` (the host dispatches each op), ``graph`` or ``none`` (device time alone).
         cache: ``warm`` (the list runs again and again) or ``cold`` (nothing of it is in L2 before).
         length: of the arrays.
+        held_until: as ``mechanisms.lowering.record`` gives it: what variables keep alive. Only a CPU's allocator asks.
 
     Raises:
         RequestError: an unknown launch or cache.
@@ -105,7 +117,11 @@ def predict_ops(
     if cache not in CACHES:
         raise unknown("cache", cache, CACHES)
     shares = _l2_shares(ops, profile, warm=cache == "warm")
-    return [OpPrediction(op=op, terms=_op_terms(op, profile, share, launch, length)) for op, share in zip(ops, shares)]
+    if profile.kind == "cpu":
+        terms = cpu_list_terms(ops, profile, shares, launch, length, held_until or {})
+    else:
+        terms = [_op_terms(op, profile, share, launch, length) for op, share in zip(ops, shares)]
+    return [OpPrediction(op=op, terms=each) for op, each in zip(ops, terms)]
 
 
 def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[np.ndarray]:
@@ -116,6 +132,7 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
     a first use is that of the whole list. So the small compressed keys and values stay resident between their uses.
     """
     c = elementwise_constants(profile)
+    low, high = (L2_LOW, L2_HIGH) if profile.kind == "cpu" else (c.l2_low, c.l2_high)
     real = np.float32
     touched = real(0)
     last: dict[str, Any] = {}
@@ -125,7 +142,7 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
         whole = whole + np.asarray(read + written, dtype=real)
     for op, (read, written) in zip(ops, sizes):
         own = np.asarray(read + written, dtype=real)
-        found = np.asarray(written, dtype=real) * resident_share(own, profile.l2_bytes, c.l2_low, c.l2_high)
+        found = np.asarray(written, dtype=real) * resident_share(own, profile.l2_bytes, low, high)
         for tensor in op.reads:
             if tensor.name in last:
                 distance = touched - last[tensor.name] + own
@@ -133,7 +150,7 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
                 distance = np.maximum(whole, own)
             else:
                 continue
-            found = found + np.asarray(tensor.bytes, dtype=real) * resident_share(distance, profile.l2_bytes, c.l2_low, c.l2_high)
+            found = found + np.asarray(tensor.bytes, dtype=real) * resident_share(distance, profile.l2_bytes, low, high)
         touched = touched + own
         for tensor in (*op.reads, *op.writes):
             last[tensor.name] = touched
@@ -144,10 +161,12 @@ def _op_terms(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, lengt
     if op.kind == "matmul":
         return _matmul(op, profile, l2_share, launch, length)
     if op.kind == "attention":
-        products = 2.0 if op.phase == "forward" else 5.0
+        scores = np.asarray(op.batch * op.rows * op.cols, dtype=np.float64)
         return attention_terms(
             profile, op.dtype, _column(op.batch, length), op.rows, op.cols, op.inner,
-            products=products, bytes_moved=_column(op.bytes_read + op.bytes_written, length), launch=launch,
+            products=(op.matmul_flops + op.recomputed_flops) / (2 * scores * op.inner),
+            exponentials=op.special_flops / scores, backward=op.phase == "backward",
+            bytes_moved=_column(op.bytes_read + op.bytes_written, length), launch=launch,
         )  # fmt: skip
     if op.kind == "softmax":
         return softmax_terms(
@@ -176,26 +195,53 @@ def _matmul(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, length:
         profile, op.dtype, _column(op.batch, length), op.rows, op.cols, op.inner,
         layout=layout, launch="none", working_set_bytes=touched, constants=c,
     )  # fmt: skip
-    launch_s = 0.0 if launch == "none" else c.launch_graph_s if launch == "graph" else c.launch_eager_s
+    eager_s = c.launch_eager_s
+    if profile.kind == "cpu" and f"matmul.{op.dtype}.{layout}.launch_eager_s" not in profile.measured:
+        eager_s = CPU_DISPATCH_SECONDS  # the shipped one is that of hosts with a GPU
+    launch_s = {"none": 0.0, "graph": c.launch_graph_s, "eager": eager_s}[launch]
+    overlap = elementwise_constants(profile).host_overlap if launch == "eager" and profile.kind == "gpu" else 0.0
     return Terms(
-        seconds=t.seconds + np.float32(launch_s), kernel=t.seconds, launch=launch_s, compute=t.compute + t.power,
+        kernel=t.seconds, launch=launch_s, overlap=overlap, compute=t.compute + t.power,
         special=np.zeros_like(t.compute), memory=np.maximum(t.dram, t.l2), latency=t.latency,
     )  # fmt: skip
 
 
-def _lowered(case: Case, profile: Profile, length: int, launch: str, cache: str) -> Predictions:
-    """One chunk: a case whose sizes are numbers or arrays of ``length``."""
-    ops = lower(case)
-    predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length)
+def _device_of(profile: Profile) -> str:
+    """Whose kernels a list is of, as ``mechanisms.lower`` names it."""
+    return "cpu" if profile.kind == "cpu" else "cuda"
+
+
+def predict_lowered(
+    ops: Sequence[Op],
+    case: Case,
+    profile: Profile,
+    *,
+    length: int = 1,
+    launch: str = "eager",
+    cache: str = "warm",
+    tape: Tape | None = None,
+) -> Predictions:
+    """Predictions for an op list, by default one for which sizes are numbers; ``case`` says whose list it is.
+
+    ``tape`` is the record that the list was read off, for its leaves and lifetimes; by default the case is recorded anew.
+    """
+    recorded = ops
+    if tape is None:  # the list may be another's than this project's (see scripts/whole_cases.py): memory is that of the case
+        tape = record(case, _device_of(profile))
+        recorded = fuse(tape.ops) if case.backend == "compiled" else tape.ops
+    held = None if case.backend == "compiled" else tape.held_until  # compiled code frees at the last use
+    predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length, held_until=held)
     overlap = 0.0 if profile.kind == "cpu" else elementwise_constants(profile).host_overlap
+    dispatch = _dispatch(profile, case.backend)
     total = host = device = np.zeros(length, dtype=np.float32)
     stages: dict[str, Any] = {}
     waits = {name: np.zeros(length, dtype=np.float32) for name in BOUNDS}
     widths = uncertainty.Sum()
     band = {}
+    host_band = uncertainty.bands("dispatch", case.dtype, profile)
     for prediction in predictions:
         op, terms = prediction.op, prediction.terms
-        launch_s = np.float32(terms.launch)
+        launch_s = np.float32(dispatch(terms.launch) if launch == "eager" else terms.launch)
         if launch == "eager" and profile.kind == "gpu":
             # Two clocks: the host dispatches op after op, the device starts a kernel when it is dispatched and free.
             host = host + launch_s
@@ -211,7 +257,8 @@ def _lowered(case: Case, profile: Profile, length: int, launch: str, cache: str)
         key = (op.kind, op.dtype)
         if key not in band:
             band[key] = uncertainty.bands(*key, profile)
-        widths.add(spent, terms.kernel, band[key])
+        widths.add(on_kernel, terms.kernel, band[key])
+        widths.add(spent - on_kernel, terms.kernel, host_band if launch == "eager" else band[key])
     scale, shape = widths.half_widths(total)
     low, high = uncertainty.interval(total, scale, shape)
 
@@ -223,8 +270,15 @@ def _lowered(case: Case, profile: Profile, length: int, launch: str, cache: str)
         bound=np.stack([waits[name] for name in BOUNDS]).argmax(axis=0).astype(np.int8),
         stages={name: np.broadcast_to(value, (length,)) for name, value in stages.items()},
         flops=column(sum(op.flops for op in ops)), bytes=column(sum(op.bytes_read + op.bytes_written for op in ops)),
-        peak_memory_bytes=column(peak_memory_bytes(case)), log_scale=scale, log_shape=shape,
+        peak_memory_bytes=column(peak_live_bytes(recorded, tape.leaves, held)), log_scale=scale, log_shape=shape,
     )  # fmt: skip
+
+
+def _dispatch(profile: Profile, backend: str) -> Callable[[float], float]:
+    """The host's seconds from one op to the next, given those of the op's kind alone."""
+    share = COMPILED_DISPATCH if backend == "compiled" else 1.0
+    own = profile.measured.get(DISPATCH_FIGURE) if profile.kind == "gpu" else None  # a CPU's is fitted with its rows
+    return lambda launch_s: share * (launch_s if own is None else own)
 
 
 def _attribute(waits: dict[str, np.ndarray], terms: Terms, spent: np.ndarray, on_kernel: np.ndarray) -> None:
@@ -254,7 +308,10 @@ def predict_many(
         part = {name: array[start : start + chunk] for name, array in arrays.items()}
         length = len(next(iter(part.values()))) if part else 1
         single = {name: int(array[0]) if (array == array[0]).all() else array for name, array in part.items()}
-        yield _lowered(case.replace(**single), profile, length, launch, cache)
+        part_case = case.replace(**single)
+        tape = record(part_case, _device_of(profile))
+        ops = fuse(tape.ops) if part_case.backend == "compiled" else tape.ops
+        yield predict_lowered(ops, part_case, profile, length=length, launch=launch, cache=cache, tape=tape)
 
 
 def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", cache: str = "warm") -> list[Prediction]:
@@ -267,7 +324,7 @@ def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", c
     groups: dict[tuple, list[int]] = {}
     for i, case in enumerate(cases):
         key = tuple(
-            (value is None, name == "batch" and value == 1) if name in _SIZES else value
+            (value is None, name == "batch" and value == 1) if name in _SIZES and name not in _WHOLE else value
             for name, value in case.as_record().items()
         )
         groups.setdefault(key, []).append(i)
@@ -275,7 +332,9 @@ def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", c
     for members in groups.values():
         first = cases[members[0]]
         columns = {
-            name: np.array([getattr(cases[i], name) for i in members]) for name in _SIZES if getattr(first, name) is not None
+            name: np.array([getattr(cases[i], name) for i in members])
+            for name in _SIZES
+            if getattr(first, name) is not None and name not in _WHOLE
         }
         at = 0
         for part in predict_many(first.replace(**columns), profile, launch=launch, cache=cache):

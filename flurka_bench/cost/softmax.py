@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.cost.elementwise import dram_bandwidth_bytes_per_s
-from flurka_bench.cost.terms import Terms, constants_of, l2_bandwidth_bytes_per_s, norm, resident_share, with_launch
+from flurka_bench.cost.terms import Terms, constants_of, l2_bandwidth_bytes_per_s, launch_of, norm, resident_share
 from flurka_bench.hardware.profile import Profile
 
 WARP_COLUMNS = 1024  # the widest row of the warp kernel
@@ -25,7 +25,8 @@ class SoftmaxConstants:
 
     dram_efficiency: float
     block_lane_ops_per_row: float
-    block_lane_ops_per_element: float  # two exact exponentials, index arithmetic, unaligned heads and tails
+    block_lane_ops_per_vector: float  # loads, index arithmetic and loop of 16 bytes, idle lanes of a last step included
+    block_lane_ops_per_element: float  # two exact exponentials, comparison, sums
     warp_lane_ops_per_row: float
     warp_lane_ops_per_element: float
     miss_low: float  # rows in flight up to this share of L2 are found there by the later passes
@@ -105,9 +106,9 @@ def softmax_terms(
     kernel = norm((memory, l2, compute), c.overlap_exponent)
     kernel = kernel + (memory + l2 + compute - kernel) * np.minimum(real(c.lockstep_waves) / (waves + real(0.5)), 1)
     kernel = kernel + real(c.latency_s)
-    seconds, launch_s = with_launch(profile, kernel, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap)
     return Terms(
-        seconds=seconds, kernel=kernel, launch=launch_s, compute=compute, special=special,
+        **launch_of(profile, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap),
+        kernel=kernel, compute=compute, special=special,
         memory=np.maximum(memory, l2),
         latency=np.full_like(kernel, c.latency_s),
     )  # fmt: skip
@@ -129,7 +130,8 @@ def _gpu(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes)
         slots = profile.num_sms * np.floor(resident_threads(profile) / threads)
         # Blocks of one wave share the SM's lanes: a wave that is not full takes less, but a last, partial one does not.
         in_waves = np.where(rows < slots, np.ceil(rows / profile.num_sms) * profile.num_sms, np.ceil(rows / slots) * slots)
-        work = walked * real(c.block_lane_ops_per_element) + real(c.block_lane_ops_per_row)
+        work = walked * real(c.block_lane_ops_per_vector / vector) + cols * real(c.block_lane_ops_per_element)
+        work = work + real(c.block_lane_ops_per_row)
         in_flight = np.minimum(slots, rows) * (read / rows)
         miss = np.clip((in_flight / real(profile.l2_bytes) - real(c.miss_low)) / real(c.miss_width), 0, 1)
         miss = miss * miss * (3 - 2 * miss)

@@ -24,20 +24,33 @@ C = TypeVar("C")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """Seconds of each call and of its parts, arrays of one shape.
+    """Seconds of each call's parts, arrays of one shape.
 
-    ``seconds`` is what a single call takes with its launch; ``kernel`` the device's own time, which is the p-norm of
-    ``compute`` (ordinary lanes, matrix units), ``special`` (special function units) and ``memory`` plus ``latency``.
-    ``launch`` is the host's or the graph's time for one call; the host's overlaps the kernel.
+    ``kernel`` is the device's own time, which comes of ``compute`` (ordinary lanes, matrix units), ``special`` (special
+    function units) and ``memory``, partly at once, and ``latency``. ``launch`` is the host's or the graph's time for one
+    call, of which the share ``overlap`` runs beside the kernel.
     """
 
-    seconds: np.ndarray
     kernel: np.ndarray
     launch: float
+    overlap: float
     compute: np.ndarray
     special: np.ndarray
     memory: np.ndarray
     latency: np.ndarray
+
+    @property
+    def seconds(self) -> np.ndarray:
+        """What single calls take with their launch.
+
+        The kernel starts when ``1 - overlap`` of the dispatch is done and runs beside the rest of it, so that a call takes
+        the longer of the dispatch and its first part plus the kernel; events around it on an idle stream see the same.
+        """
+        real = self.kernel.dtype.type
+        if not self.overlap:
+            return self.kernel + real(self.launch)
+        first = real(self.launch * (1 - self.overlap))
+        return norm((np.full_like(self.kernel, self.launch), first + self.kernel), 16)
 
 
 @lru_cache
@@ -69,21 +82,19 @@ CPU_DISPATCH_SECONDS = 4e-6
 
 def norm(parts: tuple[Any, ...], exponent: float) -> np.ndarray:
     """The p-norm of several times: their maximum for a large exponent (perfect overlap), their sum for 1 (none)."""
-    largest = parts[0]
-    for part in parts[1:]:
+    largest = np.float32(1e-20)
+    for part in parts:
         largest = np.maximum(largest, part)
-    if exponent >= 50:
-        return largest
-    largest = np.maximum(largest, np.float32(1e-20))
+    if exponent == 4:  # powers are slow: squares and roots are not
+        return largest * np.sqrt(np.sqrt(sum(np.square(np.square(part / largest)) for part in parts)))
     total = sum((part / largest) ** np.float32(exponent) for part in parts)
     return largest * total ** np.float32(1 / exponent)
 
 
 def resident_share(touched_bytes: Any, l2_bytes: float, low: float, high: float) -> np.ndarray:
     """Share of reads found in L2 when this much is touched between two uses: 1 up to ``low`` x L2, 0 from ``high`` x L2."""
-    span = np.float32(1 / np.log(high / low))
-    used = np.maximum(touched_bytes, np.float32(1))
-    return np.clip((np.float32(np.log(high * l2_bytes)) - np.log(used)) * span, np.float32(0), np.float32(1))
+    slope = np.float32(1 / ((high - low) * l2_bytes))
+    return np.clip(np.float32(high / (high - low)) - touched_bytes * slope, np.float32(0), np.float32(1))
 
 
 def l2_bandwidth_bytes_per_s(profile: Profile, bytes_per_clock_per_sm: float) -> float:
@@ -91,20 +102,13 @@ def l2_bandwidth_bytes_per_s(profile: Profile, bytes_per_clock_per_sm: float) ->
     return profile.num_sms * profile.boost_clock_hz * bytes_per_clock_per_sm
 
 
-def with_launch(profile: Profile, kernel: np.ndarray, launch: str, eager_s: float, graph_s: float, overlap: float) -> tuple:
-    """(seconds, launch seconds) of single calls with these kernel times.
+def launch_of(profile: Profile, launch: str, eager_s: float, graph_s: float, overlap: float) -> dict[str, float]:
+    """The ``launch`` and ``overlap`` of ``Terms``. A CPU computes on the thread that dispatches: nothing overlaps.
 
-    Eager: the kernel starts when ``1 - overlap`` of the dispatch is done and runs beside the rest of it, so that a call
-    takes the longer of the dispatch and its first part plus the kernel (events around it on an idle stream see the same).
-    A CPU computes on the thread that dispatches: nothing overlaps. Raises RequestError for an unknown launch.
+    Raises:
+        RequestError: an unknown launch.
     """
     if launch not in LAUNCHES:
         raise unknown("launch", launch, LAUNCHES)
-    if launch == "none":
-        return kernel, 0.0
-    if launch == "graph":
-        return kernel + kernel.dtype.type(graph_s), graph_s
-    if profile.kind == "cpu":
-        return kernel + kernel.dtype.type(eager_s), eager_s
-    first = kernel.dtype.type(eager_s * (1 - overlap))
-    return norm((np.full_like(kernel, eager_s), first + kernel), 16), eager_s
+    seconds = {"eager": eager_s, "graph": graph_s, "none": 0.0}[launch]
+    return {"launch": seconds, "overlap": overlap if launch == "eager" and profile.kind == "gpu" else 0.0}

@@ -4,7 +4,9 @@ The residual log(measured / predicted) of held-out rows has two parts. What all 
 fully correlated between the ops of a case and cancels in a speedup; what is left (the *shape* noise) is only partly so.
 ``constants/bands.json`` holds the half-widths that cover 90 % of held-out rows by kind of op, dtype class and regime:
 ``datasheet`` and its shape part from devices left out one at a time, ``calibrated`` from the rows that 20 calibration rows
-did not touch. scripts/fit_bands.py writes the file and prints the coverage.
+did not touch. scripts/kernel_models.py writes the file and prints the coverage. Two entries have no such rows: ``dispatch``,
+the host's time for an op, spreads as far as the slowest of the five hosts in the data lies from their median, and ``cpu``
+is a CPU that nobody calibrated, whose memory bandwidth is not even known.
 """
 
 import json
@@ -49,6 +51,8 @@ def conformal_half_width(residuals: np.ndarray, level: float = LEVEL) -> float:
 
 def family(kind: str, dtype: str, profile: Profile) -> str:
     """Which entry of the table an op belongs to: its kind, matmuls apart by the unit that multiplies."""
+    if profile.kind == "cpu":
+        return "cpu"
     if kind == "matmul":
         return f"matmul-{profile.matmul_unit(dtype).split('.')[0]}"
     return {"copy": "elementwise", "reduction": "elementwise"}.get(kind, kind)
@@ -65,8 +69,8 @@ def bands(kind: str, dtype: str, profile: Profile) -> dict[bool, Band]:
     With calibrated constants for this kind the device's scale is known and only the calibrated width is left.
     """
     name = family(kind, dtype, profile)
-    prefix = f"{kind}.{dtype}." if kind == "matmul" else f"{name}."
-    calibrated = any(key.startswith(prefix) for key in profile.measured)
+    prefix = {"matmul": f"matmul.{dtype}.", "dispatch": "microbenchmark.launch_eager_s"}.get(kind, f"{name}.")
+    calibrated = bool(profile.measured) if name == "cpu" else any(key.startswith(prefix) for key in profile.measured)
     result = {}
     for long, entry in ((False, "small"), (True, "large")):
         width = shipped_bands()[name][entry]

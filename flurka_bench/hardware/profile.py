@@ -34,7 +34,14 @@ FIGURES: dict[str, tuple[str, float, float]] = {
     "tdp_w": ("W", 5, 3000),
     "process_nm": ("nm", 2, 40),
 }
-OPTIONAL_FIGURES = {"memory_usable_share", "tensor_clock_hz", "base_clock_hz", "shared_memory_per_sm_bytes", "tdp_w", "process_nm"}
+OPTIONAL_FIGURES = {
+    "memory_usable_share",
+    "tensor_clock_hz",
+    "base_clock_hz",
+    "shared_memory_per_sm_bytes",
+    "tdp_w",
+    "process_nm",
+}
 PEAKS = (
     "vector.float32",
     "vector.float64",
@@ -86,7 +93,7 @@ class Profile:
     sources: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     device_names: tuple[str, ...] = ()  # what the driver calls it, to recognise the device that is at hand
-    measured: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
     measured_about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -186,9 +193,15 @@ class Profile:
         """Arithmetic intensity at which compute and memory peaks meet (Williams et al. 2009)."""
         return self.peaks[self.matmul_unit(dtype)].value / self.memory_bandwidth_bytes_per_s
 
-    def with_measured(self, measured: Mapping[str, float], about: Mapping[str, Any]) -> "Profile":
+    def with_measured(self, measured: Mapping[str, Any], about: Mapping[str, Any]) -> "Profile":
         """A copy with other measured numbers; the datasheet stays as it is."""
         return replace(self, measured=dict(measured), measured_about=dict(about))
+
+
+def _is_measured(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(map(_is_measured, value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check(profile: Profile) -> None:
@@ -228,8 +241,8 @@ def _check(profile: Profile) -> None:
     if abs(lanes_peak / quoted - 1) > PEAK_TOLERANCE:
         raise wrong(f"SMs x lanes x 2 x clock gives {lanes_peak:.4g} FLOP/s, but vector.float32 says {quoted:.4g}")
     for name, value in profile.measured.items():
-        if not (isinstance(value, (int, float)) and math.isfinite(value)):
-            raise wrong(f"measured {name} must be a finite number, got {value!r}")
+        if not _is_measured(value):
+            raise wrong(f"measured {name} must be a finite number or rows of them, got {value!r}")
 
 
 def _figures(where: str, table: Any) -> dict[str, Figure]:
@@ -381,7 +394,10 @@ def write_profile(profile: Profile) -> str:
         lines += [
             "",
             "[measured]",
-            *[f"{_toml_value(key)} = {_toml_value(float(value))}" for key, value in profile.measured.items()],
+            *[
+                f"{_toml_value(key)} = {_toml_value(value if isinstance(value, (list, tuple)) else float(value))}"
+                for key, value in profile.measured.items()
+            ],
         ]
     if profile.measured_about:
         lines += [

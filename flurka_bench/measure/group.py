@@ -26,6 +26,7 @@ from flurka_bench.workload import Case
 
 MIN_ROUNDS = 5  # fewer pairs have no interval
 MAX_ROUNDS = 1000
+_FIRST_LOOK = 8  # rounds before an interval is believed
 _LOOK_AGAIN = 1.2  # look at the intervals after 20 % more rounds: looking stays cheap
 _STOPPING_RESAMPLES = 300  # to decide when to stop; the analysis takes its own, more
 _PHASE_INTERVAL_S = 0.5
@@ -50,6 +51,7 @@ class Tools:
     resident_bytes: Callable[[Built], int]  # what it holds between calls
     incorrect: tuple[type[Exception], ...]
     unsupported: tuple[type[Exception], ...]
+    release: Callable[[], Any] = gc.collect  # gives memory of what is no longer held back to the device
     stamp: Callable[[], dict[str, Any]] = dict
     stages: Callable[[Built], dict[str, float]] | None = None
 
@@ -109,12 +111,12 @@ class GroupRun:
             self._finish(competitor)
         competitors.clear()
         for index, case in again:  # what did not fit beside the others may fit alone, unpaired
-            self._release()
+            self.tools.release()
             competitor = self._enter(index, case, alone=True)
             if isinstance(competitor, _Competitor):
                 self._race([competitor])
                 self._finish(competitor)
-        self._release()
+        self.tools.release()
         self.beat(NOBODY)
 
     def _enter(self, index: int, case: Case, *, alone: bool) -> "_Competitor | str | None":
@@ -142,7 +144,7 @@ class GroupRun:
             raise error
         error.__traceback__ = None  # its frames hold the tensors that did not fit
         if is_out_of_memory(error):
-            self._release()
+            self.tools.release()
             if not alone:
                 return "again"
             self._say_failure(index, "oom", one_line(error), outcome)
@@ -161,7 +163,7 @@ class GroupRun:
         reference = _choose_reference(competitors)
         racing = list(competitors)
         rng = random.Random(self.options.seed)
-        num_rounds, next_look = 0, MIN_ROUNDS
+        num_rounds, next_look = 0, _FIRST_LOOK
         # What building and warming up left of the budget, but never so little that the preparation was for nothing.
         budget_s = max(self.options.budget_s - (time.monotonic() - self._started), self.options.budget_s / 4)
         started = time.monotonic()
@@ -173,7 +175,7 @@ class GroupRun:
             if reference.stop_reason is not None and racing:  # it failed: go on without
                 reference = _choose_reference(racing)
             elapsed_s = time.monotonic() - started
-            overdue = elapsed_s > budget_s and (num_rounds >= MIN_ROUNDS or elapsed_s > 4 * budget_s)
+            overdue = elapsed_s > budget_s and num_rounds >= MIN_ROUNDS
             if overdue or num_rounds >= MAX_ROUNDS:
                 for competitor in racing:
                     self._look(competitor, reference)
@@ -181,9 +183,11 @@ class GroupRun:
                     if competitor.ratio_error < self.options.target:
                         competitor.stop_reason = "interval"
                 break
+            racing = [competitor for competitor in racing if not self._too_slow(competitor, racing)]
             if num_rounds >= next_look and racing:
                 next_look = math.ceil(num_rounds * _LOOK_AGAIN)
                 racing = self._retire(racing, reference)
+        self._look(reference, reference)
         for competitor in competitors:
             competitor.outcome["reference"] = reference.case.case_id
 
@@ -210,6 +214,13 @@ class GroupRun:
             competitor.samples_s.append(sample.seconds)
             competitor.round_ids.append(round_id)
 
+    def _too_slow(self, competitor: _Competitor, racing: list[_Competitor]) -> bool:
+        """Whether it leaves before it has an interval: twice its own time is spent, and another goes on."""
+        if competitor.spent_s < 2 * self.options.case_time_s or len(racing) == 1:
+            return False
+        competitor.stop_reason = "budget"
+        return True
+
     def _retire(self, racing: list[_Competitor], reference: _Competitor) -> list[_Competitor]:
         """Let those leave whose interval is narrow enough or whose time is spent; the reference leaves last."""
         for competitor in racing:
@@ -228,7 +239,7 @@ class GroupRun:
         return rest
 
     def _look(self, competitor: _Competitor, reference: _Competitor) -> None:
-        """Update the competitor's ``ratio_error``: the whole width of its interval relative to its ratio."""
+        """Update ``ratio_error``: the width of the interval over the ratio to the reference (for it: over its own median)."""
         own = competitor.samples_s, competitor.round_ids
         if competitor is reference:
             median, low, high = median_interval(own[0], num_resamples=_STOPPING_RESAMPLES) if own[0] else (math.nan, 0, math.inf)
@@ -288,11 +299,11 @@ class GroupRun:
     def _other_latencies(self, competitor: _Competitor) -> dict[str, float | None]:
         """Graph replay and profiler device time of a call, where the device has them."""
         found: dict[str, float | None] = {}
-        for key, name in (("graph_s", "graph"), ("device_s", "profiler")):
+        for key, name, num_samples in (("graph_s", "graph", 5), ("device_s", "profiler", 3)):
             try:
                 with self._counting("extra"):
                     prepared = make_timer(name, self.tools.device).prepare(competitor.built.run, warmup_budget_s=0.05)
-                    found[key] = statistics.median(prepared.sample().seconds for _ in range(5))
+                    found[key] = statistics.median(prepared.sample().seconds for _ in range(num_samples))
             except Exception as error:  # a call that cannot be captured still has its eager time
                 if is_poisoned(error):
                     raise
@@ -311,12 +322,6 @@ class GroupRun:
 
     def _counting(self, what: str) -> "_Counting":
         return _Counting(self.calls_s, what)
-
-    def _release(self) -> None:
-        gc.collect()
-        torch = getattr(self.tools.device, "torch", None)
-        if torch is not None:
-            torch.cuda.empty_cache()
 
 
 class _Counting:

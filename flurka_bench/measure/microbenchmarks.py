@@ -7,7 +7,8 @@ it that is sustained.
 
 A row is timed the way the published rows of its dtype were, because the cost model's constants are learnt from those:
 float32 with the host's dispatch, float16 between device events, bfloat16 as calls with operands of their own in a replayed
-graph; caches warm in all three. On a CPU all are timed by the wall clock, warm.
+graph; caches warm in all three. On a CPU all are timed by the wall clock, warm. Where the host's clock is in it, a row is the
+mean of the fastest fifth of its samples, as in the float32 files: on a loaded machine the median is the scheduler's time slice.
 """
 
 import csv
@@ -26,9 +27,10 @@ from flurka_bench.measure.timers import EventTimer, Timer, make_timer
 from flurka_bench.workload import DTYPE_BYTES
 
 MATMUL, ROW, ATTENTION = ("B", "M", "N", "K"), ("B", "H"), ("batch", "num_heads", "seq_len", "head_dim")
+CROSS = (*ATTENTION, "num_keys")  # fused attention to keys of another length
 _TIMERS = {"float32": "eager", "float64": "eager", "float16": "events", "bfloat16": "graph"}
 _GRAPH_CALLS = 6  # calls a graph, each with its own operands
-_MIN_SAMPLES, _MAX_SAMPLES = 5, 25
+_MIN_SAMPLES, _MAX_SAMPLES = 5, 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,8 @@ class Probe:
             case ("B", "H"):
                 count = size["B"] * size["H"] * (3 if self.op in ("add", "mul", "div") else 2)
             case _:
-                count = 4 * math.prod(size.values())
+                rows = size["seq_len"] + size.get("num_keys", size["seq_len"])
+                count = 2 * size["batch"] * size["num_heads"] * size["head_dim"] * rows
         return count * DTYPE_BYTES[self.dtype]
 
 
@@ -72,7 +75,7 @@ class Calibration:
     def write_rows(self, stem: Path) -> list[Path]:
         """As CSV files that ``calibrate --from`` reads, one for each set of shape columns: STEM.matmul.csv and so on."""
         written = []
-        for name, columns in (("matmul", MATMUL), ("rows", ROW), ("attention", ATTENTION)):
+        for name, columns in (("matmul", MATMUL), ("rows", ROW), ("attention", ATTENTION), ("cross", CROSS)):
             rows = [row for row in self.rows if tuple(row)[3:-1] == columns]
             if rows:
                 written.append(stem.with_name(f"{stem.name}.{name}.csv"))
@@ -151,17 +154,67 @@ def _attention_flops(probe: Probe) -> float:
     return 4.0 * size["batch"] * size["num_heads"] * size["seq_len"] ** 2 * size["head_dim"]
 
 
+def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
+    """What a CPU's model asks for: products with short sides, rows that broadcast, in place or into fresh memory, and keys
+    shorter than the queries. Results reach past the size from which the allocator maps them anew.
+    """
+    rng = np.random.default_rng(seed)
+
+    def pick(*choices: int) -> int:
+        return int(rng.choice(choices))
+
+    candidates = []
+    for _ in range(600):
+        heads, length, width = pick(1, 2, 4, 8, 16, 32), _log_uniform(rng, 256, 8192, 16), pick(32, 64, 96, 128)
+        other, model = pick(16, 32, 48, 64, 128, 256), pick(128, 256, 512, 1024)
+        for m, n, k in (
+            (length, width, other), (length, other, width), (other, length, width), (length, width, length), (length, length, width),
+        ):  # fmt: skip
+            candidates.append(Probe(op="bmm", dtype=dtype, shape={"B": heads, "M": m, "N": n, "K": k}))
+        for m, n, k in ((other, length, model), (length, other * heads, model), (length, model, model)):
+            candidates.append(Probe(op="bmm", dtype=dtype, shape={"B": pick(1, 2, 4), "M": m, "N": n, "K": k}))
+        for n, k in ((model, model), (width, other), (model, other * heads)):
+            shape = {"B": 1, "M": length * (heads if n == width else 1), "N": n, "K": k}
+            candidates.append(Probe(op="linear", dtype=dtype, shape=shape))
+
+    def flops(probe: Probe) -> float:
+        return 2.0 * math.prod(probe.shape.values())
+
+    candidates = [candidates[index] for index in rng.permutation(len(candidates))]  # equal costs: any of the forms
+    found = [each for op, count in (("bmm", 56), ("linear", 24)) for each in _stratified(
+        [probe for probe in candidates if probe.op == op and probe.num_bytes < 4e8], flops, 2e5, 6e9, count
+    )]  # fmt: skip
+    for op in CPU_ROWS:
+        wide = op.startswith("softmax")
+        for footprint in np.geomspace(6e4, 6e7, 4) * rng.uniform(0.7, 1.4, 4):
+            width = pick(32, 64, 128, 256, 1024, 4096) if wide else pick(16, 32, 64, 128)
+            found.append(Probe(op=op, dtype=dtype, shape={"B": max(16, int(footprint / DTYPE_BYTES[dtype] / width)), "H": width}))
+    for op, count in (("attention", 14), ("attention_backward", 6)):
+        for at in range(count):
+            length = _log_uniform(rng, 256, 8192 if at % 2 else 1500, 16)
+            shape = {"batch": pick(1, 2), "num_heads": pick(2, 4, 8), "seq_len": length, "head_dim": pick(32, 64, 96, 128)}
+            found.append(Probe(op=op, dtype=dtype, shape=shape | {"num_keys": pick(32, 64, 128, 256) if at % 2 else length}))
+    return found
+
+
+# In place with a trailing underscore; row: the second operand is (1, H), column: (B, 1).
+CPU_ROWS = ("add", "mul", "div", "relu", "exp", "elu", "gelu", "tanh", "addu_", "exp_", "sub_column_", "mul_row", "div_column",
+            "sum", "amax", "transpose", "softmax", "softmax_backward")  # fmt: skip
+
+
 def probes_for(device: Device, dtypes: Sequence[str]) -> list[Probe]:
     """The whole list for a device, shuffled: what the time bound cuts off is then a fair sample, and drift no shape's."""
     gpu = device.is_queue
     found: list[Probe] = []
     for position, dtype in enumerate(dtypes):
-        max_flops = (1e12 if DTYPE_BYTES[dtype] == 2 else 2e11) if gpu else 2e9
+        if not gpu:
+            found += cpu_probes(dtype)
+            continue
+        max_flops = 1e12 if DTYPE_BYTES[dtype] == 2 else 2e11
         found += matmul_probes(dtype, max_flops=max_flops, count=30)
         if position == 0:
-            large_bytes = 10**9 if gpu else 2 * 10**8
-            found += streaming_probes(dtype, cache_bytes=device.cache_bytes, large_bytes=large_bytes, count=14)
-        if not (gpu and dtype == "float32"):  # on a GPU float32 attention has no fast kernel, and the model no rows of it
+            found += streaming_probes(dtype, cache_bytes=device.cache_bytes, large_bytes=10**9, count=14)
+        if dtype != "float32":  # on a GPU float32 attention has no fast kernel, and the model no rows of it
             found += attention_probes(dtype, max_flops=2 * max_flops, count=16)
     return [found[index] for index in np.random.default_rng(0).permutation(len(found))]
 
@@ -181,10 +234,28 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
         case "bmm":
             left, right = tensor(size["B"], size["M"], size["N"]), tensor(size["B"], size["N"], size["K"])
             return lambda: torch.bmm(left, right)
-        case "attention":
-            q, k, v = (tensor(size["batch"], size["num_heads"], size["seq_len"], size["head_dim"]) for _ in range(3))
-            return lambda: functional.scaled_dot_product_attention(q, k, v)
+        case "attention" | "attention_backward":
+            keys = size.get("num_keys", size["seq_len"])
+            q, k, v = (tensor(size["batch"], size["num_heads"], n, size["head_dim"]) for n in (size["seq_len"], keys, keys))
+            if probe.op == "attention":
+                return lambda: functional.scaled_dot_product_attention(q, k, v)
+            out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+            backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+            return lambda: backward(out, q, k, v, out, sums, 0.0, False)
     x = tensor(size["B"], size["H"])
+    if probe.op in (
+        "softmax_backward",
+        "transpose",
+        "addu_",
+        "exp_",
+        "sub_column_",
+        "mul_row",
+        "div_column",
+        "sum",
+        "amax",
+        "elu",
+    ):
+        return _cpu_rows(torch, probe, x)
     if probe.op in ("add", "mul", "div"):
         y, binary = tensor(size["B"], size["H"]), getattr(torch, probe.op)
         return lambda: binary(x, y)
@@ -200,10 +271,31 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
     return calls[probe.op]
 
 
+def _cpu_rows(torch: Any, probe: Probe, x: Any) -> Callable[[], Any]:
+    """The operators of ``CPU_ROWS`` that no published file has."""
+    column, row = x[:, :1].clone() * 1e-9, x[:1].clone()
+    heads = next(count for count in (8, 4, 2, 1) if x.shape[0] % count == 0)
+    tokens = x.view(heads, -1, x.shape[1])
+    result = torch.empty_like(x)
+    calls: dict[str, Callable[[], Any]] = {
+        "addu_": lambda: x.add_(1e-9),
+        "exp_": lambda: torch.exp(x, out=result),  # in place again and again it would overflow
+        "sub_column_": lambda: x.sub_(column),
+        "mul_row": lambda: x * row,
+        "div_column": lambda: x / column,
+        "sum": lambda: x.sum(-1, keepdim=True),
+        "amax": lambda: x.amax(-1, keepdim=True),
+        "elu": lambda: torch.nn.functional.elu(x),
+        "transpose": lambda: tokens.transpose(0, 1).contiguous(),
+        "softmax_backward": lambda: torch.ops.aten._softmax_backward_data(x, x, -1, x.dtype),
+    }
+    return calls[probe.op]
+
+
 def _call_and_timer(torch: Any, device: Device, probe: Probe) -> tuple[Callable[[], Any], Timer, int]:
     """The call to time, how, and how many operator calls it holds."""
     if not device.is_queue:
-        return _operands(torch, device, probe), make_timer("wall", device, cold=False, min_block_s=1e-3), 1
+        return _operands(torch, device, probe), make_timer("wall", device, cold=False), 1
     name = _TIMERS[probe.dtype]
     count = _GRAPH_CALLS if name == "graph" and probe.op in ("linear", "bmm") else 1
     calls = [_operands(torch, device, probe) for _ in range(count)]
@@ -216,16 +308,26 @@ def _call_and_timer(torch: Any, device: Device, probe: Probe) -> tuple[Callable[
 
 
 def time_call(timer: Timer, call: Callable[[], Any], budget_s: float) -> float | None:
-    """Median seconds per call of samples within the budget; None when all were throttled."""
+    """Seconds per call of samples within the budget; None when all were throttled.
+
+    Device time's median; with the host's clock in it, the mean of the fastest fifth.
+    """
     start = time.monotonic()
     prepared = timer.prepare(call, warmup_budget_s=budget_s / 4, max_warmups=10)
     samples, attempts = [], 0
-    while attempts < _MAX_SAMPLES and (attempts < _MIN_SAMPLES or time.monotonic() - start < budget_s):
+    while attempts < _MAX_SAMPLES:
+        spent_s = time.monotonic() - start
+        if spent_s > budget_s and (attempts >= _MIN_SAMPLES or (samples and spent_s > 2 * budget_s)):
+            break
         sample = prepared.sample()
         attempts += 1
         if sample.dropped is None:
             samples.append(sample.seconds)
-    return statistics.median(samples) if samples else None
+    if not samples:
+        return None
+    if timer.name in ("wall", "eager"):
+        return statistics.mean(sorted(samples)[: math.ceil(len(samples) / 5)])
+    return statistics.median(samples)
 
 
 def measure(
@@ -295,7 +397,7 @@ def _figure_probes(
     torch: Any, device: Device, dtypes: Sequence[str]
 ) -> Iterator[tuple[str, Callable[[float], dict[str, float]]]]:
     """(text, measurement within seconds) for each figure that is not read off the rows."""
-    wall = make_timer("wall", device, cold=False, min_block_s=1e-3)
+    wall = make_timer("wall", device, cold=False)
     device_timer = EventTimer(device, cold=False) if device.is_queue else wall
     one = torch.zeros(1, device=device.name)
 

@@ -19,7 +19,9 @@ from flurka_bench.workload import Case
 
 _LAYOUT = struct.Struct("qq")
 NOBODY = -1  # no case is being executed
-_OOM_TEXTS = ("out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "failed to allocate")
+_OOM_TEXTS = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "failed to allocate", "alloc_failed",
+)  # fmt: skip
 _POISON_TEXTS = ("cuda error", "device-side assert", "illegal memory access", "unspecified launch failure", "hip error")
 
 
@@ -76,9 +78,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_poisoned(error: BaseException) -> bool:
     """Whether an exception means that no later call on this device can succeed in this process."""
-    if is_out_of_memory(error):
+    text = str(error).lower()
+    if is_out_of_memory(error) or "captur" in text:  # what cannot be captured in a graph ends the capture alone
         return False
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _POISON_TEXTS)
+    return isinstance(error, RuntimeError) and any(poison in text for poison in _POISON_TEXTS)
 
 
 def one_line(error: BaseException) -> str:

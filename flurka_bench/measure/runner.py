@@ -5,16 +5,10 @@ group, the case it was executing gets the blame and a record, and the others are
 """
 
 import contextlib
-import json
 import math
-import os
 import platform
 import secrets
-import select
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,15 +20,15 @@ from typing import Any
 import flurka_bench
 from flurka_bench import mechanisms
 from flurka_bench.errors import Interrupted, RequestError
-from flurka_bench.measure.protocol import NOBODY, Heartbeat, case_to_message, encode
-from flurka_bench.mechanisms.memory import peak_live_bytes
+from flurka_bench.measure.process import StopError, Stopper, Worker, WorkerDeathError
+from flurka_bench.measure.protocol import case_to_message
+from flurka_bench.measure.timers import diagnose
 from flurka_bench.results import RunWriter
 from flurka_bench.suite import Suite
 from flurka_bench.workload import SIZES, Case
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "flurka_bench.measure.worker")
 _START_TIMEOUT_S = 180.0
-_LOOK_INTERVAL_S = 1.0  # how often the runner wakes to see whether the worker still beats
 _MAX_STRAY_DEATHS = 2  # deaths between cases before the rest of a group is given up
 
 
@@ -71,139 +65,11 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peaks:
-    """What a device cannot exceed, in a case's dtype."""
+    """What a device can do at most in a case's dtype, None where nobody knows; beyond ``margin`` times that is impossible."""
 
     flops_per_s: float
-    bandwidth_bytes_per_s: float
-
-
-class _Stopper:
-    """Turns SIGINT, SIGTERM and SIGHUP into a readable descriptor; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.on_second: Callable[[], None] = lambda: None
-        self.descriptor, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Stopper":
-        with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                self._before[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        os.close(self.descriptor)
-        os.close(self._write)
-
-    def _handle(self, *_: object) -> None:
-        self.count += 1
-        if self.count > 1:  # every record is on the disk already: nothing is lost
-            self.on_second()
-            os._exit(130)
-        os.write(self._write, b"!")
-
-
-class _StopError(Exception):
-    pass
-
-
-class _WorkerDeathError(Exception):
-    """The worker ended; ``status`` and ``error`` are the blame."""
-
-    def __init__(self, status: str, error: str) -> None:
-        super().__init__(error)
-        self.status, self.error = status, error
-
-
-class _Worker:
-    """A worker process in a session of its own: signals of the terminal do not reach it, and its children die with it."""
-
-    def __init__(self, command: Sequence[str], device: str, memory_limit: int | None, stopper: _Stopper) -> None:
-        self.stopper, self.heartbeat, self._buffer = stopper, Heartbeat(), b""
-        self.reply, reply_end = os.pipe()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker)
-        package = str(Path(flurka_bench.__file__).parents[1])
-        path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
-        numbers = ["--reply-fd", str(reply_end), "--heartbeat-fd", str(self.heartbeat.descriptor)]
-        self.process = subprocess.Popen(
-            [*command, "--device", device, *numbers, "--memory-limit", str(memory_limit or 0)],
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-            pass_fds=(reply_end, self.heartbeat.descriptor),
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path},
-        )
-        os.close(reply_end)
-
-    def send(self, message: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it is dead, which reading will tell
-            self.process.stdin.write(encode(message))
-            self.process.stdin.flush()
-
-    def receive(self, timeout_s: float) -> dict[str, Any]:
-        """The next message. Raises _StopError for a signal, _WorkerDeathError at the worker's end or when it stops beating."""
-        beats, deadline = self.heartbeat.read(), time.monotonic() + timeout_s
-        while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self.reply, self.stopper.descriptor], [], [], _LOOK_INTERVAL_S)
-            if self.stopper.descriptor in ready:
-                raise _StopError
-            if self.reply in ready:
-                chunk = os.read(self.reply, 1 << 20)
-                if not chunk:
-                    raise self._death()
-                self._buffer += chunk
-            if self.heartbeat.read() != beats:
-                beats, deadline = self.heartbeat.read(), time.monotonic() + timeout_s
-            elif time.monotonic() > deadline:
-                self.kill()
-                raise _WorkerDeathError("timeout", f"no sign of life for {timeout_s:.3g} s (budget.timeout in the suite)")
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return json.loads(line)
-
-    def _death(self) -> _WorkerDeathError:
-        try:
-            code = self.process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return _WorkerDeathError("crashed", "the worker closed its pipe and did not end")
-        if code < 0:
-            name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-            likely = " (often the system's out-of-memory killer)" if -code == signal.SIGKILL else ""
-            return _WorkerDeathError("crashed", f"the worker was killed by {name}{likely}{self._tail()}")
-        return _WorkerDeathError("crashed", f"the worker ended with status {code}{self._tail()}")
-
-    def _tail(self) -> str:
-        """The last line of what the worker printed."""
-        size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - 2000))
-        lines = [line.strip() for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        return f"; it last said: {lines[-1][:200]}" if lines else ""
-
-    def close(self, grace_s: float = 5.0) -> None:
-        """Let it end by itself, or kill it."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(timeout=grace_s)
-        self.kill()
-
-    def kill(self) -> None:
-        """Kill its whole session and clean up."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        if self.reply >= 0:
-            os.close(self.reply)
-            self.reply = -1
-            self._log.close()
-            self.heartbeat.close()
+    bandwidth_bytes_per_s: float | None
+    margin: float = 1.0
 
 
 def run_suite(
@@ -244,7 +110,7 @@ def run_suite(
         RequestError: the folder is in use, of another suite or device, not writable, or the worker cannot start.
         Interrupted: stopped by a signal; the same call goes on from there.
     """
-    with RunWriter(out) as writer, _Stopper() as stopper:
+    with RunWriter(out) as writer, Stopper() as stopper:
         run = _Run(
             suite=suite,
             device=device,
@@ -268,7 +134,7 @@ class _Run:
     suite: Suite
     device: str
     writer: RunWriter
-    stopper: _Stopper
+    stopper: Stopper
     predict: Callable[[Case], dict[str, Any]] | None
     peaks: Callable[[Case], Peaks | None] | None
     on_event: Callable[[Event], None] | None
@@ -278,7 +144,7 @@ class _Run:
     budget_s: float | None
     memory_limit: int | None
     command: Sequence[str]
-    worker: _Worker | None = None
+    worker: Worker | None = None
     hello: dict[str, Any] = field(default_factory=dict)
     summary: Summary = field(init=False)
     too_large: list[Case] = field(default_factory=list)  # cases that ran out of memory
@@ -289,6 +155,7 @@ class _Run:
         for repair in self.writer.repairs:
             self._show("note", text=repair)
         todo = [case for case in cases if case.case_id not in self.writer.done]
+        self.too_large = [case for case in cases if self.writer.done.get(case.case_id) == "oom"]
         self.summary = Summary(folder=self.writer.folder, num_cases=len(cases), num_before=len(cases) - len(todo))
         if self.writer.meta:
             self._check_suite()
@@ -297,7 +164,7 @@ class _Run:
         try:
             self._start_worker()
             self._measure_all(todo)
-        except _StopError:
+        except StopError:
             where = f"{len(self.writer.done)} of {len(cases)} cases are in {str(self.writer.folder)!r}"
             raise Interrupted(f"stopped; {where}; the same command goes on from there") from None
         finally:
@@ -311,12 +178,12 @@ class _Run:
     def _suite_meta(self) -> dict[str, Any]:
         return {"name": self.suite.name, "text": self.suite.text, "device_kind": self.suite.device_kind}
 
-    def _start_worker(self) -> _Worker:
-        worker = self.worker = _Worker(self.command, self.device, self.memory_limit, self.stopper)
-        self.stopper.on_second = worker.kill
+    def _start_worker(self) -> Worker:
+        worker = self.worker = Worker(self.command, self.device, self.memory_limit, self.stopper)
+        self.stopper.on_second = worker.signal_kill
         try:
             message = worker.receive(_START_TIMEOUT_S)
-        except _WorkerDeathError as death:
+        except WorkerDeathError as death:
             raise RequestError(f"the worker process did not start on {self.device}: {death.error}") from None
         if message["say"] == "refused":
             raise RequestError(message["error"])
@@ -335,6 +202,8 @@ class _Run:
                     "sessions": [],
                 }
             self.writer.start(meta)
+            for warning in message.get("warnings", []):
+                self._show("note", text=warning)
         return worker
 
     def _end(self) -> None:
@@ -397,13 +266,14 @@ class _Run:
                 ready.append((case, {"status": "skipped", "error": reason}))
             else:
                 pending.append(case)
-        stray_deaths = 0
+        stray_deaths, started = 0, time.monotonic()
         while pending:
-            outcomes, death, culprit = self._exchange(pending, share_s)
+            left_s = None if share_s is None else max(share_s - (time.monotonic() - started), 0.0)
+            outcomes, death = self._exchange(pending, left_s)
             if death is not None:
                 self.worker = None
-                if culprit is not None and culprit not in outcomes:
-                    outcomes[culprit] = {"status": death.status, "error": death.error}
+                if death.index is not None and death.index not in outcomes:
+                    outcomes[death.index] = {"status": death.status, "error": death.error}
                 elif not outcomes:
                     stray_deaths += 1
                     if stray_deaths >= _MAX_STRAY_DEATHS:
@@ -418,10 +288,8 @@ class _Run:
             self._show("record", record=record)
         self._show("group", records=tuple(records))
 
-    def _exchange(
-        self, pending: list[Case], share_s: float | None
-    ) -> tuple[dict[int, dict], _WorkerDeathError | None, int | None]:
-        """Have a group measured: outcomes by index, and if the worker died, how and while executing which case."""
+    def _exchange(self, pending: list[Case], share_s: float | None) -> tuple[dict[int, dict], WorkerDeathError | None]:
+        """Have a group measured: outcomes by index, and how the worker died if it did."""
         worker = self.worker or self._start_worker()
         budget = self.suite.budget
         options = {
@@ -438,10 +306,9 @@ class _Run:
         while True:
             try:
                 message = worker.receive(budget.timeout_s)
-            except _WorkerDeathError as death:
-                index = _last_index(worker)
+            except WorkerDeathError as death:
                 worker.kill()
-                return outcomes, death, index
+                return outcomes, death
             match message.pop("say"):
                 case "outcome":
                     outcomes[message.pop("index")] = message
@@ -449,12 +316,12 @@ class _Run:
                     self._show("phase", text=f"{message['case_id']}: {message['phase']}")
                 case "done":
                     self._count(message)
-                    return outcomes, None, None
+                    return outcomes, None
                 case "fatal":
                     self._count(message)
-                    index = _last_index(worker)
+                    index, _ = worker.heartbeat.read()
                     worker.kill()
-                    return outcomes, _WorkerDeathError("crashed", message["error"]), index
+                    return outcomes, WorkerDeathError("crashed", message["error"], index)
 
     def _count(self, message: dict[str, Any]) -> None:
         for key, seconds in message["calls_s"].items():
@@ -485,22 +352,29 @@ class _Run:
         if self.predict is not None:
             record |= self.predict(case)
         record |= outcome
-        if record["status"] == "ok" and (impossible := self._impossible(case, record)):
-            record |= {"status": "invalid", "error": impossible}
+        peaks = self.peaks(case) if self.peaks is not None and record["status"] == "ok" else None
+        if peaks is not None:
+            if impossible := self._impossible(case, record["median_s"], peaks):
+                record |= {"status": "invalid", "error": impossible}
+            if peaks.bandwidth_bytes_per_s is not None:
+                record["limited_by"] = diagnose(
+                    eager_s=record["median_s"],
+                    device_s=record.get("device_s"),
+                    flops=figures.flops,
+                    num_bytes=figures.bytes,
+                    peak_flops_per_s=peaks.flops_per_s,
+                    peak_bandwidth_bytes_per_s=peaks.bandwidth_bytes_per_s,
+                )
         return record
 
-    def _impossible(self, case: Case, record: dict[str, Any]) -> str | None:
+    def _impossible(self, case: Case, seconds: float, peaks: Peaks) -> str | None:
         """By which physical bound the measured time is too short, if any."""
-        peaks = self.peaks(case) if self.peaks is not None else None
-        if peaks is None:
-            return None
-        seconds = record["median_s"]
         flops = _figures(case).matmul_flops
-        if flops / seconds > peaks.flops_per_s:
+        if flops / seconds > peaks.margin * peaks.flops_per_s:
             return f"faster than peak FLOPs: {flops / seconds:.3g} FLOP/s, the device has {peaks.flops_per_s:.3g}"
         # What must come from memory at least once: inputs and parameters, less what the cache may still hold.
         moved = _figures(case).resident_bytes - float(self.hello.get("cache_bytes", 0))
-        if moved / seconds > peaks.bandwidth_bytes_per_s:
+        if peaks.bandwidth_bytes_per_s is not None and moved / seconds > peaks.margin * peaks.bandwidth_bytes_per_s:
             return f"faster than peak bandwidth: {moved / seconds:.3g} B/s, the device has {peaks.bandwidth_bytes_per_s:.3g}"
         return None
 
@@ -515,11 +389,6 @@ class _Run:
             elif fresh:
                 left_s = elapsed_s / fresh * (total - done)
         self.on_event(Event(kind=kind, num_done=done, num_cases=total, left_s=left_s, **content))
-
-
-def _last_index(worker: _Worker) -> int | None:
-    index, _ = worker.heartbeat.read()
-    return None if index == NOBODY else index
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -542,7 +411,7 @@ def _figures(case: Case) -> _Figures:
         matmul_flops=float(sum(op.matmul_flops for op in ops)),
         bytes=float(sum(op.bytes_read + op.bytes_written for op in ops)),
         resident_bytes=float(sum(tensor.bytes for tensor in kept.values())),
-        peak_bytes=float(peak_live_bytes(ops)),
+        peak_bytes=float(mechanisms.peak_memory_bytes(case)),
     )
 
 

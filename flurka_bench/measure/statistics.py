@@ -1,4 +1,4 @@
-"""From samples to verdicts: paired ratios, bootstrap intervals, outliers, the stopping rule. NumPy only.
+"""From samples to verdicts: paired ratios, bootstrap intervals, outliers. NumPy only.
 
 A speedup is baseline time / candidate time: above 1 the candidate is faster. Samples of one round are pairs; the
 estimate is the median of the pairs' log-ratios, which drift common to both leaves alone and rare long samples hardly
@@ -7,8 +7,9 @@ rounds resemble each other, widened by Student's t for the number of independent
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -19,7 +20,6 @@ VERDICTS = ("FASTER", "SLOWER", "SAME", "AMBIGUOUS")
 # Two times within this ratio of each other are the same for anybody who has to choose between them.
 MARGIN = 0.02
 CONFIDENCE = 0.95
-RELATIVE_WIDTH = 0.02  # the default target of the stopping rule
 NUM_RESAMPLES = 1000
 _MIN_PAIRS = 5  # below, no interval narrower than everything is honest
 
@@ -51,7 +51,7 @@ class RatioEstimate:
 
     @property
     def relative_width(self) -> float:
-        """(high - low) / ratio; what the stopping rule drives down."""
+        """(high - low) / ratio; what sampling drives down."""
         return (self.high - self.low) / self.ratio if self.ratio > 0 else math.inf
 
 
@@ -191,52 +191,6 @@ def _estimate(
 
 def _student_factor(freedom: float, confidence: float) -> float:
     """Student's t quantile over the normal's (Cornish-Fisher; Abramowitz and Stegun 26.7.5): 1 for many blocks."""
-    z = _normal_quantile((1 + confidence) / 2)
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     terms = (z**3 + z) / 4 / freedom + (5 * z**5 + 16 * z**3 + 3 * z) / 96 / freedom**2
     return 1 + terms / z
-
-
-def _normal_quantile(p: float) -> float:
-    from statistics import NormalDist
-
-    return NormalDist().inv_cdf(p)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoppingRule:
-    """When a group of interleaved competitors has been sampled enough.
-
-    Enough is: every ratio's relative interval is below ``relative_width``, or ``budget_s`` of host time is spent, or
-    ``max_rounds`` are done. ``min_rounds`` are taken even past the budget unless ``budget_s`` is spent twice over, so that
-    a slow case still has an interval where it can.
-    """
-
-    relative_width: float = RELATIVE_WIDTH
-    budget_s: float = 2.0
-    min_rounds: int = 8
-    max_rounds: int = 1000
-
-    def __post_init__(self) -> None:
-        if not (self.relative_width > 0 and self.budget_s > 0 and 1 <= self.min_rounds <= self.max_rounds):
-            raise RequestError(
-                "a stopping rule needs relative_width and budget_s above 0 and 1 <= min_rounds <= max_rounds, got "
-                f"{self.relative_width}, {self.budget_s}, {self.min_rounds}, {self.max_rounds}"
-            )
-
-    def exhausted(self, num_rounds: int, elapsed_s: float) -> str | None:
-        """Why sampling must end whatever the intervals, or None."""
-        if elapsed_s >= self.budget_s and (num_rounds >= self.min_rounds or elapsed_s >= 2 * self.budget_s):
-            return "budget"
-        return "max_rounds" if num_rounds >= self.max_rounds else None
-
-    def due(self, num_rounds: int, elapsed_s: float) -> bool:
-        """Whether to look at the intervals after this round: each 10 % more rounds, so that looking stays cheap."""
-        grown = num_rounds > 1 and int(math.log(num_rounds, 1.1)) > int(math.log(num_rounds - 1, 1.1))
-        return self.exhausted(num_rounds, elapsed_s) is not None or (num_rounds >= self.min_rounds and grown)
-
-    def stop_reason(self, num_rounds: int, elapsed_s: float, ratios: Iterable[RatioEstimate]) -> str | None:
-        """``interval``, ``budget``, ``max_rounds`` or None: go on."""
-        ratios = list(ratios)
-        if num_rounds >= self.min_rounds and ratios and all(ratio.relative_width < self.relative_width for ratio in ratios):
-            return "interval"
-        return self.exhausted(num_rounds, elapsed_s)

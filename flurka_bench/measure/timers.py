@@ -14,15 +14,14 @@ A fake clock is not a sixth timer but a device with another clock (``CpuDevice(c
 """
 
 import math
-import random
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.measure.device import Device
-from flurka_bench.measure.statistics import RatioEstimate, StoppingRule, modified_z_scores, paired_ratio
+from flurka_bench.measure.statistics import modified_z_scores
 
 Call = Callable[[], Any]
 
@@ -228,53 +227,6 @@ def make_timer(name: str, device: Device, **options: Any) -> Timer:
     if name not in TIMERS:
         raise unknown("timer", name, [*TIMERS, "auto"])
     return TIMERS[name](device, **options)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rounds:
-    """Interleaved samples of several competitors and why sampling ended."""
-
-    samples_s: dict[str, list[float]]
-    round_ids: dict[str, list[int]]  # beside samples_s: equal ids are pairs
-    dropped: dict[str, dict[str, int]]  # by competitor: reason -> count
-    stop_reason: str
-    ratios: dict[str, RatioEstimate]  # baseline time / competitor time, as sampling ended
-
-
-def interleave(competitors: Mapping[str, Prepared], *, baseline: str, rule: StoppingRule, seed: int = 0) -> Rounds:
-    """Sample all competitors once per round, in an order drawn anew each round, until ``rule`` says stop.
-
-    Drift then hits all alike, and samples of one round are pairs. The budget counts the host's clock, so a throttled
-    device ends the sampling too.
-    """
-    names = list(competitors)
-    rng = random.Random(seed)
-    samples_s: dict[str, list[float]] = {name: [] for name in names}
-    round_ids: dict[str, list[int]] = {name: [] for name in names}
-    dropped: dict[str, dict[str, int]] = {name: {} for name in names}
-    now_ns = competitors[baseline].timer.device.now_ns
-    start_ns, num_rounds = now_ns(), 0
-    ratios: dict[str, RatioEstimate] = {}
-    while True:
-        for name in rng.sample(names, len(names)):
-            sample = competitors[name].sample()
-            if sample.dropped:
-                reason = sample.dropped.partition(":")[0]
-                dropped[name][reason] = dropped[name].get(reason, 0) + 1
-            else:
-                samples_s[name].append(sample.seconds)
-                round_ids[name].append(num_rounds)
-        num_rounds += 1
-        elapsed_s = (now_ns() - start_ns) * 1e-9
-        if rule.due(num_rounds, elapsed_s):
-            ratios = {
-                name: paired_ratio(samples_s[baseline], samples_s[name], round_ids[baseline], round_ids[name], seed=seed)
-                for name in names
-                if name != baseline
-            }
-        stop_reason = rule.stop_reason(num_rounds, elapsed_s, ratios.values())
-        if stop_reason:
-            return Rounds(samples_s=samples_s, round_ids=round_ids, dropped=dropped, stop_reason=stop_reason, ratios=ratios)
 
 
 def diagnose(

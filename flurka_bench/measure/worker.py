@@ -1,6 +1,7 @@
 """The process that measures: it imports torch, owns the device, and may die. What it says is in ``protocol``."""
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -34,36 +35,45 @@ def _limit_memory(num_bytes: int) -> None:
 
 def torch_tools(device_name: str) -> tuple[Tools, dict[str, Any]]:
     """The real tools, and what this device and its environment are."""
+    import psutil
     import torch
 
     from flurka_bench.attention import workbench
+    from flurka_bench.hardware.detect import cpu_name
     from flurka_bench.measure import environment
     from flurka_bench.measure.device import open_device
 
     device = open_device(device_name)
-    if device_name.startswith("cuda"):
+    if device.is_queue:
         properties = torch.cuda.get_device_properties(device.name)
         name, memory = properties.name, properties.total_memory
     else:
-        import psutil
-
-        name, memory = environment.cpu_name(), psutil.virtual_memory().available
+        name, memory = cpu_name(), psutil.virtual_memory().available
     tools = Tools(
         device=device,
         build=lambda case, seed: workbench.build(case, seed=seed, device=device.name),
         resident_bytes=_resident_bytes,
         incorrect=(workbench.IncorrectOutput,),
         unsupported=(workbench.UnsupportedCase, RequestError, NotImplementedError),
+        release=lambda: _release(device),
         stamp=lambda: environment.stamp(device),
-        stages=lambda built: environment.stage_times(device, built.step),
+        stages=lambda bench: _stages(device, bench),
     )
-    hello = {
-        "device": name,
-        "memory_bytes": memory,
-        "cache_bytes": device.cache_bytes,
-        "environment": environment.capture(device),
-    }
-    return tools, hello
+    seen = environment.capture(device)
+    hello = {"device": name, "memory_bytes": memory, "cache_bytes": device.cache_bytes, "environment": seen}
+    return tools, {**hello, "warnings": environment.warnings(seen)}
+
+
+def _release(device: Any) -> None:
+    gc.collect()
+    if device.is_queue:
+        device.torch.cuda.empty_cache()
+
+
+def _stages(device: Any, bench: Any) -> dict[str, float]:
+    from flurka_bench.measure.stages import stage_times
+
+    return stage_times(device, bench.run)
 
 
 def _resident_bytes(bench: Any) -> int:

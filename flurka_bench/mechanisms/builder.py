@@ -1,129 +1,21 @@
 """A small tape: symbolic tensors in, ops out; the backward pass is derived from the forward, never written by hand.
 
-Every method of ``Tape`` that computes something appends the ``Op`` its eager kernel is and, where a gradient is needed,
-remembers how the gradient flows, kernel by kernel, as PyTorch's derivative formulas do (tools/autograd/derivatives.yaml).
-``backward`` walks that memory from the end. Sizes may be ints, NumPy arrays or SymPy symbols: nothing here compares them,
-except that a literal 1 broadcasts.
+Every method of ``Tape`` appends the ``Op`` its eager kernel is and, where a gradient is needed, tells the recorder how it
+flows, kernel by kernel, as PyTorch's derivative formulas do (tools/autograd/derivatives.yaml).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 
-from flurka_bench.ops import Op, Tensor
+from flurka_bench.mechanisms.recorder import Recorder, Shape, Var, broadcast
 from flurka_bench.workload import Number
-
-Shape = tuple[Number, ...]
 
 # Floating-point operations of an element of a softmax: comparison, subtraction, sum, product with 1 / sum; and one exponential.
 SOFTMAX_VECTOR_FLOPS = 4
 SOFTMAX_BACKWARD_VECTOR_FLOPS = 4  # product, sum, subtraction, product
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Var:
-    """A tensor as the code sees it: a shape over a piece of memory. A view shares its ``tensor`` with its base."""
-
-    tensor: Tensor
-    shape: Shape
-    requires_grad: bool = False
-
-
-def is_one(size: Number) -> bool:
-    """Whether a size is the literal 1 that broadcasts. Arrays and symbols are not."""
-    return isinstance(size, int) and size == 1
-
-
-def broadcast(*shapes: Shape) -> Shape:
-    """The common shape, right-aligned, where a literal 1 or a missing dimension gives way."""
-    result: list[Number] = [1] * max(len(shape) for shape in shapes)
-    for shape in shapes:
-        for i, size in enumerate(shape, start=len(result) - len(shape)):
-            if is_one(result[i]):
-                result[i] = size
-    return tuple(result)
-
-
-class Tape:
-    """Collects the ops of one case.
-
-    ``dtype`` is that of tensors unless said otherwise; with ``train`` the gradient's way back is remembered.
-    """
-
-    def __init__(self, dtype: str, train: bool) -> None:
-        self.dtype = dtype
-        self.train = train
-        self.ops: list[Op] = []
-        self.leaves: list[Tensor] = []
-        self._stage = "other"
-        self._phase = "forward"
-        self._steps: list[tuple[str, Var, tuple[Var, ...], Callable[[Var], tuple[Var | None, ...]]]] = []
-        self.held_until: dict[str, int] = {}
-        self._frames: list[list[str]] = []
-        self._names: dict[str, int] = {}
-        self._products: dict[tuple[int, ...], tuple[Shape, Number]] = {}
-
-    # What tensors and sizes are
-
-    def size(self, *sizes: Number) -> Number:
-        """The product of sizes. Remembered, since with arrays each product is a pass over memory."""
-        sizes = tuple(size for size in sizes if not is_one(size))
-        if len(sizes) < 2:
-            return sizes[0] if sizes else 1
-        key = tuple(id(size) for size in sizes)
-        if key not in self._products:
-            self._products[key] = (sizes, self.size(*sizes[:-1]) * sizes[-1])
-        return self._products[key][1]
-
-    def leaf(self, name: str, *shape: Number, role: str = "parameter", requires_grad: bool | None = None) -> Var:
-        """A tensor that exists before the first op: a parameter, an input or a buffer.
-
-        In training all but buffers require a gradient unless ``requires_grad`` says otherwise.
-        """
-        wanted = role != "buffer" if requires_grad is None else requires_grad
-        out = self._new(name, shape, role=role, requires_grad=self.train and wanted)
-        self.leaves.append(out.tensor)
-        return out
-
-    def _new(self, name: str, shape: Shape, *, role: str = "activation", requires_grad: bool = False, dtype: str = "") -> Var:
-        count = self._names[name] = self._names.get(name, 0) + 1
-        unique = name if count == 1 else f"{name}.{count}"
-        return Var(Tensor(name=unique, numel=self.size(*shape), dtype=dtype or self.dtype, role=role), shape, requires_grad)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Ops appended inside belong to this stage, and so do the backward ops derived from them."""
-        before, self._stage = self._stage, name
-        yield
-        self._stage = before
-
-    @contextmanager
-    def frame(self) -> Iterator[None]:
-        """A function of the eager code: what it ``hold``s stays in memory until it returns."""
-        self._frames.append([])
-        yield
-        self.held_until |= dict.fromkeys(self._frames.pop(), len(self.ops) - 1)
-
-    def hold(self, *held: Var) -> None:
-        """Local variables of the innermost frame."""
-        self._frames[-1].extend(x.tensor.name for x in held)
-
-    def _emit(self, kind: str, name: str, dims: Shape, reads: tuple[Var, ...], writes: tuple[Var, ...], **flops: Number) -> None:
-        batch, rows, inner, cols = dims
-        self.ops.append(
-            Op(
-                stage=self._stage, kind=kind, name=name, dtype=self.dtype, batch=batch, rows=rows, inner=inner, cols=cols,
-                reads=tuple({var.tensor.name: var.tensor for var in reads}.values()),
-                writes=tuple(var.tensor for var in writes), phase=self._phase, **flops,
-            )
-        )  # fmt: skip
-
-    def _step(self, out: Var, inputs: tuple[Var, ...], pull: Callable[[Var], tuple[Var | None, ...]]) -> None:
-        """Remembers that ``pull`` turns the gradient of ``out`` into those of ``inputs`` (None where none is needed)."""
-        if self._phase == "forward" and out.requires_grad:
-            self._steps.append((self._stage, out, inputs, pull))
-
-    # Views: no kernel, no memory
+class Tape(Recorder):
+    """The kernels: each method is one launch in PyTorch's eager mode, its gradient those of the derivative formula."""
 
     def view(self, x: Var, *shape: Number, copied_back: bool = False) -> Var:
         """The same memory under another shape: reshape, transpose, expand, slice.
@@ -138,8 +30,6 @@ class Tape:
         """The last two dimensions swapped."""
         return self.view(x, *x.shape[:-2], x.shape[-1], x.shape[-2])
 
-    # Kernels
-
     def copy(self, x: Var, *shape: Number, name: str = "copy", copied_back: bool = False) -> Var:
         """The same numbers in new, contiguous memory, under ``shape``."""
         out = self._new(name, shape, requires_grad=x.requires_grad)
@@ -147,7 +37,7 @@ class Tape:
         self._step(out, (x,), lambda g: (self.copy(g, *x.shape) if copied_back else Var(g.tensor, x.shape),))
         return out
 
-    def matmul(self, a: Var, b: Var, name: str, bias: Var | None = None) -> Var:
+    def matmul(self, a: Var, b: Var, name: str) -> Var:
         """(…, r, i) @ (…, i, c) -> (…, r, c), batch dimensions broadcast; the gradients are the chain rule's two products.
 
         A right operand without batch dimensions makes it one tall product, as torch folds it. A left one is expanded over
@@ -155,25 +45,20 @@ class Tape:
         """
         rows, inner, cols = a.shape[-2], a.shape[-1], b.shape[-1]
         lead = broadcast(a.shape[:-2], b.shape[:-2])
-        needs_grad = a.requires_grad or b.requires_grad or (bias is not None and bias.requires_grad)
-        out = self._new(name, (*lead, rows, cols), requires_grad=needs_grad)
-        reads = (a, b) if bias is None else (a, b, bias)
-        self._matmul_op(name, lead, (rows, inner, cols), reads, out, tall=len(b.shape) == 2)
-        inputs = (a, b) if bias is None else (a, b, bias)
+        out = self._new(name, (*lead, rows, cols), requires_grad=a.requires_grad or b.requires_grad)
+        tall = len(b.shape) == 2
+        self._matmul_op(name, lead, (rows, inner, cols), (a, b), out, tall=tall)
 
-        def pull(g: Var) -> tuple[Var | None, ...]:
+        def pull(g: Var) -> tuple[Var | None, Var | None]:
             return (
-                self._matmul_grad(a, name, lead, (rows, cols, inner), (g, b), tall=len(b.shape) == 2),
-                self._matmul_grad(b, name, lead, (inner, rows, cols), (a, g), summed=len(b.shape) == 2),
-                *(() if bias is None else (self._reduce_to(g, bias) if bias.requires_grad else None,)),
+                self._matmul_grad(a, name, lead, (rows, cols, inner), (g, b), tall=tall),
+                self._matmul_grad(b, name, lead, (inner, rows, cols), (a, g), summed=tall),
             )
 
-        self._step(out, inputs, pull)
+        self._step(out, (a, b), pull)
         return out
 
-    def _matmul_op(
-        self, name: str, lead: Shape, dims: Shape, reads: tuple[Var, ...], out: Var, *, tall: bool
-    ) -> None:
+    def _matmul_op(self, name: str, lead: Shape, dims: Shape, reads: tuple[Var, ...], out: Var, *, tall: bool) -> None:
         rows, inner, cols = dims
         flops = 2 * self.size(*lead, rows, inner, cols)
         whole = (1, self.size(*lead, rows), inner, cols) if tall else (self.size(*lead), rows, inner, cols)
@@ -194,7 +79,7 @@ class Tape:
             return out
         out = self._new(f"grad_{of.tensor.name}", (*lead, rows, cols))
         self._matmul_op(name, lead, dims, reads, out, tall=tall)
-        return self._reduce_to(out, of)
+        return out
 
     def softmax(self, x: Var, name: str = "softmax") -> Var:
         """Softmax over the last dimension."""
@@ -241,6 +126,12 @@ class Tape:
         self._step(out, (q, k, v), pull)
         return out
 
+    def fused(self, name: str, dims: Shape, inputs: tuple[Var, ...], *outs: tuple[str, Shape, str], **flops: Number) -> list[Var]:
+        """A kernel of our own that is shaped like fused attention: outputs as (name, shape, dtype). It has no way back."""
+        results = [self._new(out, shape, dtype=dtype) for out, shape, dtype in outs]
+        self._emit("attention", name, dims, inputs, tuple(results), **flops)
+        return results
+
     def pointwise(
         self, name: str, *inputs: Var, vector: int = 0, special: int = 0, in_place: bool = False, dtype: str = ""
     ) -> Var:
@@ -262,7 +153,7 @@ class Tape:
     def add(self, a: Var, b: Var, name: str = "add", *, in_place: bool = False) -> Var:
         """a + b: the gradient passes on, summed where an operand was broadcast."""
         out = self.pointwise(name, a, b, vector=1, in_place=in_place)
-        self._step(out, (a, b), lambda g: tuple(self._reduce_to(g, x) if x.requires_grad else None for x in (a, b)))
+        self._step(out, (a, b), lambda g: (g, g))
         return out
 
     def subtract(self, a: Var, b: Var, name: str = "subtract", *, scaled: bool = False, in_place: bool = False) -> Var:
@@ -270,13 +161,10 @@ class Tape:
         out = self.pointwise(name, a, b, vector=2 if scaled else 1, in_place=in_place)
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
-            first = self._reduce_to(g, a) if a.requires_grad else None
             if not b.requires_grad:
-                return first, None
-            second = self.pointwise("negate", g, vector=1)
-            if scaled:
-                second = self.pointwise(f"{name}_backward", second, vector=1)
-            return first, self._reduce_to(second, b)
+                return g, None
+            negated = self.pointwise("negate", g, vector=1)
+            return g, self.pointwise(f"{name}_backward", negated, vector=1) if scaled else negated
 
         self._step(out, (a, b), pull)
         return out
@@ -286,9 +174,8 @@ class Tape:
         out = self.pointwise(name, a, b, vector=1)
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
-            first = self._reduce_to(self.pointwise(f"{name}_backward", g, b, vector=1), a) if a.requires_grad else None
-            second = self._reduce_to(self.pointwise(f"{name}_backward", g, a, vector=1), b) if b.requires_grad else None
-            return first, second
+            first = self.pointwise(f"{name}_backward", g, b, vector=1) if a.requires_grad else None
+            return first, self.pointwise(f"{name}_backward", g, a, vector=1) if b.requires_grad else None
 
         self._step(out, (a, b), pull)
         return out
@@ -298,12 +185,13 @@ class Tape:
         out = self.pointwise(name, a, b, special=1)
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
-            first = self._reduce_to(self.pointwise(f"{name}_backward", g, b, special=1), a) if a.requires_grad else None
-            if not b.requires_grad:
-                return first, None
-            negated = self.pointwise("negate", g, vector=1)
-            ratio = self.pointwise(f"{name}_backward", self.pointwise(f"{name}_backward", a, b, special=1), b, special=1)
-            return first, self._reduce_to(self.pointwise(f"{name}_backward", negated, ratio, vector=1), b)
+            second = None
+            if b.requires_grad:
+                start = len(self.ops)
+                ratio = self.pointwise(f"{name}_backward", self.pointwise(f"{name}_backward", a, b, special=1), b, special=1)
+                second = self.pointwise(f"{name}_backward", self.pointwise("negate", g, vector=1), ratio, vector=1)
+                self._hold(self.ops[start:])  # one C++ expression, whose temporaries die at its end
+            return self.pointwise(f"{name}_backward", g, b, special=1) if a.requires_grad else None, second
 
         self._step(out, (a, b), pull)
         return out
@@ -363,18 +251,29 @@ class Tape:
         self._step(out, (x,), pull)
         return out
 
-    def _reduced(self, x: Var, axes: tuple[int, ...], name: str, *, keepdim: bool) -> Var:
-        """The kernel of a reduction over ``axes``."""
-        kept = tuple(size for i, size in enumerate(x.shape) if i not in axes)
-        gone = tuple(size for i, size in enumerate(x.shape) if i in axes)
-        shape = tuple(1 if i in axes else size for i, size in enumerate(x.shape)) if keepdim else kept
-        out = self._new(name, shape, requires_grad=x.requires_grad)
-        self._emit("reduction", name, (1, self.size(*kept), 1, self.size(*gone)), (x,), (out,), vector_flops=self.size(*x.shape))
-        return out
-
     def detach(self, x: Var) -> Var:
         """The same memory, through which no gradient flows."""
         return Var(x.tensor, x.shape)
+
+    def gelu(self, x: Var, name: str = "gelu") -> Var:
+        """x Φ(x), by the error function; its derivative takes an exponential too."""
+        return self.unary(name, x, vector=4, special=1, saves="input", backward_vector=8, backward_special=2)
+
+    def embedding(self, tokens: Var, weight: Var, name: str = "embedding") -> Var:
+        """Rows of ``weight`` (V, D) by tokens (b, N) -> (b, N, D); the gradient is a whole table, zeros included."""
+        out = self._new(name, (*tokens.shape, weight.shape[-1]), requires_grad=weight.requires_grad)
+        picked = Var(replace(weight.tensor, name=f"{weight.tensor.name}_rows", numel=out.tensor.numel), out.shape)
+        self._emit("copy", name, self._flat(out.shape), (tokens, picked), (out,))
+
+        def pull(g: Var) -> tuple[Var]:
+            grad = self._grad(weight)
+            self._emit(
+                "elementwise", f"{name}_backward", self._flat(weight.shape), (g, tokens), (grad,), vector_flops=g.tensor.numel
+            )
+            return (grad,)
+
+        self._step(out, (weight,), pull)
+        return out
 
     def layer_norm(self, x: Var, weight: Var, bias: Var, name: str = "layer_norm") -> Var:
         """Normalisation over the last dimension with gain and offset; saves a mean and a reciprocal deviation a row."""
@@ -392,48 +291,3 @@ class Tape:
 
         self._step(out, (x, weight, bias), pull)
         return out
-
-    # The way back
-
-    def backward(self, out: Var) -> None:
-        """Appends the backward ops, starting from a given gradient of ``out`` that lies ready in memory."""
-        grads: dict[int, Var] = {id(out): self._new("grad_output", out.shape, role="input")}
-        owned: set[str] = set()  # memory that nothing else refers to, so that sums go in place
-        self._phase = "backward"
-        for stage, produced, inputs, pull in reversed(self._steps):
-            gradient = grads.pop(id(produced), None)
-            if gradient is None:
-                continue
-            with self.stage(stage):
-                for x, pulled in zip(inputs, pull(gradient), strict=True):
-                    if pulled is None or not x.requires_grad:
-                        continue
-                    seen = grads.get(id(x))
-                    grads[id(x)] = pulled if seen is None else self._accumulate(seen, pulled, owned)
-        self._phase = "forward"
-
-    def _accumulate(self, a: Var, b: Var, owned: set[str]) -> Var:
-        """The sum of two gradients of one tensor, in place where the first's memory is already a sum of our own."""
-        if a.tensor.name in owned:
-            self._emit("elementwise", "accumulate", self._flat(a.shape), (a, b), (a,), vector_flops=a.tensor.numel)
-            return a
-        out = self.pointwise("accumulate", a, b, vector=1)
-        owned.add(out.tensor.name)
-        return out
-
-    def _grad(self, of: Var, *, of_view: bool = False) -> Var:
-        """New memory for the gradient of ``of``; one that is kept (role "gradient") where ``of`` is a leaf."""
-        leaf = of.tensor.role in ("parameter", "input") and not of_view
-        return self._new(f"grad_{of.tensor.name}", of.shape, role="gradient" if leaf else "activation")
-
-    def _reduce_to(self, g: Var, x: Var) -> Var:
-        """The gradient summed over the dimensions along which ``x`` was broadcast."""
-        lead = len(g.shape) - len(x.shape)
-        dims = tuple(i for i, size in enumerate(g.shape) if i < lead or (is_one(x.shape[i - lead]) and not is_one(size)))
-        if not dims:
-            return g
-        return Var(self._reduced(g, dims, f"{g.tensor.name}_sum", keepdim=True).tensor, x.shape)
-
-    def _flat(self, shape: Shape) -> Shape:
-        """(batch, rows, inner, cols) of a kernel over every element of ``shape``."""
-        return (1, self.size(*shape[:-1]), 1, shape[-1]) if shape else (1, 1, 1, 1)

@@ -65,11 +65,7 @@ def _merge(group: list[Op], index: int, readers: dict[str, set[int]]) -> Op:
     for op in group:
         reads |= {tensor.name: tensor for tensor in op.reads if tensor.name not in made}
         made |= {tensor.name for tensor in op.writes}
-        writes |= {
-            tensor.name: tensor
-            for tensor in op.writes
-            if readers.get(tensor.name) != {index}
-        }
+        writes |= {tensor.name: tensor for tensor in op.writes if readers.get(tensor.name) != {index}}
     kinds = [op.kind for op in group]
     widest = max(FUSIBLE_KINDS.index(kind) for kind in kinds)
     shaped = group[kinds.index(FUSIBLE_KINDS[widest])]

@@ -6,35 +6,45 @@ from flurka_bench.errors import RequestError
 from flurka_bench.mechanisms.builder import Tape
 from flurka_bench.mechanisms.fusion import fuse
 from flurka_bench.mechanisms.layer import Layer
+from flurka_bench.mechanisms.model import encoder
 from flurka_bench.mechanisms.names import as_floats, canonical, get
 from flurka_bench.ops import Op
 from flurka_bench.workload import Case
 
 
-def lower(case: Case) -> list[Op]:
+def lower(case: Case, device: str = "cuda") -> list[Op]:
     """The kernels that ``case`` launches, in order.
 
     ``case`` is brought into canonical form first (RequestError if impossible). Its sizes may be ints, SymPy symbols, or
     arrays of one shape: then the list is that of all cases at once (in float64, which is exact to 2^53). Arrays
     of batches hold either ones alone or none: a batch of one launches fewer copies, which is another list.
-    Pass "train" is forward and backward from a given gradient of the result.
+    Pass "train" is forward and backward from a given gradient of the result, and at level model AdamW's step in a phase of
+    its own ("optimizer"), so that a reader can leave it out. ``device`` is "cuda" or "cpu", for the little
+    in which their kernels differ: fused attention's gradients come tokens first on a CPU.
     """
-    tape = record(case)
+    tape = record(case, device)
     return fuse(tape.ops) if case.backend == "compiled" else tape.ops
 
 
-def record(case: Case) -> Tape:
+def record(case: Case, device: str = "cuda") -> Tape:
     """The tape of ``case`` with its eager ops, forward and in training backward."""
     case = _one_batch(as_floats(canonical(case)))
+    mechanism = get(case.mechanism)
     tape = Tape(case.dtype, train=case.pass_ == "train")
-    layer = Layer(tape, case, get(case.mechanism))
     if case.level == "core":
         shape = (case.batch, case.num_heads, case.seq_len, case.head_dim)
-        out = layer.core(*(tape.leaf(name, *shape, role="input") for name in "qkv"))
-    else:
+        q, k, v = (tape.leaf(name, *shape, role="input") for name in "qkv")
+        out = Layer(tape, case, mechanism).core(q, k, v, tokens_first=device == "cpu")
+    elif case.level == "layer":
+        layer = Layer(tape, case, mechanism)
         out = layer.layer(tape.leaf("x", case.batch, case.seq_len, case.model_dim, role="input"))
+    else:
+        out = encoder(tape, case, mechanism)
     if tape.train:
         tape.backward(out)
+        if case.level == "model":
+            tape.adamw()
+        tape.held_until[out.tensor.name] = len(tape.ops) - 1  # the caller keeps the result
     return tape
 
 

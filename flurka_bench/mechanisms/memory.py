@@ -9,12 +9,13 @@ from flurka_bench.mechanisms.lowering import record
 from flurka_bench.ops import Op, Tensor
 from flurka_bench.workload import Case, Number
 
-def peak_memory_bytes(case: Case) -> Number:
+
+def peak_memory_bytes(case: Case, device: str = "cuda") -> Number:
     """The most bytes of tensors alive at once while ``case`` runs, its parameters and inputs included.
 
-    Kernels' private workspaces and the allocator's rounding are not in it. Arrays in, arrays out.
+    Kernels' private workspaces and the allocator's rounding are not in it. Arrays in, arrays out; ``device`` as in ``lower``.
     """
-    tape = record(case)
+    tape = record(case, device)
     if case.backend == "compiled":  # compiled code frees at the last use, local variables or not
         return peak_live_bytes(fuse(tape.ops), tape.leaves)
     return peak_live_bytes(tape.ops, tape.leaves, tape.held_until)

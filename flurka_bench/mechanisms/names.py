@@ -56,7 +56,9 @@ def _cell(compressed: bool, similarity: str) -> Mechanism:
     if kernel:
         name = f"{'flurka' if compressed else 'kernel'}-{similarity}"
     else:
-        name = f"low-rank{softmax_suffix[similarity]}" if compressed else {"softmax": "full-math", "sdpa": "full-sdpa"}[similarity]
+        name = (
+            f"low-rank{softmax_suffix[similarity]}" if compressed else {"softmax": "full-math", "sdpa": "full-sdpa"}[similarity]
+        )
     orders = ["project_first"]
     if compressed:
         orders.append("compress_first")
@@ -129,6 +131,9 @@ def canonical(case: Case) -> Case:
     else:
         changes["order"] = _order(case, mechanism)
 
+    if case.backend == "fused":
+        _check_fused(case.replace(order=changes["order"]), mechanism)
+
     if case.level == "model":
         _check_count("num_layers", case.num_layers)
         _check_count("ffn_dim", case.ffn_dim, least=0)
@@ -162,9 +167,10 @@ def _check_count(name: str, value: Number, least: int = 1) -> None:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "iuf" or not np.all(value == np.floor(value)) or not np.all(value >= least):
             raise RequestError(f"{name} must hold integers of at least {least} ({flag})")
-    elif isinstance(value, numbers.Number) or isinstance(value, str) or value is None:
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-            raise RequestError(f"{name} must be an integer of at least {least}, got {value!r} ({flag})")
+    elif isinstance(value, (numbers.Number, str, type(None))) and (
+        isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least
+    ):
+        raise RequestError(f"{name} must be an integer of at least {least}, got {value!r} ({flag})")
 
 
 def _check_rank(case: Case) -> None:
@@ -176,6 +182,22 @@ def _check_rank(case: Case) -> None:
         if isinstance(case.rank, np.ndarray) or isinstance(case.seq_len, np.ndarray):
             raise RequestError("rank must be at most seq_len in every case (--rank, --seq-len)")
         raise RequestError(f"rank must be at most seq_len, got rank {case.rank} > seq_len {case.seq_len} (--rank, --seq-len)")
+
+
+def _check_fused(case: Case, mechanism: Mechanism) -> None:
+    for wrong, why in (
+        (
+            not mechanism.is_kernel,
+            "has no fused kernels: they are for feature maps only (kernel-*, flurka-*)",
+        ),
+        (case.pass_ == "train", "cannot train with fused kernels, which have no backward pass"),
+        (
+            case.order == "absorbed",
+            "forms no queries in the order absorbed, and fused kernels read them (--order compress_first)",
+        ),
+    ):
+        if wrong:
+            raise RequestError(f"{mechanism.name} {why} (--backend eager)")
 
 
 def _order(case: Case, mechanism: Mechanism) -> str:

@@ -1,0 +1,118 @@
+"""``export``: the records of one or several runs as a table for other programs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flurka_bench.cli.common import one_of
+from flurka_bench.errors import RequestError
+from flurka_bench.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMATS = ("csv", "parquet", "json", "markdown")
+
+
+def export(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that 'run' wrote.")],
+    format_: Annotated[str, typer.Option("--format", help="csv, parquet, json or markdown.")] = "csv",
+    out: Annotated[Path | None, typer.Option(help="The file to write; else standard output.")] = None,
+) -> None:
+    """Write all records as one table; each row keeps the run and device it is from.
+
+    CSV, Parquet and JSON hold every field; Markdown the ones a reader wants.
+
+    Example: flurka-bench export results/quick-cpu --format csv --out quick.csv
+    """
+    from flurka_bench.results import read_run, to_frame
+
+    format_ = one_of(FORMATS, "--format")(format_)
+    if format_ == "parquet" and out is None:
+        raise RequestError("parquet is binary: give the file to write with --out FILE.parquet")
+    content = render(to_frame([read_run(run) for run in runs]), format_)
+    if out is None:
+        sys.stdout.write(content.decode())
+        return
+    try:
+        out.write_bytes(content)
+    except OSError as error:
+        raise RequestError(f"cannot write --out {str(out)!r}: {error.strerror}") from None
+    print(out)
+
+
+def render(frame: "pd.DataFrame", format_: str) -> bytes:
+    """A frame of records in one of ``FORMATS``. Lists and tables are nested in JSON and Parquet, JSON text in CSV."""
+    match format_:
+        case "csv":
+            return _as_text(frame).to_csv(index=False, lineterminator="\n").encode()
+        case "json":
+            return _json(frame).encode()
+        case "markdown":
+            return _markdown(frame).encode()
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise RequestError("parquet needs pyarrow: pip install 'flurka-bench[parquet]', or use --format csv") from None
+    # Tables (stages, stamps) have other keys in other rows: as JSON text their column has one type.
+    tables = [name for name in frame if frame[name].map(lambda value: isinstance(value, dict)).any()]
+    return _as_text(frame, tables).to_parquet(None, index=False)
+
+
+def _dumps(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _json(frame: "pd.DataFrame") -> str:
+    """One list of records, null for what a record lacks; whole numbers stay whole."""
+    return _dumps([{key: _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value != value:
+        return None
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def _as_text(frame: "pd.DataFrame", columns: list[str] | None = None) -> "pd.DataFrame":
+    frame = frame.copy()
+    for name in columns if columns is not None else frame.columns:
+        frame[name] = frame[name].map(lambda value: _dumps(value) if isinstance(value, (list, dict)) else value)
+    if columns is None:
+        whole = [name for name in frame.select_dtypes("float") if _is_whole(frame[name])]
+        frame = frame.astype(dict.fromkeys(whole, "Int64"))
+    return frame
+
+
+def _is_whole(column: Any) -> bool:
+    known = column.dropna()
+    return len(known) > 0 and bool((known == known.round()).all() and (known.abs() < 2**53).all())
+
+
+def _markdown(frame: "pd.DataFrame") -> str:
+    """A readable table: case, device, status, time with its interval, prediction, memory."""
+    from flurka_bench.measure.statistics import median_interval
+
+    lines = [
+        "| case | device | status | median | interval | predicted | peak memory |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in frame.to_dict("records"):
+        ok = row["status"] == "ok"
+        _, low, high = median_interval(row["samples_s"]) if ok else (0.0, 0.0, 0.0)
+        interval = f"{format_seconds(low)} to {format_seconds(high)}" if ok and low > 0 else ""
+        cells = [
+            f"`{row['case_id']}`",
+            row["device"],
+            row["status"],
+            format_seconds(row["median_s"]) if ok else (row["error"] or ""),
+            interval,
+            format_seconds(row["predicted_s"]),
+            format_bytes(row["peak_memory_bytes"]),
+        ]
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"

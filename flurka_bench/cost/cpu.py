@@ -1,0 +1,394 @@
+"""Seconds of a CPU's ops: cycles an element or multiply-add over the threads, cache or memory, and page faults.
+
+A CPU differs from a GPU in three things that decide between mechanisms. Results too large for the allocator's arenas are
+mapped anew at each call, and the kernel clears every page at first touch, which costs more than the arithmetic. Matmuls are
+panels packed for a register tile, so each short side costs its share. Exponentials are polynomials on the same lanes.
+
+    t = dispatch + (compute^p + memory^p)^(1/p) + faults
+
+Compute is cycles of one thread at the profile's clock, over the threads that the op is large enough for. Constants: the
+defaults below are a starting point (one machine, uncalibrated only); calibration measures all of them. docs/cost-model.md.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from flurka_bench.cost.fitting import Residual, Rows, fit_log
+from flurka_bench.cost.terms import Terms, norm, resident_share
+from flurka_bench.errors import RequestError, unknown
+from flurka_bench.hardware.profile import Profile
+from flurka_bench.ops import Op, Tensor
+
+# glibc's malloc: what no free chunk holds is mapped afresh from this size on, and given back when freed
+# (DEFAULT_MMAP_THRESHOLD_MAX, where the dynamic threshold ends up); a free top of the heap beyond twice of it is given back.
+MAPPED_BYTES = 32 * 2**20
+TRIMMED_BYTES = 2 * MAPPED_BYTES
+GRAIN = 32768  # elements that a thread takes at least (at::internal::GRAIN_SIZE)
+QUERY_BLOCK, KEY_BLOCK = 256, 512  # of the fused kernel at long inputs (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp)
+L2_LOW, L2_HIGH = 0.4, 1.2  # footprints, in units of the last cache, that stay in it and that do not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuConstants:
+    """What the system does not report. Cycles are one thread's, per element unless said otherwise."""
+
+    dispatch_s: float = 2e-6
+    parallel_s: float = 3e-6  # to wake the threads and wait for the last
+    cache_bytes_per_cycle: float = 16.0  # of one thread, beyond its own caches
+    dram_efficiency: float = 1.0  # of the profile's bandwidth
+    fault_s_per_byte: float = 4e-10  # first touch of mapped memory: the kernel clears a page
+    vector_cycles: float = 0.3
+    row_cycles: float = 8.0  # a short inner loop, where operands broadcast or a row is reduced
+    division_cycles: float = 0.6
+    exp_cycles: float = 2.2
+    elu_cycles: float = 5.0
+    gelu_cycles: float = 5.0
+    tanh_cycles: float = 5.0
+    reduction_cycles: float = 0.5
+    copy_cycles: float = 1.0
+    softmax_cycles: float = 3.0
+    softmax_row_cycles: float = 50.0
+    softmax_backward_cycles: float = 1.0
+    matmul_efficiency: float = 0.95  # of the peak, all sides long
+    matmul_rows: float = 8.0  # a side this long takes twice its share
+    matmul_cols: float = 8.0
+    matmul_inner: float = 12.0
+    product_cycles: float = 500.0  # of each product of a batch
+    attention_efficiency: float = 0.8
+    attention_inner: float = 16.0  # a head dim this long takes twice its share
+    score_cycles: float = 2.5  # exponential, maximum, sum
+    query_cycles: float = 100.0  # a query row and block of keys: rescaling
+    attention_backward_efficiency: float = 0.8  # of the forward's rate
+
+
+class CpuResidual(Residual):
+    """A machine's own rows are many, and timed more exactly than published ones."""
+
+    AMPLITUDE = 0.15
+    NOISE = 0.06
+
+
+PRIOR_SD = 1.0  # log units: the defaults are one machine's
+MATMUL_SIZES = ("batch", "rows", "inner", "cols")  # whose logs the residual takes
+NOISE = 0.05
+
+
+def cpu_constants(profile: Profile, dtype: str) -> CpuConstants:
+    """The constants for a dtype: the defaults, over them what was measured, in float32 where not in ``dtype``."""
+    values: dict[str, float] = {}
+    for prefix in ("cpu.float32.", f"cpu.{dtype}."):
+        names = (field.name for field in fields(CpuConstants))
+        values |= {name: profile.measured[prefix + name] for name in names if prefix + name in profile.measured}
+    return CpuConstants(**values)
+
+
+def residual_of(profile: Profile, dtype: str) -> Residual | None:
+    """What the constants leave unexplained of this machine's matmuls."""
+    found = profile.measured.get(f"cpu.{dtype}.residual")
+    return CpuResidual.from_rows(found) if found else None
+
+
+def cpu_terms(
+    op: Op, profile: Profile, l2_share: Any, launch: str, length: int, *,
+    constants: CpuConstants | None = None, residual: Residual | None = None, faulting: Any = None, real: type = np.float32,
+) -> Terms:  # fmt: skip
+    """Seconds of one op whose sizes are numbers or arrays of ``length``.
+
+    Args:
+        op: as ``mechanisms.lower`` gives it.
+        profile: a CPU.
+        l2_share: share of its bytes found in the last cache.
+        launch: ``none`` leaves out the dispatch; a CPU has no graphs.
+        length: of the arrays.
+        constants, residual: instead of what the profile holds.
+        faulting: bytes of its results in fresh pages; None: those of results from ``MAPPED_BYTES`` on.
+        real: precision of the arithmetic.
+    """
+    c = constants or cpu_constants(profile, op.dtype)
+    hz = profile.boost_clock_hz
+
+    def column(value: Any) -> np.ndarray:
+        array = np.asarray(value, dtype=real)
+        return array if array.ndim else np.full(length, array)
+
+    moved = column(op.bytes_read + op.bytes_written)
+    cycles, threads = _WORK[op.kind](op, c, profile, column)
+    compute = cycles / (threads * real(hz))
+    bandwidth = profile.memory_bandwidth_bytes_per_s * c.dram_efficiency
+    cache = np.maximum(threads * real(c.cache_bytes_per_cycle * hz), real(bandwidth))
+    memory = moved * (l2_share / cache + (1 - l2_share) * real(1 / bandwidth))
+    working = norm((compute, memory), 4)
+    if op.kind == "matmul" and residual is not None:
+        working = working * residual(np.log(np.stack([column(getattr(op, name)) for name in MATMUL_SIZES], axis=1)))
+    faults = column(_fresh_bytes(op) if faulting is None else faulting) * real(c.fault_s_per_byte)
+    waking = np.where(threads > 1, real(c.parallel_s), real(0))
+    return Terms(
+        kernel=working + faults + waking, launch=0.0 if launch == "none" else c.dispatch_s, overlap=0.0,
+        compute=compute, special=np.zeros_like(compute), memory=memory + faults, latency=waking,
+    )  # fmt: skip
+
+
+def cpu_list_terms(
+    ops: Sequence[Op], profile: Profile, l2_shares: Iterable[Any], launch: str, length: int, held_until: Mapping[str, int]
+) -> list[Terms]:
+    """Terms of a list that runs again and again; see ``cpu_terms`` and ``fresh_pages``."""
+    known = {dtype: (cpu_constants(profile, dtype), residual_of(profile, dtype)) for dtype in {op.dtype for op in ops}}
+    found = []
+    for op, share, fresh in zip(ops, l2_shares, fresh_pages(ops, held_until)):
+        constants, residual = known[op.dtype]
+        found.append(cpu_terms(op, profile, share, launch, length, constants=constants, residual=residual, faulting=fresh))
+    return found
+
+
+def _fresh_bytes(op: Op) -> Any:
+    """Bytes of one op's large results, where it runs alone: they are mapped anew at every call."""
+    used = {tensor.name for tensor in op.reads}
+    fresh = [tensor.bytes for tensor in op.writes if tensor.name not in used]
+    return sum((np.where(np.asarray(size) >= MAPPED_BYTES, size, 0) for size in fresh), start=0)
+
+
+def fresh_pages(ops: Sequence[Op], held_until: Mapping[str, int]) -> list[Any]:
+    """Bytes of each op's results that lie in pages never touched, when the list runs again and again.
+
+    A walk over births and deaths with glibc's rules: what fits into the free part of the heap is had for nothing, what does
+    not grows it or, if large, is mapped. Chunks are taken to be contiguous, so fragmentation is left out.
+    """
+    last_use = dict(held_until)
+    results: set[str] = set()
+    born: dict[str, int] = {}
+    read: set[str] = set()
+    for i, op in enumerate(ops):
+        for tensor in op.writes:
+            if tensor.name not in read:
+                born.setdefault(tensor.name, i)
+        for tensor in (*op.reads, *op.writes):
+            last_use[tensor.name] = max(i, last_use.get(tensor.name, i))
+            read.add(tensor.name)
+        results -= {tensor.name for tensor in op.reads}
+        results |= {tensor.name for tensor in op.writes}
+    sizes = {tensor.name: np.asarray(tensor.bytes, dtype=np.float64) for op in ops for tensor in op.writes if tensor.name in born}
+    dying: list[list[str]] = [[] for _ in ops]
+    for name in born:
+        dying[len(ops) - 1 if name in results else last_use[name]].append(name)
+    heap = used = np.float64(0)
+    fresh: list[Any] = []
+    for _ in range(2):  # the second round starts from the heap that the first left
+        fresh, on_heap = [], {}
+        for i, op in enumerate(ops):
+            faults: Any = 0.0
+            for name in dict.fromkeys(tensor.name for tensor in op.writes if born.get(tensor.name) == i):
+                size = sizes[name]
+                lacking = np.maximum(size - (heap - used), 0)
+                mapped = (lacking > 0) & (size >= MAPPED_BYTES)
+                faults = faults + np.where(mapped, size, lacking)
+                on_heap[name] = np.where(mapped, 0, size)
+                heap, used = heap + np.where(mapped, 0, lacking), used + on_heap[name]
+            fresh.append(faults)
+            for name in dying[i]:
+                used = used - on_heap[name]
+                heap = np.where(heap - used > TRIMMED_BYTES, used, heap)
+    return fresh
+
+
+def _threads(profile: Profile, elements: np.ndarray) -> np.ndarray:
+    return np.clip(np.ceil(elements / elements.dtype.type(GRAIN)), 1, profile.num_sms)
+
+
+def _matmul(op: Op, c: CpuConstants, profile: Profile, column: Any) -> tuple[np.ndarray, np.ndarray]:
+    batch, rows, inner, cols = (column(size) for size in (op.batch, op.rows, op.inner, op.cols))
+    real = batch.dtype.type
+    flops_per_cycle = profile.peak_flops[profile.matmul_unit(op.dtype)] / (profile.num_sms * profile.boost_clock_hz)
+    shares = (1 + real(c.matmul_rows) / rows) * (1 + real(c.matmul_cols) / cols) * (1 + real(c.matmul_inner) / inner)
+    flops = 2 * batch * rows * inner * cols
+    cycles = flops * real(1 / (flops_per_cycle * c.matmul_efficiency)) * shares + batch * real(c.product_cycles)
+    return cycles, np.clip(flops / real(2 * GRAIN * 8), 1, profile.num_sms)
+
+
+def _attention(op: Op, c: CpuConstants, profile: Profile, column: Any) -> tuple[np.ndarray, np.ndarray]:
+    heads, queries, head_dim, keys = (column(size) for size in (op.batch, op.rows, op.inner, op.cols))
+    real = heads.dtype.type
+    flops_per_cycle = profile.peak_flops[profile.matmul_unit(op.dtype)] / (profile.num_sms * profile.boost_clock_hz)
+    products, efficiency = (2, c.attention_efficiency)
+    if op.phase != "forward":
+        products, efficiency = 5, c.attention_efficiency * c.attention_backward_efficiency
+    a_score = head_dim * real(2 * products / (flops_per_cycle * efficiency)) * (1 + real(c.attention_inner) / head_dim)
+    blocks = np.ceil(keys / real(KEY_BLOCK))
+    cycles = heads * queries * (keys * (a_score + real(c.score_cycles)) + blocks * real(c.query_cycles))
+    tiles = heads * np.ceil(queries / real(QUERY_BLOCK))  # whole tiles of queries go to the threads
+    return cycles, tiles / np.ceil(tiles / real(profile.num_sms))
+
+
+def _softmax(op: Op, c: CpuConstants, profile: Profile, column: Any) -> tuple[np.ndarray, np.ndarray]:
+    rows = column(op.batch * op.rows)
+    elements = rows * column(op.cols)
+    each = c.softmax_cycles if op.phase == "forward" else c.softmax_backward_cycles
+    return elements * rows.dtype.type(each) + rows * rows.dtype.type(c.softmax_row_cycles), _threads(profile, elements)
+
+
+def _streaming(op: Op, c: CpuConstants, profile: Profile, column: Any) -> tuple[np.ndarray, np.ndarray]:
+    rows = column(op.batch * op.rows)
+    elements = rows * column(op.cols)
+    real = rows.dtype.type
+    cycles = elements * real(getattr(c, _cycles_of(op)))
+    if op.kind == "reduction" or _broadcasts(op):
+        cycles = cycles + rows * real(c.row_cycles)
+    return cycles, _threads(profile, elements)
+
+
+def _cycles_of(op: Op) -> str:
+    """The constant of a streaming op: by what an element takes."""
+    if op.kind in ("reduction", "copy"):
+        return f"{op.kind}_cycles"
+    if isinstance(op.special_flops, int) and not op.special_flops:
+        return "vector_cycles"
+    names = ("gelu", "elu", "tanh", "exp")  # gelu before elu, which is part of it
+    return next((f"{name}_cycles" for name in names if name in op.name), "division_cycles")
+
+
+def _broadcasts(op: Op) -> bool:
+    """Whether an operand is smaller than the result: then the loop runs row by row."""
+    return any(np.any(np.asarray(tensor.numel) < np.asarray(op.writes[0].numel)) for tensor in op.reads)
+
+
+_WORK = {
+    "matmul": _matmul, "attention": _attention, "softmax": _softmax,
+    "elementwise": _streaming, "reduction": _streaming, "copy": _streaming,
+}  # fmt: skip
+
+
+# Measured rows, by the op's name in the files: kind, name that says what an element takes, phase, operands and result as
+# (elements of B x H, or of one side), and whether the result is written in place.
+_ROWS: dict[str, tuple[str, str, str, tuple[str, ...], str, bool]] = {
+    **{name: ("elementwise", name, "vector", ("BH", "BH"), "BH", False) for name in ("add", "mul")},
+    "div": ("elementwise", "divide", "special", ("BH", "BH"), "BH", False),
+    **{name: ("elementwise", name, "vector", ("BH",), "BH", False) for name in ("addu", "mulu", "relu")},
+    **{name: ("elementwise", name, "special", ("BH",), "BH", False) for name in ("exp", "tanh", "gelu", "elu")},
+    "addu_": ("elementwise", "addu", "vector", ("BH",), "BH", True),
+    "exp_": ("elementwise", "exp", "special", ("BH",), "BH", True),
+    "mul_row": ("elementwise", "mul", "vector", ("BH", "H"), "BH", False),
+    "sub_column_": ("elementwise", "sub", "vector", ("BH", "B"), "BH", True),
+    "div_column": ("elementwise", "divide", "special", ("BH", "B"), "BH", False),
+    **{name: ("reduction", name, "vector", ("BH",), "B", False) for name in ("sum", "amax")},
+    "transpose": ("copy", "copy", "", ("BH",), "BH", False),
+    "softmax": ("softmax", "softmax", "forward", ("BH",), "BH", False),
+    "softmax_backward": ("softmax", "softmax", "backward", ("BH", "BH"), "BH", False),
+}  # fmt: skip
+ROW_OPS = (*_ROWS, "linear", "bmm", "attention", "attention_backward")
+
+
+def op_of(rows: Rows) -> Op:
+    """Measured rows as one op whose sizes are arrays.
+
+    Raises:
+        RequestError: an op that the model does not know, or a size that its rows lack.
+    """
+    try:
+        if rows.op in _ROWS:
+            return _streaming_op(rows)
+        if rows.op in ("linear", "bmm"):
+            batch, m, inner, cols = (rows.columns[name] for name in "BMNK")
+            batch, m = (1, batch * m) if rows.op == "linear" else (batch, m)
+            tensors = [batch * m * inner, (1 if rows.op == "linear" else batch) * inner * cols, batch * m * cols]
+            return _op(rows, "matmul", tensors, 2, batch=batch, rows=m, inner=inner, cols=cols)
+        if rows.op in ("attention", "attention_backward"):
+            heads, queries = rows.columns["batch"] * rows.columns["num_heads"], rows.columns["seq_len"]
+            keys, head_dim = rows.columns.get("num_keys", queries), rows.columns["head_dim"]
+            long, short = heads * queries * head_dim, heads * keys * head_dim
+            tensors = (
+                [long, short, short, long] if rows.op == "attention" else [long, long, long, short, short, long, short, short]
+            )
+            phase = "forward" if rows.op == "attention" else "backward"
+            num_reads = 3 if rows.op == "attention" else 5
+            return _op(rows, "attention", tensors, num_reads, phase=phase, batch=heads, rows=queries, inner=head_dim, cols=keys)
+    except KeyError as missing:
+        raise RequestError(f"rows of op {rows.op!r} lack the column {missing}") from None
+    raise unknown("op", rows.op, ROW_OPS)
+
+
+def _op(measured: Rows, kind: str, numels: Sequence[Any], num_reads: int, **sizes: Any) -> Op:
+    tensors = [Tensor(name=str(at), numel=numel, dtype=measured.dtype) for at, numel in enumerate(numels)]
+    reads, writes = tuple(tensors[:num_reads]), tuple(tensors[num_reads:])
+    return Op(
+        **{
+            "stage": "other",
+            "kind": kind,
+            "name": measured.op,
+            "dtype": measured.dtype,
+            "reads": reads,
+            "writes": writes,
+            **sizes,
+        }
+    )
+
+
+def _streaming_op(rows: Rows) -> Op:
+    kind, name, does, operands, result, in_place = _ROWS[rows.op]
+    b, h = rows.columns["B"], rows.columns["H"]
+    numel = {"BH": b * h, "B": b, "H": h}
+    one = _op(rows, kind, [*(numel[each] for each in operands), numel[result]], len(operands), name=name, rows=b, cols=h,
+              special_flops=b * h if does == "special" else 0,
+              phase="backward" if does == "backward" else "forward")  # fmt: skip
+    return replace(one, writes=one.reads[:1]) if in_place else one
+
+
+def predict_rows(profile: Profile, rows: Rows, **options: Any) -> np.ndarray:
+    """Seconds (n,) of measured rows: the same call again and again, so its own bytes are what the cache must hold."""
+    return _row_terms(profile, rows, **options).seconds
+
+
+def _row_terms(profile: Profile, rows: Rows, **options: Any) -> Terms:
+    op = op_of(rows)
+    options.setdefault("residual", residual_of(profile, rows.dtype))
+    share = resident_share(op.bytes_read + op.bytes_written, profile.l2_bytes, L2_LOW, L2_HIGH)
+    return cpu_terms(op, profile, share, "eager", len(rows), real=np.float64, **options)
+
+
+def features(rows: Rows) -> np.ndarray:
+    """Logs of the sizes (n, f), for choosing rows spread over the shapes."""
+    sizes = [value for name, value in rows.columns.items() if name != "line"]
+    return np.log(np.stack(sizes, axis=1))
+
+
+def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
+    """The profile with the constants of one dtype fitted to all rows of this machine at once, since ops share them.
+
+    Args:
+        profile: a CPU's.
+        groups: rows by op, of one dtype.
+
+    Raises:
+        RequestError: an op that the model does not know.
+    """
+    dtype = groups[0].dtype
+    prefix = f"cpu.{dtype}."
+    kept = {name: value for name, value in profile.measured.items() if not name.startswith(prefix)}
+    bare = profile.with_measured(kept, profile.measured_about)
+    start = cpu_constants(bare, dtype)
+    names = [field.name for field in fields(CpuConstants)]
+
+    def at(shift: np.ndarray) -> CpuConstants:
+        return replace(start, **{name: float(getattr(start, name) * np.exp(by)) for name, by in zip(names, shift)})
+
+    def left(shift: np.ndarray) -> np.ndarray:
+        constants = at(shift)
+        logs = [np.log(predict_rows(bare, rows, constants=constants) / rows.seconds) for rows in groups]
+        return np.concatenate(logs)
+
+    shift, _ = fit_log(left, np.full(len(names), PRIOR_SD), noise=NOISE)
+    found = at(shift)
+    measured = kept | {prefix + name: getattr(found, name) for name in names}
+    anchors, logs = [], []
+    for rows in (rows for rows in groups if rows.op in ("linear", "bmm")):
+        terms, op = _row_terms(bare, rows, constants=found), op_of(rows)
+        fixed = terms.launch + terms.latency + _fresh_bytes(op) * found.fault_s_per_byte
+        working = terms.seconds - fixed
+        logs.append(np.log(np.maximum(rows.seconds - fixed, 0.1 * working) / working))
+        sizes = [np.broadcast_to(getattr(op, name), working.shape) for name in MATMUL_SIZES]
+        anchors.append(np.log(np.stack(sizes, axis=1)))
+    if logs:
+        residual = CpuResidual.fitted(np.concatenate(anchors), np.concatenate(logs))
+        measured[prefix + "residual"] = residual.as_rows()
+    return profile.with_measured(measured, profile.measured_about)

@@ -1,0 +1,118 @@
+"""How E and F (k x N) are chosen: what an approximation by compression depends on most.
+
+gaussian     independent N(0, 1/k) entries, as in the Johnson-Lindenstrauss lemma and as dense E, F are initialised.
+orthonormal  rows orthonormal, uniform over all such (Haar).
+mean-pool    windows of N/k positions, averaged; E = F.
+learned      E mean-pool, F by ridge least squares on other inputs of the same family (starting from mean-pool): what
+             training F alone could reach.
+optimal      no E at all: the best rank-k matrix there is (SVD of the attention matrix), the lower limit of every mechanism
+             whose implied matrix has rank k or less, so of all of them at their k or m.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flurka_bench.errors import RequestError, unknown
+from flurka_bench.quality.metrics import Reference
+
+PROJECTIONS = ("gaussian", "orthonormal", "mean-pool", "learned", "optimal")
+RIDGES = (1e-6, 1e-4, 1e-2, 1e-1, 1.0, math.inf)  # in units of the normal matrix's mean diagonal
+
+
+def check(projection: str, rank: int, seq_len: int) -> None:
+    """Raise RequestError for an unknown projection or a rank that it cannot have at this seq_len."""
+    if projection not in PROJECTIONS:
+        raise unknown("projection", projection, PROJECTIONS)
+    if not 1 <= rank <= seq_len:
+        raise RequestError(f"rank must be between 1 and seq_len = {seq_len}, got {rank}")
+    if projection in ("mean-pool", "learned") and seq_len % rank:
+        raise RequestError(f"projection {projection!r} needs a rank that divides seq_len = {seq_len}, got {rank}")
+
+
+def gaussian(rank: int, seq_len: int, source: torch.Generator) -> Tensor:
+    """(k, N) with independent N(0, 1/k) entries."""
+    return torch.randn(rank, seq_len, generator=source, dtype=torch.float64) / rank**0.5
+
+
+def orthonormal(rank: int, seq_len: int, source: torch.Generator) -> Tensor:
+    """(k, N), uniform over matrices with orthonormal rows."""
+    basis, upper = torch.linalg.qr(torch.randn(seq_len, rank, generator=source, dtype=torch.float64))
+    return (basis * upper.diagonal().sign()).mT.contiguous()
+
+
+def mean_pool(rank: int, seq_len: int) -> Tensor:
+    """(k, N): row j averages the j-th window of N/k positions."""
+    window = seq_len // rank
+    return torch.eye(rank, dtype=torch.float64).repeat_interleave(window, dim=1) / window
+
+
+def draw(projection: str, rank: int, seq_len: int, source: torch.Generator, *, share_kv: bool) -> tuple[Tensor, Tensor]:
+    """E and F of a projection that needs no data; the same tensor twice where ``share_kv`` (mean-pool: always)."""
+    if projection == "mean-pool":
+        E = mean_pool(rank, seq_len)
+        return E, E
+    make = {"gaussian": gaussian, "orthonormal": orthonormal}[projection]
+    E = make(rank, seq_len, source)
+    return E, E if share_kv else make(rank, seq_len, source)
+
+
+def least_squares(training: list[Reference], compressed_attention: list[Callable[[Tensor], Tensor]], start: Tensor) -> Tensor:
+    """F (k, N) that minimises the sum over training inputs and heads of |A - C F|² + ridge |F - start|².
+
+    C (h, n, k) = ``compressed_attention[i](q)`` are rows of the mechanism's attention to the compressed keys of
+    ``training[i]``. The ridge is the one of ``RIDGES`` with the smallest output error on training inputs left out one at a
+    time; the largest holds F at ``start``. The normal equations are summed over row blocks, so A is never held whole for a long
+    input; C is.
+    """
+    rank, seq_len = start.shape
+    grams = torch.zeros(len(training), rank, rank, dtype=torch.float64)
+    crosses = torch.zeros(len(training), rank, seq_len, dtype=torch.float64)
+    whole = []
+    for reference, attend, gram, cross in zip(training, compressed_attention, grams, crosses):
+        scores = []
+        for rows, block in reference.blocks():
+            C = attend(reference.q[:, rows])
+            flat = C.reshape(-1, rank)
+            gram.addmm_(flat.mT, flat)
+            cross.addmm_(flat.mT, block.reshape(-1, seq_len))
+            scores.append(C)
+        whole.append(scores[0] if len(scores) == 1 else torch.cat(scores, 1))
+    gram, cross = grams.sum(0), crosses.sum(0)
+
+    def solve(ridge: float, gram: Tensor, cross: Tensor) -> Tensor:
+        if math.isinf(ridge):
+            return start
+        damped = gram + ridge * gram.diagonal().mean() * torch.eye(rank, dtype=torch.float64)
+        return start + torch.linalg.solve(damped, cross - gram @ start)
+
+    errors = [0.0] * len(RIDGES)
+    for index, (reference, C) in enumerate(zip(training, whole)):
+        scale = float(reference.output.square().sum())
+        for place, ridge in enumerate(RIDGES):
+            F = solve(ridge, gram - grams[index], cross - crosses[index])
+            errors[place] += float((reference.output - C @ (F @ reference.v)).square().sum()) / scale
+    return solve(RIDGES[min(range(len(RIDGES)), key=errors.__getitem__)], gram, cross)
+
+
+def right_singular_vectors(reference: Reference, rank: int, source: torch.Generator) -> Tensor:
+    """The first ``rank`` right singular vectors (h, k, N) of full attention.
+
+    Exact where A is one block. Else by subspace iteration over row blocks (Halko, Martinsson and Tropp 2011, algorithm 4.4,
+    three passes, ten extra vectors): the error of the projection on them is attained, and at most a little above the optimum.
+    """
+    h, N, _ = reference.shape
+    if reference.fits:
+        ((_, A),) = reference.blocks()
+        _, vectors = torch.linalg.eigh(A.mT @ A)  # ascending; the square costs half the digits, and errors need fewer
+        return vectors.flip(-1)[..., :rank].mT.contiguous()
+    basis = torch.randn(h, N, min(N, rank + 10), generator=source, dtype=torch.float64)
+    for _ in range(3):
+        basis = torch.linalg.qr(basis)[0]
+        basis = sum((block.mT @ (block @ basis) for _, block in reference.blocks()), start=torch.zeros_like(basis))
+    basis = torch.linalg.qr(basis)[0]
+    gram = sum((image.mT @ image for image in (block @ basis for _, block in reference.blocks())), start=0)
+    rotation = torch.linalg.eigh(gram)[1].flip(-1)[..., :rank]  # Ritz vectors, largest first
+    return (basis @ rotation).mT.contiguous()

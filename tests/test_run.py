@@ -1,0 +1,305 @@
+"""The runner, its worker and its group: whole runs with fake cases, and the rules of sampling with a fake clock."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flurka_bench.errors import RequestError
+from flurka_bench.measure.group import GroupRun, Options, Tools
+from flurka_bench.measure.probe import find_device
+from flurka_bench.measure.protocol import case_from_message, case_to_message, is_out_of_memory, is_poisoned
+from flurka_bench.measure.runner import Peaks, run_suite
+from flurka_bench.results import read_run
+from flurka_bench.suite import parse_suite
+
+TESTS = Path(__file__).parent
+FAKE = (sys.executable, str(TESTS / "fake_worker.py"))
+
+SUITE = """
+name = "fake"
+axes = {mechanism = ["full-math", "kernel-relu", "low-rank", "flurka-relu"], seq_len = [128, 256], rank = 32, num_features = 16}
+[budget]
+case_time = "0.1s"
+timeout = "20s"
+"""
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """Runs the suite with a fake worker that follows a plan; gives (records by case name, summary, events)."""
+
+    def run(plan=None, text=SUITE, **options):
+        monkeypatch.setenv("FLURKA_BENCH_FAKE", json.dumps(plan or {}))
+        events = []
+        options = {"out": tmp_path / "run", "worker_command": FAKE, "on_event": events.append, **options}
+        summary = run_suite(parse_suite(text), **options)
+        records = read_run(options["out"]).records
+        return {f"{entry['mechanism']}@{entry['seq_len']}": entry for entry in records}, summary, events
+
+    return run
+
+
+def test_a_whole_run(fake, tmp_path):
+    records, summary, events = fake()
+    assert len(records) == 8 and {entry["status"] for entry in records.values()} == {"ok"}
+    for entry in records.values():
+        assert len(entry["samples_s"]) == len(entry["round_ids"]) >= 5
+        assert entry["median_s"] == pytest.approx(2e-5, rel=0.9) and entry["peak_memory_bytes"] == 1500
+        assert entry["device"] == "fake device" and entry["stop_reason"] in ("interval", "budget", "max_rounds")
+        assert entry["reference"].startswith("flurka-relu")
+    meta = read_run(tmp_path / "run").meta
+    assert meta["suite"]["text"] == SUITE and meta["environment"] == {"fake": True} and meta["sessions"][0]["num_records"] == 8
+    assert 0 < meta["time_in_calls_s"] <= meta["wall_s"] == pytest.approx(summary.wall_s)
+    assert [event.num_done for event in events if event.kind == "record"] == list(range(1, 9))
+    assert {event.text.partition(": ")[2] for event in events if event.kind == "phase"} >= {"build", "check", "warm-up"}
+
+
+def test_competitors_share_rounds_and_workloads_do_not(fake):
+    records, _, _ = fake()
+    rounds = {name: set(entry["round_ids"]) for name, entry in records.items()}
+    for seq_len in (128, 256):
+        reference = rounds[f"flurka-relu@{seq_len}"]
+        for mechanism in ("full-math", "kernel-relu", "low-rank"):
+            assert len(rounds[f"{mechanism}@{seq_len}"] & reference) >= 5
+    assert not rounds["flurka-relu@128"] & rounds["flurka-relu@256"]
+
+
+def test_the_same_call_goes_on_and_then_has_nothing_to_do(fake, tmp_path):
+    fake()
+    path = tmp_path / "run" / "measurements.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:5]) + lines[5][:40])
+    records, summary, events = fake()
+    assert len(records) == 8 and summary.num_before == 5 and path.read_bytes().startswith(b"".join(lines[:5]))
+    assert "torn" in next(event.text for event in events if event.kind == "note")
+    new = [set(entry["round_ids"]) for entry in read_run(tmp_path / "run").records[5:]]
+    old = [set(entry["round_ids"]) for entry in read_run(tmp_path / "run").records[:5]]
+    assert not set.union(*new) & set.union(*old)  # samples of two sessions are never pairs
+    _, summary, _ = fake(worker_command=("/bin/false",))  # no worker is started for nothing
+    assert summary.num_before == 8 and summary.wall_s == 0
+
+
+def test_predictions_and_figures_stand_beside_the_measurement(fake):
+    predicted = {"predicted_s": 1e-3, "predicted_low_s": 5e-4, "predicted_high_s": 2e-3, "bound": "memory"}
+    records, _, _ = fake(predict=lambda case: predicted)
+    entry = records["full-math@128"]
+    assert (entry["predicted_s"], entry["bound"]) == (1e-3, "memory")
+    assert entry["flops"] >= 4 * 128 * 128 * 64 * 8 and entry["bytes"] > 0
+
+
+def test_faster_than_physics_is_invalid(fake):
+    def peaks(case):
+        flops = 1e3 if case.mechanism == "full-math" else 1e18
+        return Peaks(flops_per_s=flops, bandwidth_bytes_per_s=1e3 if case.mechanism == "kernel-relu" else 1e18)
+
+    records, _, _ = fake(peaks=peaks)
+    assert records["full-math@128"]["status"] == "invalid" and "peak FLOPs" in records["full-math@128"]["error"]
+    assert records["kernel-relu@128"]["status"] == "invalid" and "peak bandwidth" in records["kernel-relu@128"]["error"]
+    assert records["low-rank@128"]["status"] == "ok" and records["low-rank@128"]["limited_by"] == "compute-bound"
+
+
+def test_a_memory_budget_skips_what_does_not_fit(fake):
+    records, _, _ = fake(text=SUITE + 'memory = "3MB"\n')
+    assert records["full-math@256"]["status"] == "skipped" and "memory budget" in records["full-math@256"]["error"]
+    assert records["flurka-relu@128"]["status"] == "ok"
+
+
+def test_a_time_budget_holds(fake):
+    started = time.monotonic()
+    _, summary, _ = fake(
+        {"cost_s": 5e-3}, text=SUITE.replace('case_time = "0.1s"', 'case_time = "60s"\ntarget = "0.0001%"'), budget_s=3.0
+    )
+    assert 1.5 < summary.wall_s < 6 and time.monotonic() - started < 12
+
+
+def test_another_suite_device_or_seed_is_refused(fake):
+    fake()
+    with pytest.raises(RequestError, match="another suite"):
+        fake(text=SUITE.replace("128, 256", "128, 512"))
+    with pytest.raises(RequestError, match="another seed"):
+        fake(seed=3, text=SUITE)
+
+
+def test_a_worker_that_cannot_start_says_why(fake):
+    with pytest.raises(RequestError, match="did not start on cpu: the worker ended with status 1; it last said: no torch today"):
+        fake({"start": "fail"})
+    with pytest.raises(RequestError, match="device 'cuda:7' is not here"):
+        fake(device="cuda:7")
+
+
+def test_runner_and_worker_agree_on_cases():
+    for case in parse_suite(SUITE.replace("fake", "x")).cases():
+        assert case_from_message(json.loads(json.dumps(case_to_message(case)))) == case
+
+
+@pytest.mark.parametrize(
+    ("error", "memory", "poisoned"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True, False),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+            False,
+        ),
+        (MemoryError(), True, False),
+        (RuntimeError("CUDA error: device-side assert triggered"), False, True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
+        (RuntimeError("CUDA error: out of memory"), True, False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True, False),
+        (RuntimeError("CUDA error: operation not permitted when stream is capturing"), False, False),
+        (RuntimeError("shapes cannot be multiplied"), False, False),
+        (ValueError("out of memory"), False, False),
+    ],
+)
+def test_errors_are_told_apart(error, memory, poisoned):
+    assert (is_out_of_memory(error), is_poisoned(error)) == (memory, poisoned)
+
+
+@pytest.mark.parametrize("request_", ["cpu", "auto"])
+def test_the_cpu_is_always_found(request_, monkeypatch):
+    monkeypatch.setattr("flurka_bench.measure.probe.cuda_device_names", list)
+    assert find_device(request_).kind == "cpu"
+
+
+def test_devices_by_name(monkeypatch):
+    monkeypatch.setattr("flurka_bench.measure.probe.cuda_device_names", lambda: ["GPU A", "GPU B"])
+    monkeypatch.setattr("flurka_bench.measure.probe._torch_is_cpu_only", lambda: False)
+    assert find_device("auto").device == "cuda:0" and find_device("cuda:1").name == "GPU B"
+    with pytest.raises(RequestError, match=r"cuda:0 \(GPU A\), cuda:1 \(GPU B\); use --device cpu"):
+        find_device("cuda:2")
+    with pytest.raises(RequestError, match=r"unknown device 'cdua' \(did you mean 'cuda'\?\)"):
+        find_device("cdua")
+
+
+class Clock:
+    """A device whose calls take what they say, on a clock of its own."""
+
+    name, is_queue, cache_bytes = "cpu", False, 0
+
+    def __init__(self):
+        self.now = 0.0
+
+    def now_ns(self):
+        return int(self.now * 1e9)
+
+    def synchronize(self):
+        pass
+
+    def reading(self):
+        from flurka_bench.measure.device import Reading
+
+        return Reading()
+
+    def peak_memory_bytes(self, call):
+        call()
+        return 1
+
+
+class Timed:
+    def __init__(self, clock, seconds, noise, log):
+        self.clock, self.seconds, self.noise, self.log, self.random = clock, seconds, noise, log, random.Random(seconds)
+
+    def check(self):
+        self.run()
+
+    def run(self):
+        self.log.append(self.seconds)
+        self.clock.now += self.seconds * (1 + self.noise * self.random.random())
+
+
+def race(monkeypatch, costs, *, noise=0.001, **options):
+    """Outcomes of a group whose mechanisms cost what ``costs`` says, on a fake clock."""
+    clock, log, said = Clock(), [], []
+    monkeypatch.setattr("flurka_bench.measure.group.time.monotonic", lambda: clock.now)
+    tools = Tools(
+        device=clock, build=lambda case, seed: Timed(clock, costs[case.mechanism], noise, log), resident_bytes=lambda built: 0,
+        incorrect=(), unsupported=(),
+    )  # fmt: skip
+    names = ", ".join(f'"{name}"' for name in costs)
+    cases = parse_suite(f"axes = {{mechanism = [{names}], rank = 8, num_features = 8}}").cases()
+    GroupRun(tools, Options(**options), said.append, lambda index: None).measure(cases)
+    outcomes = {cases[message["index"]].mechanism: message for message in said if message["say"] == "outcome"}
+    return outcomes, log
+
+
+def test_steady_competitors_stop_at_the_target(monkeypatch):
+    outcomes, _ = race(monkeypatch, {"full-math": 0.1, "low-rank": 0.02, "flurka-relu": 0.01}, budget_s=100, case_time_s=10)
+    assert {entry["stop_reason"] for entry in outcomes.values()} == {"interval"}
+    assert all(entry["ratio_error"] < 0.02 for entry in outcomes.values())
+    assert outcomes["flurka-relu"]["median_s"] == pytest.approx(0.01, rel=0.01)
+
+
+def test_slow_baselines_leave_early_and_close_rivals_go_on(monkeypatch):
+    costs = {"full-math": 1.0, "low-rank": 0.011, "flurka-relu": 0.01}
+    outcomes, _ = race(monkeypatch, costs, budget_s=60, case_time_s=6, noise=0.1, target=1e-3)
+    counts = {name: len(entry["samples_s"]) for name, entry in outcomes.items()}
+    assert 5 <= counts["full-math"] < 15 and counts["low-rank"] > 100
+    assert outcomes["full-math"]["stop_reason"] == "budget" and outcomes["full-math"]["reference"].startswith("flurka")
+
+
+def test_the_order_within_rounds_is_drawn_anew(monkeypatch):
+    costs = {"full-math": 0.003, "low-rank": 0.002, "flurka-relu": 0.001}
+    _, log = race(monkeypatch, costs, budget_s=3, case_time_s=100, noise=0.5, target=1e-4)
+    timed = log[-300:]
+    rounds = [tuple(timed[start : start + 3]) for start in range(0, 300, 3)]
+    whole = {entry for entry in rounds if len(set(entry)) == 3}
+    assert len(whole) == 6  # all orders of three
+
+
+def test_no_flurka_is_no_trouble(monkeypatch):
+    outcomes, _ = race(monkeypatch, {"full-math": 0.05, "full-sdpa": 0.02}, budget_s=10, case_time_s=2)
+    assert {entry["reference"].partition(".")[0] for entry in outcomes.values()} == {"full-sdpa"}
+    outcomes, _ = race(monkeypatch, {"full-math": 0.05}, budget_s=10, case_time_s=2)
+    assert outcomes["full-math"]["stop_reason"] == "interval"
+
+
+class Launched:
+    """Two kernels on the simulated GPU; it may refuse to be captured in a graph."""
+
+    def __init__(self, gpu, arithmetic_s, capturable):
+        self.gpu, self.arithmetic_s, self.capturable = gpu, arithmetic_s, capturable
+
+    def check(self):
+        self.run()
+
+    def run(self):
+        if self.gpu.captured is not None and not self.capturable:
+            self.gpu.captured = None
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        self.gpu.allocate(5000)
+        self.gpu.kernel(self.arithmetic_s / 2)
+        self.gpu.kernel(self.arithmetic_s / 2)
+        self.gpu.free(5000)
+
+
+def test_a_gpu_case_carries_three_latencies(monkeypatch):
+    from fake_cuda import open_fake
+
+    gpu, device = open_fake(monkeypatch)
+    monkeypatch.setattr("flurka_bench.measure.group.time.monotonic", lambda: gpu.host_s)
+    arithmetic = {"full-math": 2e-3, "kernel-relu": 3e-6, "flurka-relu": 1e-3}
+    tools = Tools(
+        device=device, build=lambda case, seed: Launched(gpu, arithmetic[case.mechanism], case.mechanism != "full-math"),
+        resident_bytes=lambda built: 700, incorrect=(), unsupported=(),
+    )  # fmt: skip
+    said = []
+    cases = parse_suite('axes = {mechanism = ["full-math", "kernel-relu", "flurka-relu"], rank = 8, num_features = 8}').cases()
+    GroupRun(tools, Options(budget_s=5, case_time_s=1), said.append, lambda index: None).measure(cases)
+    outcomes = {cases[message["index"]].mechanism: message for message in said if message["say"] == "outcome"}
+    assert {entry["status"] for entry in outcomes.values()} == {"ok"}
+    assert outcomes["full-math"]["graph_s"] is None and outcomes["full-math"]["device_s"] == pytest.approx(2e-3, rel=0.05)
+    small = outcomes["kernel-relu"]  # its launches cost more than its work, which a graph hides
+    assert small["median_s"] > 1.3 * small["graph_s"] and small["graph_s"] == pytest.approx(small["device_s"], rel=0.05)
+    assert small["peak_memory_bytes"] == 5700 and small["timer"] == "eager, cold cache"
+
+
+def test_the_runner_and_the_probe_import_no_torch():
+    modules = "flurka_bench.measure.runner, flurka_bench.measure.probe, flurka_bench.cli.run"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent, check=True).stdout
+    assert output.strip() == "False"

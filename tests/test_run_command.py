@@ -1,0 +1,161 @@
+"""``run`` and ``suites`` as a user calls them, with the real worker on tiny cases."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flurka_bench.cli.run import headline
+from flurka_bench.measure.runner import run_suite
+from flurka_bench.results import read_run
+from flurka_bench.suite import parse_suite
+
+REPOSITORY = Path(__file__).parents[1]
+
+TINY = """
+name = "tiny"
+[axes]
+level = ["core", "layer"]
+mechanism = ["full-math", "low-rank-sdpa", "kernel-relu", "flurka-relu"]
+seq_len = 128
+num_heads = 2
+rank = 32
+num_features = 16
+[budget]
+time = "2s"
+case_time = "0.2s"
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+
+    def call(*arguments, timeout=100):
+        return subprocess.run(
+            [sys.executable, "-m", "flurka_bench", *arguments], capture_output=True, text=True, timeout=timeout, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    return call
+
+
+def test_a_run_from_the_command_line_and_again(command, tmp_path):
+    first = command("run", "tiny.toml", "--device", "cpu", "--stages")
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "results" / "tiny-cpu"
+    run = read_run(folder)
+    assert [entry["status"] for entry in run.records] == ["ok"] * 8
+    for entry in run.records:
+        assert entry["peak_memory_bytes"] > 0 and entry["median_s"] > 0 and entry["stamp"]["time"] > 0
+        assert set(entry["stages_s"]) & {"scores", "features", "compress", "key_value", "output"}
+    assert run.meta["environment"]["cpu"]["model"] and run.meta["device"] == run.records[0]["device"]
+    assert "[8/8] layer forward" in first.stderr  # plain lines where there is no terminal
+    assert all(text in first.stdout for text in ("fastest  ", "strong form", "paper's form", "low-rank parent", "8 ok in"))
+    second = command("run", "tiny.toml", "--device", "cpu", "--json")
+    answer = json.loads(second.stdout)
+    assert second.returncode == 0 and answer["statuses"] == {"ok": 8} and len(answer["cells"]) == 2
+    assert len(read_run(folder).records) == 8
+
+
+@pytest.mark.parametrize("mechanisms", ['"full-math"', '"full-math", "low-rank"'])
+def test_a_run_without_flurka_has_an_end_too(command, tmp_path, mechanisms):
+    axes = f"axes = {{mechanism = [{mechanisms}], seq_len = 64, rank = 8}}"
+    (tmp_path / "tiny.toml").write_text(axes + '\nbudget = {time = "1s"}')
+    result = command("run", "tiny.toml", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    assert " ok in" in result.stdout.splitlines()[-1]
+
+
+def test_a_dry_run_measures_nothing(command, tmp_path):
+    planned = json.loads(command("run", "tiny.toml", "--device", "cpu", "--dry-run", "--json").stdout)
+    assert len({case["case_id"] for case in planned["cases"]}) == planned["total"]["num_cases"] == 8
+    assert all(case["peak_memory_bytes"] > 0 for case in planned["cases"])
+    assert not (tmp_path / "results").exists()
+    table = command("run", "tiny.toml", "--device", "cpu", "--dry-run").stdout
+    assert "8 cases; one call of each" in table and "flurka-relu.layer.forward" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quikc"], "unknown suite 'quikc' (did you mean 'quick'?)"),
+        (["quick", "--device", "cdua"], "unknown device 'cdua' (did you mean 'cuda'?)"),
+        (["quick", "--device", "cuda:99"], "device 'cuda:99' is not here"),
+        (["quick", "--budget", "fast"], "--budget must be a positive number with a unit"),
+        (["quick", "--cache", "hot"], "unknown --cache 'hot'"),
+        (["quick", "--seed", "-1"], "--seed"),
+        (["broken.toml"], "not valid TOML: "),
+        (["tiny.toml", "--device", "cpu", "--out", "tiny.toml"], "is a file; --out must be a folder"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_code_2(command, tmp_path, arguments, message):
+    (tmp_path / "broken.toml").write_text("axes = {")
+    result = command("run", *arguments)
+    assert result.returncode == 2 and message in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 2 and "Traceback" not in result.stderr
+
+
+def test_ctrl_c_leaves_a_run_that_goes_on(command, tmp_path):
+    (tmp_path / "tiny.toml").write_text(
+        TINY.replace('"2s"', '"60s"').replace('"0.2s"', '"8s"').replace("seq_len = 128", "seq_len = 512")
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flurka_bench", "run", "tiny.toml", "--device", "cpu", "--out", "run"],
+        stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "run.json").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130 and "the same command goes on from there" in error and "Traceback" not in error
+    again = command("run", "tiny.toml", "--device", "cpu", "--out", "run", "--budget", "1s")
+    assert again.returncode == 0 and len(read_run(tmp_path / "run").records) == 8
+
+
+def test_real_memory_exhaustion_is_an_oom(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    text = """
+    axes = {mechanism = ["full-math", "flurka-relu"], seq_len = [256, 16384, 32768], num_heads = 2, rank = 32, num_features = 16}
+    budget = {time = "1s", case_time = "0.1s"}
+    """
+    run_suite(parse_suite(text), out=tmp_path / "run", memory_limit_bytes=1000 * 2**20)
+    statuses = {(entry["mechanism"], entry["seq_len"]): entry for entry in read_run(tmp_path / "run").records}
+    assert statuses["full-math", 16384]["status"] == "oom" and "allocate memory" in statuses["full-math", 16384]["error"]
+    assert statuses["full-math", 32768]["error"].startswith("skipped: larger than an OOM (full-math.core.forward")
+    assert {entry["status"] for (mechanism, _), entry in statuses.items() if mechanism == "flurka-relu"} == {"ok"}
+    assert statuses["full-math", 256]["status"] == "ok"
+
+
+def test_the_news_of_a_workload_in_a_line():
+    common = {
+        "level": "layer",
+        "pass": "forward",
+        "dtype": "float32",
+        "batch": 1,
+        "num_heads": 8,
+        "head_dim": 64,
+        "seq_len": 4096,
+    }
+    times = {"flurka-relu": 2e-3, "flurka-elu": 3e-3, "full-sdpa": 5e-2, "kernel-relu": 3e-3, "low-rank": 5e-3}
+    records = tuple({**common, "mechanism": name, "status": "ok", "median_s": seconds} for name, seconds in times.items())
+    line = headline(records)
+    assert line.startswith("layer forward float32") and "N=4096: flurka-relu 2 ms = " in line
+    assert "25.0× full-sdpa" in line and "1.50× kernel-relu" in line and "2.50× low-rank" in line
+    assert "none of 1 cases has a time" in headline(({**common, "mechanism": "full-math", "status": "oom"},))
+
+
+def test_suites_are_listed_and_shown(command):
+    listed = json.loads(command("suites", "list", "--json").stdout)
+    assert {"quick", "core", "layer", "paper"} <= {row["name"] for row in listed}
+    shown = json.loads(command("suites", "show", "tiny.toml", "--json").stdout)
+    assert shown["text"] == TINY and len(shown["cases"]) == 8
+    assert "8 cases at 2 workloads on cpu" in command("suites", "show", "tiny.toml").stdout
