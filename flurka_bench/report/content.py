@@ -13,7 +13,7 @@ from flurka_bench.analysis.crossover import crossovers
 from flurka_bench.analysis.speedup import KNOBS, WORKLOAD, prepare, speedups
 
 # A page of more records loads slowly and says no more: whole maps are left out, the smallest first, and the page says so.
-MAX_RECORDS = 12_000
+MAX_RECORDS = 6_000
 AXES = ("seq_len", "rank", "num_features")
 
 
