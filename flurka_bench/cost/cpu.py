@@ -23,9 +23,8 @@ from flurka_bench.hardware.profile import Profile
 from flurka_bench.ops import Op, Tensor
 
 # glibc's malloc: what no free chunk holds is mapped afresh from this size on, and given back when freed
-# (DEFAULT_MMAP_THRESHOLD_MAX, where the dynamic threshold ends up); a free top of the heap beyond twice of it is given back.
+# (DEFAULT_MMAP_THRESHOLD_MAX, where the dynamic threshold ends up).
 MAPPED_BYTES = 32 * 2**20
-TRIMMED_BYTES = 2 * MAPPED_BYTES
 GRAIN = 32768  # elements that a thread takes at least (at::internal::GRAIN_SIZE)
 QUERY_BLOCK, KEY_BLOCK = 256, 512  # of the fused kernel at long inputs (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp)
 L2_LOW, L2_HIGH = 0.4, 1.2  # footprints, in units of the last cache, that stay in it and that do not
@@ -154,7 +153,8 @@ def fresh_pages(ops: Sequence[Op], held_until: Mapping[str, int]) -> list[Any]:
     """Bytes of each op's results that lie in pages never touched, when the list runs again and again.
 
     A walk over births and deaths with glibc's rules: what fits into the free part of the heap is had for nothing, what does
-    not grows it or, if large, is mapped. Chunks are taken to be contiguous, so fragmentation is left out.
+    not grows it or, if large, is mapped. Two things are left out because they nearly cancel: free chunks that do not lie
+    together, and the heap's top that is given back (with it predictions were twice as far off).
     """
     last_use = dict(held_until)
     results: set[str] = set()
@@ -189,7 +189,6 @@ def fresh_pages(ops: Sequence[Op], held_until: Mapping[str, int]) -> list[Any]:
             fresh.append(faults)
             for name in dying[i]:
                 used = used - on_heap[name]
-                heap = np.where(heap - used > TRIMMED_BYTES, used, heap)
     return fresh
 
 
