@@ -4,7 +4,7 @@ A CPU differs from a GPU in three things that decide between mechanisms. Results
 mapped anew at each call, and the kernel clears every page at first touch, which costs more than the arithmetic. Matmuls are
 panels packed for a register tile, so each short side costs its share. Exponentials are polynomials on the same lanes.
 
-    t = dispatch + (compute^p + memory^p)^(1/p) + faults
+    t = dispatch + compute + memory + faults
 
 Compute is cycles of one thread at the profile's clock, over the threads that the op is large enough for. Constants: the
 defaults below are a starting point (one machine, uncalibrated only); calibration measures all of them. docs/cost-model.md.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.cost.fitting import Residual, Rows, fit_log
-from flurka_bench.cost.terms import Terms, norm, resident_share
+from flurka_bench.cost.terms import Terms, resident_share
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.ops import Op, Tensor
@@ -42,6 +42,7 @@ class CpuConstants:
     vector_cycles: float = 0.3
     row_cycles: float = 8.0  # a short inner loop, where operands broadcast or a row is reduced
     division_cycles: float = 0.6
+    select_cycles: float = 3.0
     exp_cycles: float = 2.2
     elu_cycles: float = 5.0
     gelu_cycles: float = 5.0
@@ -113,13 +114,13 @@ def cpu_terms(
         array = np.asarray(value, dtype=real)
         return array if array.ndim else np.full(length, array)
 
-    moved = column(op.bytes_read + op.bytes_written)
+    moved = column(op.bytes_read + op.bytes_written + sum(tensor.bytes for tensor in _new(op)))  # lines are read to be written
     cycles, threads = _WORK[op.kind](op, c, profile, column)
     compute = cycles / (threads * real(hz))
     bandwidth = profile.memory_bandwidth_bytes_per_s * c.dram_efficiency
     cache = np.maximum(threads * real(c.cache_bytes_per_cycle * hz), real(bandwidth))
     memory = moved * (l2_share / cache + (1 - l2_share) * real(1 / bandwidth))
-    working = norm((compute, memory), 4)
+    working = compute + memory
     if op.kind == "matmul" and residual is not None:
         working = working * residual(np.log(np.stack([column(getattr(op, name)) for name in MATMUL_SIZES], axis=1)))
     faults = column(_fresh_bytes(op) if faulting is None else faulting) * real(c.fault_s_per_byte)
@@ -144,9 +145,13 @@ def cpu_list_terms(
 
 def _fresh_bytes(op: Op) -> Any:
     """Bytes of one op's large results, where it runs alone: they are mapped anew at every call."""
+    return sum((np.where(np.asarray(tensor.bytes) >= MAPPED_BYTES, tensor.bytes, 0) for tensor in _new(op)), start=0)
+
+
+def _new(op: Op) -> list[Tensor]:
+    """Results that are not written in place."""
     used = {tensor.name for tensor in op.reads}
-    fresh = [tensor.bytes for tensor in op.writes if tensor.name not in used]
-    return sum((np.where(np.asarray(size) >= MAPPED_BYTES, size, 0) for size in fresh), start=0)
+    return [tensor for tensor in op.writes if tensor.name not in used]
 
 
 def fresh_pages(ops: Sequence[Op], held_until: Mapping[str, int]) -> list[Any]:
@@ -241,6 +246,8 @@ def _cycles_of(op: Op) -> str:
     """The constant of a streaming op: by what an element takes."""
     if op.kind in ("reduction", "copy"):
         return f"{op.kind}_cycles"
+    if any(tensor.dtype == "bool" for tensor in op.reads):
+        return "select_cycles"  # by a mask, one element at a time
     if isinstance(op.special_flops, int) and not op.special_flops:
         return "vector_cycles"
     names = ("gelu", "elu", "tanh", "exp")  # gelu before elu, which is part of it
@@ -271,6 +278,7 @@ _ROWS: dict[str, tuple[str, str, str, tuple[str, ...], str, bool]] = {
     "sub_column_": ("elementwise", "sub", "vector", ("BH", "B"), "BH", True),
     "div_column": ("elementwise", "divide", "special", ("BH", "B"), "BH", False),
     **{name: ("reduction", name, "vector", ("BH",), "B", False) for name in ("sum", "amax")},
+    "where": ("elementwise", "where", "vector", ("mask", "BH"), "BH", False),
     "transpose": ("copy", "copy", "", ("BH",), "BH", False),
     "softmax": ("softmax", "softmax", "forward", ("BH",), "BH", False),
     "softmax_backward": ("softmax", "softmax", "backward", ("BH", "BH"), "BH", False),
@@ -326,10 +334,12 @@ def _op(measured: Rows, kind: str, numels: Sequence[Any], num_reads: int, **size
 def _streaming_op(rows: Rows) -> Op:
     kind, name, does, operands, result, in_place = _ROWS[rows.op]
     b, h = rows.columns["B"], rows.columns["H"]
-    numel = {"BH": b * h, "B": b, "H": h}
+    numel = {"BH": b * h, "B": b, "H": h, "mask": b * h}
     one = _op(rows, kind, [*(numel[each] for each in operands), numel[result]], len(operands), name=name, rows=b, cols=h,
               special_flops=b * h if does == "special" else 0,
               phase="backward" if does == "backward" else "forward")  # fmt: skip
+    if operands[0] == "mask":
+        one = replace(one, reads=(replace(one.reads[0], dtype="bool"), *one.reads[1:]))
     return replace(one, writes=one.reads[:1]) if in_place else one
 
 

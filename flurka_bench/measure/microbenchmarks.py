@@ -168,7 +168,11 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
         heads, length, width = pick(1, 2, 4, 8, 16, 32), _log_uniform(rng, 256, 8192, 16), pick(32, 64, 96, 128)
         other, model = pick(16, 32, 48, 64, 128, 256), pick(128, 256, 512, 1024)
         for m, n, k in (
-            (length, width, other), (length, other, width), (other, length, width), (length, width, length), (length, length, width),
+            (length, width, other),
+            (length, other, width),
+            (other, length, width),
+            (length, width, length),
+            (length, length, width),
         ):  # fmt: skip
             candidates.append(Probe(op="bmm", dtype=dtype, shape={"B": heads, "M": m, "N": n, "K": k}))
         for m, n, k in ((other, length, model), (length, other * heads, model), (length, model, model)):
@@ -186,7 +190,9 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
     )]  # fmt: skip
     for op in CPU_ROWS:
         wide = op.startswith("softmax")
-        for footprint in np.geomspace(6e4, 6e7, 4) * rng.uniform(0.7, 1.4, 4):
+        for footprint in np.array([6e4, 6e5, 6e6, 2.3e7, 6e7]) * rng.uniform(
+            0.7, 1.3, 5
+        ):  # the fourth leaves the cache, the last is mapped
             width = pick(32, 64, 128, 256, 1024, 4096) if wide else pick(16, 32, 64, 128)
             found.append(Probe(op=op, dtype=dtype, shape={"B": max(16, int(footprint / DTYPE_BYTES[dtype] / width)), "H": width}))
     for op, count in (("attention", 14), ("attention_backward", 6)):
@@ -199,7 +205,7 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
 
 # In place with a trailing underscore; row: the second operand is (1, H), column: (B, 1).
 CPU_ROWS = ("add", "mul", "div", "relu", "exp", "elu", "gelu", "tanh", "addu_", "exp_", "sub_column_", "mul_row", "div_column",
-            "sum", "amax", "transpose", "softmax", "softmax_backward")  # fmt: skip
+            "sum", "amax", "where", "transpose", "softmax", "softmax_backward")  # fmt: skip
 
 
 def probes_for(device: Device, dtypes: Sequence[str]) -> list[Probe]:
@@ -276,7 +282,7 @@ def _cpu_rows(torch: Any, probe: Probe, x: Any) -> Callable[[], Any]:
     column, row = x[:, :1].clone() * 1e-9, x[:1].clone()
     heads = next(count for count in (8, 4, 2, 1) if x.shape[0] % count == 0)
     tokens = x.view(heads, -1, x.shape[1])
-    result = torch.empty_like(x)
+    result, mask = torch.empty_like(x), x > 0
     calls: dict[str, Callable[[], Any]] = {
         "addu_": lambda: x.add_(1e-9),
         "exp_": lambda: torch.exp(x, out=result),  # in place again and again it would overflow
@@ -285,6 +291,7 @@ def _cpu_rows(torch: Any, probe: Probe, x: Any) -> Callable[[], Any]:
         "div_column": lambda: x / column,
         "sum": lambda: x.sum(-1, keepdim=True),
         "amax": lambda: x.amax(-1, keepdim=True),
+        "where": lambda: torch.where(mask, x, 0.0),
         "elu": lambda: torch.nn.functional.elu(x),
         "transpose": lambda: tokens.transpose(0, 1).contiguous(),
         "softmax_backward": lambda: torch.ops.aten._softmax_backward_data(x, x, -1, x.dtype),
