@@ -206,6 +206,19 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
 # In place with a trailing underscore; row: the second operand is (1, H), column: (B, 1).
 CPU_ROWS = ("add", "mul", "div", "relu", "exp", "elu", "gelu", "tanh", "addu_", "exp_", "sub_column_", "mul_row", "div_column",
             "sum", "amax", "where", "transpose", "softmax", "softmax_backward")  # fmt: skip
+_CPU_ONLY = {
+    "addu_",
+    "exp_",
+    "sub_column_",
+    "mul_row",
+    "div_column",
+    "sum",
+    "amax",
+    "where",
+    "transpose",
+    "softmax_backward",
+    "elu",
+}
 
 
 def probes_for(device: Device, dtypes: Sequence[str]) -> list[Probe]:
@@ -249,18 +262,7 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
             backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
             return lambda: backward(out, q, k, v, out, sums, 0.0, False)
     x = tensor(size["B"], size["H"])
-    if probe.op in (
-        "softmax_backward",
-        "transpose",
-        "addu_",
-        "exp_",
-        "sub_column_",
-        "mul_row",
-        "div_column",
-        "sum",
-        "amax",
-        "elu",
-    ):
+    if probe.op in _CPU_ONLY:
         return _cpu_rows(torch, probe, x)
     if probe.op in ("add", "mul", "div"):
         y, binary = tensor(size["B"], size["H"]), getattr(torch, probe.op)
@@ -278,7 +280,7 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
 
 
 def _cpu_rows(torch: Any, probe: Probe, x: Any) -> Callable[[], Any]:
-    """The operators of ``CPU_ROWS`` that no published file has."""
+    """The operators of ``CPU_ROWS`` that no published file has: ``_CPU_ONLY``."""
     column, row = x[:, :1].clone() * 1e-9, x[:1].clone()
     heads = next(count for count in (8, 4, 2, 1) if x.shape[0] % count == 0)
     tokens = x.view(heads, -1, x.shape[1])
