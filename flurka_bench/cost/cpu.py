@@ -40,7 +40,8 @@ class CpuConstants:
     dram_efficiency: float = 1.0  # of the profile's bandwidth
     fault_s_per_byte: float = 4e-10  # first touch of mapped memory: the kernel clears a page
     vector_cycles: float = 0.3
-    row_cycles: float = 8.0  # a short inner loop, where operands broadcast or a row is reduced
+    row_cycles: float = 4.0  # a short inner loop, where operands broadcast
+    reduction_row_cycles: float = 30.0
     division_cycles: float = 0.6
     select_cycles: float = 3.0
     exp_cycles: float = 2.2
@@ -237,7 +238,9 @@ def _streaming(op: Op, c: CpuConstants, profile: Profile, column: Any) -> tuple[
     elements = rows * column(op.cols)
     real = rows.dtype.type
     cycles = elements * real(getattr(c, _cycles_of(op)))
-    if op.kind == "reduction" or _broadcasts(op):
+    if op.kind == "reduction":
+        cycles = cycles + rows * real(c.reduction_row_cycles)
+    elif _broadcasts(op):
         cycles = cycles + rows * real(c.row_cycles)
     return cycles, _threads(profile, elements)
 

@@ -189,12 +189,11 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
         [probe for probe in candidates if probe.op == op and probe.num_bytes < 4e8], flops, 2e5, 6e9, count
     )]  # fmt: skip
     for op in CPU_ROWS:
-        wide = op.startswith("softmax")
-        for footprint in np.array([6e4, 6e5, 6e6, 2.3e7, 6e7]) * rng.uniform(
-            0.7, 1.3, 5
-        ):  # the fourth leaves the cache, the last is mapped
-            width = pick(32, 64, 128, 256, 1024, 4096) if wide else pick(16, 32, 64, 128)
-            found.append(Probe(op=op, dtype=dtype, shape={"B": max(16, int(footprint / DTYPE_BYTES[dtype] / width)), "H": width}))
+        # Small only as far as calls in attention are; the fourth leaves the cache, the last is mapped.
+        for footprint in np.array([2e5, 3e6, 1e7, 2.3e7, 6e7]) * rng.uniform(0.7, 1.3, 5):
+            width = pick(32, 64, 128, 256, 1024, 4096) if op.startswith("softmax") else pick(16, 32, 64, 128)
+            rows = max(16, int(footprint / DTYPE_BYTES[dtype] / width) // 16 * 16)
+            found.append(Probe(op=op, dtype=dtype, shape={"B": rows, "H": width}))
     for op, count in (("attention", 14), ("attention_backward", 6)):
         for at in range(count):
             length = _log_uniform(rng, 256, 8192 if at % 2 else 1500, 16)
@@ -206,19 +205,7 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
 # In place with a trailing underscore; row: the second operand is (1, H), column: (B, 1).
 CPU_ROWS = ("add", "mul", "div", "relu", "exp", "elu", "gelu", "tanh", "addu_", "exp_", "sub_column_", "mul_row", "div_column",
             "sum", "amax", "where", "transpose", "softmax", "softmax_backward")  # fmt: skip
-_CPU_ONLY = {
-    "addu_",
-    "exp_",
-    "sub_column_",
-    "mul_row",
-    "div_column",
-    "sum",
-    "amax",
-    "where",
-    "transpose",
-    "softmax_backward",
-    "elu",
-}
+_CPU_ONLY = set(CPU_ROWS) - {"add", "mul", "div", "relu", "exp", "gelu", "tanh", "softmax"}
 
 
 def probes_for(device: Device, dtypes: Sequence[str]) -> list[Probe]:
@@ -282,8 +269,6 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
 def _cpu_rows(torch: Any, probe: Probe, x: Any) -> Callable[[], Any]:
     """The operators of ``CPU_ROWS`` that no published file has: ``_CPU_ONLY``."""
     column, row = x[:, :1].clone() * 1e-9, x[:1].clone()
-    heads = next(count for count in (8, 4, 2, 1) if x.shape[0] % count == 0)
-    tokens = x.view(heads, -1, x.shape[1])
     result, mask = torch.empty_like(x), x > 0
     calls: dict[str, Callable[[], Any]] = {
         "addu_": lambda: x.add_(1e-9),
@@ -295,7 +280,7 @@ def _cpu_rows(torch: Any, probe: Probe, x: Any) -> Callable[[], Any]:
         "amax": lambda: x.amax(-1, keepdim=True),
         "where": lambda: torch.where(mask, x, 0.0),
         "elu": lambda: torch.nn.functional.elu(x),
-        "transpose": lambda: tokens.transpose(0, 1).contiguous(),
+        "transpose": lambda: x.view(8, -1, x.shape[1]).transpose(0, 1).contiguous(),
         "softmax_backward": lambda: torch.ops.aten._softmax_backward_data(x, x, -1, x.dtype),
     }
     return calls[probe.op]
