@@ -58,6 +58,7 @@ class CpuConstants:
     matmul_cols: float = 8.0
     matmul_inner: float = 12.0
     product_cycles: float = 500.0  # of each product of a batch
+    matmul_shared: float = 0.9  # of the cycles, where a batch shares its left operand (a compression all heads share)
     attention_efficiency: float = 0.8
     attention_inner: float = 16.0  # a head dim this long takes twice its share
     score_cycles: float = 2.5  # exponential, maximum, sum
@@ -209,6 +210,8 @@ def _matmul(op: Op, c: CpuConstants, profile: Profile, column: Any) -> tuple[np.
     shares = (1 + real(c.matmul_rows) / rows) * (1 + real(c.matmul_cols) / cols) * (1 + real(c.matmul_inner) / inner)
     flops = 2 * batch * rows * inner * cols
     cycles = flops * real(1 / (flops_per_cycle * c.matmul_efficiency)) * shares + batch * real(c.product_cycles)
+    shared = column(op.reads[0].numel) < batch * rows * inner
+    cycles = np.where(shared, real(c.matmul_shared), real(1)) * cycles
     return cycles, np.clip(flops / real(2 * GRAIN * 8), 1, profile.num_sms)
 
 
@@ -286,7 +289,8 @@ _ROWS: dict[str, tuple[str, str, str, tuple[str, ...], str, bool]] = {
     "softmax": ("softmax", "softmax", "forward", ("BH",), "BH", False),
     "softmax_backward": ("softmax", "softmax", "backward", ("BH", "BH"), "BH", False),
 }  # fmt: skip
-ROW_OPS = (*_ROWS, "linear", "bmm", "attention", "attention_backward")
+MATMULS = ("linear", "bmm", "bmm_shared")
+ROW_OPS = (*_ROWS, *MATMULS, "attention", "attention_backward")
 
 
 def op_of(rows: Rows) -> Op:
@@ -298,10 +302,12 @@ def op_of(rows: Rows) -> Op:
     try:
         if rows.op in _ROWS:
             return _streaming_op(rows)
-        if rows.op in ("linear", "bmm"):
+        if rows.op in MATMULS:
             batch, m, inner, cols = (rows.columns[name] for name in "BMNK")
-            batch, m = (1, batch * m) if rows.op == "linear" else (batch, m)
-            tensors = [batch * m * inner, (1 if rows.op == "linear" else batch) * inner * cols, batch * m * cols]
+            if rows.op == "linear":
+                batch, m = np.ones_like(m), batch * m
+            left = m * inner * (1 if rows.op == "bmm_shared" else batch)
+            tensors = [left, batch * inner * cols, batch * m * cols]
             return _op(rows, "matmul", tensors, 2, batch=batch, rows=m, inner=inner, cols=cols)
         if rows.op in ("attention", "attention_backward"):
             heads, queries = rows.columns["batch"] * rows.columns["num_heads"], rows.columns["seq_len"]
@@ -393,7 +399,7 @@ def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
     found = at(shift)
     measured = kept | {prefix + name: getattr(found, name) for name in names}
     anchors, logs = [], []
-    for rows in (rows for rows in groups if rows.op in ("linear", "bmm")):
+    for rows in (rows for rows in groups if rows.op in MATMULS):
         terms, op = _row_terms(bare, rows, constants=found), op_of(rows)
         fixed = terms.launch + terms.latency + _fresh_bytes(op) * found.fault_s_per_byte
         working = terms.seconds - fixed

@@ -52,7 +52,7 @@ class Probe:
         size = dict(self.shape)
         match tuple(size):
             case ("B", "M", "N", "K"):
-                weight = size["N"] * size["K"] * (size["B"] if self.op == "bmm" else 1)
+                weight = size["N"] * size["K"] * (1 if self.op == "linear" else size["B"])
                 count = size["B"] * size["M"] * (size["N"] + size["K"]) + weight
             case ("B", "H"):
                 count = size["B"] * size["H"] * (3 if self.op in ("add", "mul", "div") else 2)
@@ -175,6 +175,8 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
             (length, length, width),
         ):  # fmt: skip
             candidates.append(Probe(op="bmm", dtype=dtype, shape={"B": heads, "M": m, "N": n, "K": k}))
+        shape = {"B": max(2, heads), "M": other, "N": length, "K": width}
+        candidates.append(Probe(op="bmm_shared", dtype=dtype, shape=shape))
         for m, n, k in ((other, length, model), (length, other * heads, model), (length, model, model)):
             candidates.append(Probe(op="bmm", dtype=dtype, shape={"B": pick(1, 2, 4), "M": m, "N": n, "K": k}))
         for n, k in ((model, model), (width, other), (model, other * heads)):
@@ -185,7 +187,7 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
         return 2.0 * math.prod(probe.shape.values())
 
     candidates = [candidates[index] for index in rng.permutation(len(candidates))]  # equal costs: any of the forms
-    found = [each for op, count in (("bmm", 56), ("linear", 24)) for each in _stratified(
+    found = [each for op, count in (("bmm", 52), ("bmm_shared", 10), ("linear", 24)) for each in _stratified(
         [probe for probe in candidates if probe.op == op and probe.num_bytes < 4e8], flops, 2e5, 6e9, count
     )]  # fmt: skip
     for op in CPU_ROWS:
@@ -240,6 +242,9 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
         case "bmm":
             left, right = tensor(size["B"], size["M"], size["N"]), tensor(size["B"], size["N"], size["K"])
             return lambda: torch.bmm(left, right)
+        case "bmm_shared":
+            left, right = tensor(size["M"], size["N"]), tensor(size["B"], size["N"], size["K"])
+            return lambda: torch.bmm(left.expand(size["B"], -1, -1), right)
         case "attention" | "attention_backward":
             keys = size.get("num_keys", size["seq_len"])
             q, k, v = (tensor(size["batch"], size["num_heads"], n, size["head_dim"]) for n in (size["seq_len"], keys, keys))
