@@ -134,7 +134,6 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "tiles equally efficient": {"tile_overhead": 0.0, "feed_bytes_per_clock_per_sm": 1e6},
     "no epilogue, no prologue": {"epilogue_cycles": 0.0, "prologue_cycles": 0.0},
     "no power limit": {"picojoules_per_flop": 0.0, "picojoules_per_byte": 0.0},
-    "no panels read again": {"reread": 0.0},
     "no L2: all operands from DRAM": {"l2_capacity": 1e-6},
     "no stride penalty": {"stride_reach_bytes": 1e15},
 }

@@ -86,7 +86,7 @@ def _fit(
     return Fit(files=files, path=path, prior=prior, free=free, **more)
 
 
-_BOTH = {"common.l2_capacity": 0.3, "common.reread": 0.5, "common.overlap_exponent": 2.0, "common.power_window_s": 3e-4,
+_BOTH = {"common.l2_capacity": 0.3, "common.overlap_exponent": 2.0, "common.power_window_s": 3e-4,
          "common.dram_efficiency": 0.85, "common.l2_bytes_per_clock_per_sm": 64.0}  # fmt: skip
 MATMUL_TENSOR = _fit(
     ("linear_bf16", "linear_fp16"),
@@ -189,8 +189,8 @@ def fit(
 ) -> dict[str, Any]:
     """The table with its free constants fitted to the groups, from the prior.
 
-    Where the entry allows it, each group has a scale and a launch time of its own in the fit, which are not shipped: a device that is slow as a
-    whole, or a host that dispatches slowly, shall not bend the constants that say how time goes with the shape.
+    Where the entry allows it, each group has a scale and a launch time of its own in the fit, which are not shipped: a
+    device that is slow as a whole, or a host that dispatches slowly, shall not bend what says how time goes with the shape.
     """
     picked = [sample(rows, ROWS_PER_DEVICE, SEED) for rows in groups if rows.device not in entry.throttled]
     profiles = [datasheet_only(rows.device) for rows in picked]

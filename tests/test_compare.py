@@ -5,11 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from flurka_bench.results import RunWriter, read_run
 from typer.testing import CliRunner
 
 from flurka_bench.analysis.compare import compare_runs, environment_differences
 from flurka_bench.cli.main import build_app
+from flurka_bench.results import RunWriter, read_run
 from flurka_bench.workload import Case
 
 WORKLOAD = {"level": "layer", "seq_len": 2048, "num_heads": 4, "head_dim": 64}
@@ -50,6 +50,12 @@ def scaled(**factors):
     return {name: value * factors.get(name.replace("-", "_"), 1.0) for name, value in SECONDS.items()}
 
 
+@pytest.fixture
+def cases_only(monkeypatch):
+    """Speedups cost a second a run; where they are not what is tested they are left out."""
+    monkeypatch.setattr("flurka_bench.analysis.compare._speedup_changes", lambda a, b: [])
+
+
 def compare(tmp_path, fail=None, before=None, **after):
     write_run(tmp_path / "a", **(before or {}))
     write_run(tmp_path / "b", **{"seed": 1, **after})
@@ -71,7 +77,7 @@ def test_a_run_against_itself_is_the_same(tmp_path):
     assert not any(change.flipped for change in found.speedups)
 
 
-def test_a_slower_case_is_found_and_fails(tmp_path):
+def test_a_slower_case_is_found_and_fails(tmp_path, cases_only):
     found = compare(tmp_path, fail=0.05, seconds=scaled(kernel=1.5))
     cases = by_name(found)
     assert cases["kernel"].verdict == "SLOWER"
@@ -80,7 +86,7 @@ def test_a_slower_case_is_found_and_fails(tmp_path):
     assert not cases["kernel"].paired  # two occasions
 
 
-def test_a_faster_case_does_not_fail(tmp_path):
+def test_a_faster_case_does_not_fail(tmp_path, cases_only):
     found = compare(tmp_path, fail=0.05, before={"noise": 0.001}, noise=0.001, seconds=scaled(flurka=0.5))
     assert by_name(found)["flurka"].verdict == "FASTER"
     assert "flurka-relu" not in "".join(case.case_id for case in found.regressions)
@@ -109,20 +115,20 @@ def test_a_flip_is_named(tmp_path):
     assert full.verdict == "SLOWER"
 
 
-def test_a_case_that_failed_is_a_regression_and_one_that_never_ran_is_not(tmp_path):
+def test_a_case_that_failed_is_a_regression_and_one_that_never_ran_is_not(tmp_path, cases_only):
     found = compare(tmp_path, fail=0.05, before={"statuses": {"full": "oom"}}, statuses={"kernel": "crashed", "full": "oom"})
     assert [case.case_id for case in found.regressions if case.status_b == "crashed"] == [CASES["kernel"].case_id]
     assert by_name(found)["full"].verdict == "MISSING"
     assert not by_name(found)["full"].regressed
 
 
-def test_few_samples_decide_by_their_median(tmp_path):
+def test_few_samples_decide_by_their_median(tmp_path, cases_only):
     found = compare(tmp_path, fail=0.05, before={"num_rounds": 2}, num_rounds=2, seconds=scaled(low_rank=3.0))
     case = by_name(found)["low-rank"]
     assert (case.verdict, case.regressed) == ("AMBIGUOUS", True)
 
 
-def test_noise_alone_does_not_fail(tmp_path):
+def test_noise_alone_does_not_fail(tmp_path, cases_only):
     """Without a threshold nothing regresses; with one, an estimate beyond it whose interval holds 1 does not either."""
     assert compare(tmp_path / "x", seconds=scaled(kernel=9.0)).regressions == []
     found = compare(tmp_path / "y", fail=0.001, before={"noise": 0.5}, noise=0.5)
@@ -151,6 +157,13 @@ def test_environment_differences_leave_out_what_always_differs():
     }
 
 
+def test_a_run_without_a_recorded_environment_is_one_line():
+    a = {"environment": ENVIRONMENT}
+    assert [(item.name, item.a, item.b) for item in environment_differences(a, {"environment": {}})] == [
+        ("environment", "recorded", "not recorded")
+    ]
+
+
 def test_command(tmp_path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1, seconds=scaled(kernel=1.5), version="9")
     runner = CliRunner()
@@ -158,10 +171,16 @@ def test_command(tmp_path):
     assert done.exit_code == 1
     assert done.stdout.index("version") < done.stdout.index("Cases, B against A") < done.stdout.index("Speedups of FLuRKA")
     assert "kernel-relu" in done.stdout
+    answer = json.loads(runner.invoke(build_app(), ["compare", str(a), str(b), "--json"]).stdout)
+    assert len(answer["cases"]) == len(CASES)
+    assert {"differences", "speedups", "only_a", "only_b", "regressions"} <= answer.keys()
+
+
+def test_exit_codes(tmp_path, cases_only):
+    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1, seconds=scaled(kernel=1.5))
+    runner = CliRunner()
+    assert runner.invoke(build_app(), ["compare", str(a), str(b), "--fail", "5%"]).exit_code == 1
     assert runner.invoke(build_app(), ["compare", str(a), str(b)]).exit_code == 0
     assert runner.invoke(build_app(), ["compare", str(a), str(a), "--fail", "5%"]).exit_code == 0
     done = runner.invoke(build_app(), ["compare", str(a), str(b), "--fail", "500%", "--json"])
     assert "at most 100%" in str(done.exception)
-    answer = json.loads(runner.invoke(build_app(), ["compare", str(a), str(b), "--json"]).stdout)
-    assert len(answer["cases"]) == len(CASES)
-    assert {"differences", "speedups", "only_a", "only_b", "regressions"} <= answer.keys()

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from flurka_bench.cost import terms, uncertainty
+from flurka_bench.cost.fitting import order_right
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 import kernel_models
+import whole_cases
 
-# Mean over devices of the mean absolute percentage error: goal where it is met, else what is reached and why (docs/cost-model.md).
+# Mean over devices of the mean absolute percentage error: the goal, or what is reached (docs/cost-model.md says why).
 LIMITS = {
     "elementwise": {"host": 5.0, "calibrated": 2.1, "order": 99.0},  # T4's host switches between two dispatch times
     "softmax": {"host": 12.0, "calibrated": 4.8, "order": 99.0},
@@ -22,7 +24,7 @@ LIMITS = {
 
 @pytest.fixture(scope="module")
 def judged(request, shared_data):
-    return kernel_models.judge(request.param, shared_data / "gpu_ops", json.loads(terms.CONSTANTS.read_text()))
+    return kernel_models.judge(request.param, shared_data / "gpu_ops", json.loads(terms.CONSTANTS.read_text()), every_row=True)
 
 
 @pytest.mark.parametrize("judged", LIMITS, indirect=True, ids=str)
@@ -32,13 +34,12 @@ def test_errors_order_and_coverage_on_what_was_not_fitted(judged, request):
     inside, rows = 0, 0
     widths = uncertainty.shipped_bands()[kind]
     for one in judged:
-        calibrated = np.mean([kernel_models._mape(residual) for _, residual in one.calibrated])
-        by_device.setdefault(one.rows.device, []).append(
-            (kernel_models._mape(one.host), calibrated, kernel_models._order(one, one.host))
-        )
+        keep = kernel_models.WHERE.get(kind, lambda rows: np.ones(len(rows), bool))(one.rows)
+        calibrated = np.mean([kernel_models.mape(residual[keep[index]]) for index, residual in one.calibrated])
+        order = 100 * order_right((one.rows.seconds * np.exp(one.host))[keep], one.rows.seconds[keep], 1.2)
+        by_device.setdefault(one.rows.device, []).append((kernel_models.mape(one.host[keep]), calibrated, order))
         kernel = one.rows.seconds - (np.quantile(one.rows.seconds, 0.02) if one.rows.dtype == "float32" else 0)
-        long = uncertainty.regime(kernel)
-        limit = np.where(long, widths["large"]["datasheet"], widths["small"]["datasheet"])
+        limit = np.where(uncertainty.regime(kernel), widths["large"]["datasheet"], widths["small"]["datasheet"])
         inside += (np.abs(one.host) <= limit).sum()
         rows += len(limit)
     host, calibrated, order = np.mean([np.mean(values, axis=0) for values in by_device.values()], axis=0)
@@ -55,3 +56,10 @@ def test_shipped_constants_are_what_the_fit_finds(shared_data):
         again = kernel_models.fit(kind, kernel_models.groups(shared_data / "gpu_ops", kind), table)
         for name in kernel_models.FREE[kind]:
             assert again[kind][name] == pytest.approx(table[kind][name], rel=0.1), name
+
+
+def test_whole_cases_of_the_flash_paper(shared_data, capsys):
+    """From the datasheet, within 20 % where the op list is the paper's: its extra kernels are what the plain list misses."""
+    plain, launched = whole_cases.flash_paper(shared_data / "whole_cases" / "flash_paper_a100_forward.csv")
+    assert launched <= 20
+    assert launched < plain <= 27

@@ -19,9 +19,9 @@ A100, H100, V100 = "a100-sxm-80gb", "h100-sxm-80gb", "v100-pcie-32gb"
 BARE = MatmulConstants(
     compute_efficiency=1.0, feed_bytes_per_clock_per_sm=1e9, feed_exponent=8.0, tile_overhead=0.0, stride_reach_bytes=1e15,
     wave_rounding=1.0, prologue_cycles=0.0, epilogue_cycles=0.0, epilogue_exponent=1.0, split_s=-1.0, min_split_inner=512,
-    inner_step=1, l2_capacity=1e9, l2_sharpness=2.0, reread=0.0, dram_efficiency=1.0, l2_bytes_per_clock_per_sm=1e9,
+    inner_step=1, l2_capacity=1e9, l2_sharpness=2.0, dram_efficiency=1.0, l2_bytes_per_clock_per_sm=1e9,
     overlap_exponent=8.0, picojoules_per_flop=0.0, picojoules_per_byte=0.0, static_w=0.0, clock_exponent=0.25,
-    power_window_s=1e-3, launch_eager_s=3e-5, launch_graph_s=2e-6, launch_events_s=5e-6, tiles_per_sm=1.0, tiles=((128, 128),),
+    power_window_s=1e-3, launch_eager_s=3e-5, launch_graph_s=2e-6, launch_events_s=5e-6, tiles=((128, 128),),
 )  # fmt: skip
 
 
@@ -208,6 +208,7 @@ def test_measured_numbers_stand_over_shipped_ones():
     assert constants_of(profile, "bfloat16", "linear").compute_efficiency == 0.5
     assert constants_of(profile, "bfloat16", "batched").compute_efficiency == 0.5  # stands in
     assert constants_of(profile, "bfloat16", "batched").launch_graph_s != 9e-6  # but for the launch
+    assert constants_of(profile, "float16", "linear").compute_efficiency == 0.5  # the same units and kernels
     assert constants_of(profile, "float32", "linear").compute_efficiency != 0.5
 
 

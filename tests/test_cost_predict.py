@@ -11,7 +11,7 @@ from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load
 from flurka_bench.mechanisms import MECHANISMS, lower
 from flurka_bench.ops import Op, Tensor, total
-from flurka_bench.workload import Case
+from flurka_bench.workload import SIZES, Case
 
 H100 = load("h100").with_measured({}, {})
 CASE = Case(mechanism="flurka-relu", dtype="bfloat16", batch=2, num_heads=8, seq_len=8192, head_dim=64, rank=256, num_features=64)
@@ -82,10 +82,11 @@ def test_arrays_agree_with_single_cases():
     """A sweep gives what its cases give one by one, in chunks or not, mixed batches of one included."""
     random = np.random.default_rng(0)
     cases = [
-        CASE.replace(batch=int(random.integers(1, 3)), seq_len=int(random.integers(512, 20_000)), rank=int(random.integers(16, 512)),
-                     mechanism=mechanism, level=level)
-        for mechanism in ("low-rank", "flurka-relu", "full-sdpa") for level in ("core", "layer") for _ in range(6)
-    ]  # fmt: skip
+        CASE.replace(mechanism=mechanism, level=level, batch=int(batch), seq_len=int(length), rank=int(rank))
+        for mechanism in ("low-rank", "flurka-relu", "full-sdpa")
+        for level in ("core", "layer")
+        for batch, length, rank in zip(random.integers(1, 3, 6), random.integers(512, 20_000, 6), random.integers(16, 512, 6))
+    ]
     together = predict(cases, H100)
     for case, p in zip(cases, together):
         (alone,) = predict([case], H100)
@@ -175,15 +176,14 @@ def run(capsys, *arguments: str):
 
 
 def test_verb_prints_the_contract(capsys):
-    code, out = run(capsys, "--hardware", "h100,l4", "--mechanism", "flurka-relu,full-sdpa", "--level", "layer", "--seq-len", "2048,4096",
-                    "--dtype", "bfloat16", "--json")  # fmt: skip
+    options = "--hardware h100,l4 --mechanism flurka-relu,full-sdpa --level layer --seq-len 2048,4096 --dtype bfloat16 --json"
+    code, out = run(capsys, *options.split())
     records = json.loads(out.out)
     assert code == 0
     assert len(records) == 8
-    needed = ("mechanism level pass backend order hardware batch num_heads seq_len head_dim rank num_features dtype flops bytes seconds"
-              " seconds_low seconds_high bound").split()  # fmt: skip
+    needed = {"level", "pass", "backend", "order", "hardware", *SIZES, "dtype", "flops", "bytes", "bound"}
     for record in records:
-        assert set(needed) <= set(record)
+        assert needed <= set(record)
         assert record["seconds_low"] < record["seconds"] < record["seconds_high"]
     assert [record["hardware"] for record in records] == ["h100-sxm-80gb"] * 4 + ["l4"] * 4
     assert {record["order"] for record in records if record["mechanism"] == "full-sdpa"} == {"project_first"}

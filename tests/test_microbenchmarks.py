@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 from fake_cuda import open_fake
 from typer.testing import CliRunner
 
@@ -44,8 +45,13 @@ SMALL = [
 ]
 
 
-def test_rows_have_the_published_columns(tmp_path):
-    found = measure(CpuDevice(), probes=SMALL, budget_s=8.0)
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(microbenchmarks, "_figure_probes", lambda torch, device, dtypes: ())
+
+
+def test_rows_have_the_published_columns(tmp_path, no_figures):
+    found = measure(CpuDevice(), probes=SMALL, budget_s=20.0)
     assert not found.left_out
     assert [row["op"] for row in found.rows] == [probe.op for probe in SMALL]
     assert all(0 < row["latency_ms"] < 1000 for row in found.rows)
@@ -55,15 +61,16 @@ def test_rows_have_the_published_columns(tmp_path):
         with path.open() as stream:
             rows = list(csv.DictReader(stream))
         assert list(rows[0]) == ["device", "op", "dtype", *columns, "latency_ms"]
-    assert {"launch_eager_s", "copy_bandwidth_bytes_per_s", "matmul_flops_per_s.float32", "sustained_fraction"} <= set(
-        found.figures
-    )
-    assert all(math.isfinite(value) and value > 0 for value in found.figures.values())
 
 
-@pytest.fixture
-def no_figures(monkeypatch):
-    monkeypatch.setattr(microbenchmarks, "_figure_probes", lambda torch, device, dtypes: ())
+def test_figures_of_a_cpu():
+    found = {}
+    for _, measure_figure in microbenchmarks._figure_probes(torch, CpuDevice(), ["float32"]):
+        found |= measure_figure(0.02)
+    assert {"launch_eager_s", "copy_bandwidth_bytes_per_s", "matmul_flops_per_s.float32", "sustained_fraction"} <= set(found)
+    assert all(math.isfinite(value) and value > 0 for value in found.values())
+    assert found["launch_eager_s"] < 1e-3
+    assert found["sustained_fraction"] <= 1
 
 
 def test_the_time_bound_holds_and_says_what_it_cut(no_figures):
@@ -104,6 +111,14 @@ def test_shapes_are_spread_and_repeatable(dtype):
     assert len(sweep) == 14
     assert min(sweep) <= 2e6
     assert max(sweep) >= 1.9e8
+
+
+def test_every_probe_is_an_op_that_the_cost_model_fits():
+    from flurka_bench.cost.operators import OPERATORS
+
+    columns = {op: set(operator.columns) for operator in OPERATORS for op in operator.ops}
+    for probe in probes_for(CpuDevice(), ["float32"]):
+        assert set(probe.shape) == columns[probe.op]
 
 
 def test_bytes_by_hand():

@@ -94,9 +94,7 @@ def test_every_kernel_and_byte_of_the_usual_compression(name, level, order, pass
 
 @pytest.mark.parametrize(("name", "level", "order", "pass_"), [form for form in FORMS if MECHANISMS[form[0]].compressed])
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize(
-    ("compression", "share_heads"), [("dense", False), ("conv", True), ("conv", False), ("mean-pool", True)]
-)
+@pytest.mark.parametrize(("compression", "share_heads"), [("dense", False), ("conv", True), ("conv", False), ("mean-pool", True)])
 def test_rarer_compressions_differ_by_no_more_than_copies(name, level, order, pass_, batch, compression, share_heads):
     """Strides of the rarer forms are not followed to the last small copy."""
     case = Case(
@@ -106,8 +104,8 @@ def test_rarer_compressions_differ_by_no_more_than_copies(name, level, order, pa
     (kinds, read, written), (kinds_got, read_got, written_got) = summary(launched(case)), summary(lowered(case))
     copies = abs(kinds.pop("copy", 0) - kinds_got.pop("copy", 0))
     assert kinds_got == kinds
-    assert copies <= 5
-    assert read_got + written_got == pytest.approx(read + written, rel=0.25)
+    assert copies <= 4
+    assert read_got + written_got == pytest.approx(read + written, rel=0.2)
 
 
 def test_flops_of_the_vector_units_are_counted():

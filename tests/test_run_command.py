@@ -56,13 +56,20 @@ def test_a_run_from_the_command_line_and_again(command, tmp_path):
         assert set(entry["stages_s"]) & {"scores", "features", "compress", "key_value", "output"}
     assert run.meta["environment"]["cpu"]["model"] and run.meta["device"] == run.records[0]["device"]
     assert "[8/8] layer forward" in first.stderr  # plain lines where there is no terminal
-    assert (
-        "against the strong forms" in first.stdout and "against the paper's forms" in first.stdout and "8 ok in" in first.stdout
-    )
+    assert all(text in first.stdout for text in ("fastest  ", "strong form", "paper's form", "low-rank parent", "8 ok in"))
     second = command("run", "tiny.toml", "--device", "cpu", "--json")
     answer = json.loads(second.stdout)
     assert second.returncode == 0 and answer["statuses"] == {"ok": 8} and len(answer["cells"]) == 2
     assert len(read_run(folder).records) == 8
+
+
+@pytest.mark.parametrize("mechanisms", ['"full-math"', '"full-math", "low-rank"'])
+def test_a_run_without_flurka_has_an_end_too(command, tmp_path, mechanisms):
+    axes = f"axes = {{mechanism = [{mechanisms}], seq_len = 64, rank = 8}}"
+    (tmp_path / "tiny.toml").write_text(axes + '\nbudget = {time = "1s"}')
+    result = command("run", "tiny.toml", "--device", "cpu")
+    assert result.returncode == 0, result.stderr
+    assert " ok in" in result.stdout.splitlines()[-1]
 
 
 def test_a_dry_run_measures_nothing(command, tmp_path):

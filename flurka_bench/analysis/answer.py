@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from flurka_bench.analysis.ratio import MISSING
+from flurka_bench.analysis.speedup import prepare
 from flurka_bench.measure.statistics import VERDICTS
 
 SLICE = ["device", "level", "pass", "dtype"]
@@ -48,6 +49,47 @@ def answers(views: "dict[str, pd.DataFrame]") -> pd.DataFrame:
         "best_cell",
     ]
     return pd.DataFrame(rows, columns=columns)
+
+
+def fastest_by_length(frame: pd.DataFrame) -> pd.DataFrame:
+    """Per slice and N, the fastest mechanism at the middle k and m (elu + 1 and uncompressed ones take part as they are).
+
+    Columns: ``SLICE``, batch, num_heads, head_dim, rank, num_features, seq_len, mechanism, order, backend, ``s``, kind (measured,
+    or predicted where the slice has no measurement).
+    """
+    rows = prepare(frame)
+    shape = [*SLICE, "batch", "num_heads", "head_dim"]
+    found = []
+    for key, part in rows.groupby(shape, sort=False):
+        value, kind = ("seconds", "measured") if part["seconds"].notna().any() else ("predicted_s", "predicted")
+        middle = {}
+        for knob in ("rank", "num_features"):
+            chosen = part.loc[~part["mechanism"].str.endswith("-elu") & (part[knob] > 0), knob]
+            middle[knob] = int(sorted(set(chosen))[len(set(chosen)) // 2]) if len(chosen) else 0
+        elu = part["mechanism"].str.endswith("-elu")
+        part = part[part["rank"].isin([0, middle["rank"]]) & (elu | part["num_features"].isin([0, middle["num_features"]]))]
+        part = part[part[value].notna()]
+        best = part.loc[part.groupby("seq_len")[value].idxmin()]
+        for row in best.to_dict("records"):
+            form = {name: row[name] for name in ("seq_len", "mechanism", "order", "backend")}
+            found.append(dict(zip(shape, key)) | middle | form | {"s": row[value], "kind": kind})
+    return pd.DataFrame(found, columns=[*shape, "rank", "num_features", "seq_len", "mechanism", "order", "backend", "s", "kind"])
+
+
+def fastest_in_words(rows: pd.DataFrame) -> str:
+    """``"At k = 256, m = 64 the fastest is full-sdpa for N = 512 to 2048, flurka-relu for N = 4096 to 16384."`` of one shape."""
+    runs: list[list] = []
+    for row in rows.sort_values("seq_len").to_dict("records"):
+        if runs and runs[-1][0] == row["mechanism"]:
+            runs[-1][2] = row["seq_len"]
+        else:
+            runs.append([row["mechanism"], row["seq_len"], row["seq_len"]])
+    if not runs:
+        return ""
+    told = ", ".join(f"{name} for N = {low}" + (f" to {high}" if high != low else "") for name, low, high in runs)
+    first = rows.iloc[0]
+    knobs = ", ".join(f"{symbol} = {first[name]}" for name, symbol in (("rank", "k"), ("num_features", "m")) if first[name])
+    return f"At {knobs or 'these sizes'} the fastest is {told} ({first['kind']})."
 
 
 def place(cell: pd.Series) -> str:

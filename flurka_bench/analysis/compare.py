@@ -202,6 +202,9 @@ def environment_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[
         if left != right:
             found.append(Difference(name=name, a=str(left), b=str(right)))
     left, right = (_flat(meta.get("environment") or {}) for meta in (a, b))
+    if bool(left) != bool(right):
+        words = {True: "recorded", False: "not recorded"}
+        return [*found, Difference(name="environment", a=words[bool(left)], b=words[bool(right)])]
     for name in [*left, *(key for key in right if key not in left)]:
         if _differs(name.rpartition(".")[2], left.get(name), right.get(name)):
             found.append(Difference(name=name, a=_shown(left.get(name)), b=_shown(right.get(name))))

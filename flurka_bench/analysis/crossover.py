@@ -77,7 +77,11 @@ def _series(axis: str, index: np.ndarray, numbers: dict[str, np.ndarray], curves
         known, places = known[np.r_[True, np.diff(places) > 0][: len(known)]], np.unique(places)
         if len(known) < 2:
             continue
-        band = np.log([numbers["predicted_speedup_low"][known], numbers["predicted_speedup_high"][known]]) if prefix else curves[:, known]
+        band = (
+            np.log([numbers["predicted_speedup_low"][known], numbers["predicted_speedup_high"][known]])
+            if prefix
+            else curves[:, known]
+        )
         words = _describe(places, np.log(numbers[f"{prefix}speedup"][known]), band)
         entry |= dict(zip((f"{prefix}wins", f"{prefix}crossing", f"{prefix}crossing_low", f"{prefix}crossing_high"), words))
         entry.setdefault("tested_from", int(places[0]))

@@ -22,7 +22,8 @@ def own_dtype(profile: Profile) -> str:
 
 def sweep(
     *, dtype: str, level: str = "layer", passes: Sequence[str] = ("forward", "train"), seq_lens: Sequence[int] = SEQ_LENS,
-    ranks: Sequence[int] = RANKS, num_features: Sequence[int] = NUM_FEATURES, model_dim: int = 1024, head_dim: int = 64, batch: int = 1,
+    ranks: Sequence[int] = RANKS, num_features: Sequence[int] = NUM_FEATURES, model_dim: int = 1024, head_dim: int = 64,
+    batch: int = 1,
 ) -> list[Case]:  # fmt: skip
     """Every mechanism, order and backend over N, k and m, as canonical cases without duplicates."""
     found: dict[str, Case] = {}
@@ -35,7 +36,8 @@ def sweep(
                             for backend in BACKENDS:
                                 case = canonical(
                                     Case(
-                                        mechanism=cell.name, level=level, pass_=pass_, order=order, backend=backend, dtype=dtype, batch=batch,
+                                        mechanism=cell.name, level=level, pass_=pass_, order=order, backend=backend, dtype=dtype,
+                                        batch=batch,
                                         num_heads=model_dim // head_dim, head_dim=head_dim, seq_len=n, rank=k, num_features=m,
                                     )
                                 )  # fmt: skip
@@ -69,12 +71,12 @@ def strongest(predictions: Iterable[Prediction]) -> list[Prediction]:
     return list({found.case.case_id: found for found in (*papers.values(), *fastest.values())}.values())
 
 
-def predicted_frame(profiles: Sequence[Profile], dtype: str | None = None, **axes: object) -> pd.DataFrame:
-    """Predictions on every target as one frame of records; ``axes`` are those of ``sweep``. A case too large for the memory has no time."""
+def predicted_frame(profiles: Sequence[Profile], dtype: str | None = None, launch: str = "eager", **axes: object) -> pd.DataFrame:
+    """Predictions on every target as records (``axes``: those of ``sweep``); a case too large for the memory has no time."""
     rows = []
     for profile in profiles:
         cases = sweep(dtype=dtype or own_dtype(profile), **axes)  # type: ignore[arg-type]
-        for found in strongest(predict(cases, profile)):
+        for found in strongest(predict(cases, profile, launch=launch)):
             record = as_record(found, profile.title)
             if record["status"] == "oom":
                 record |= dict.fromkeys(("predicted_s", "predicted_low_s", "predicted_high_s"))

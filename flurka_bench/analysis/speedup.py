@@ -30,7 +30,8 @@ SHOWN = ["case_id", "mechanism", "order", "backend"]
 _DEFAULTS = {
     "device": "", "num_layers": 1, "ffn_dim": 0, "vocab_size": 0, "rank": 0, "num_features": 0, "compression": "dense",
     "share_kv": False, "share_heads": True, "order": None, "status": "ok", "error": None, "median_s": np.nan, "samples_s": None,
-    "round_ids": None, "predicted_s": np.nan, "predicted_low_s": np.nan, "predicted_high_s": np.nan, "predicted_log_scale": 0.0, "bound": None,
+    "round_ids": None, "predicted_s": np.nan, "predicted_low_s": np.nan, "predicted_high_s": np.nan, "predicted_log_scale": 0.0,
+    "bound": None,
     "flops": np.nan, "bytes": np.nan, "peak_memory_bytes": np.nan,
 }  # fmt: skip
 _WHOLE = ["batch", "num_heads", "seq_len", "head_dim", "num_layers", "ffn_dim", "vocab_size", "rank", "num_features"]
@@ -126,7 +127,8 @@ def speedups(
     Columns: the cell's (``WORKLOAD`` and ``KNOBS``; 0 means the knob does not exist), ``subject``, ``baseline``; measured
     ``subject_*`` and ``baseline_*`` (row, case_id, mechanism, order, backend, s), ``speedup``, ``speedup_low``, ``speedup_high``,
     ``verdict`` (FASTER, SLOWER, SAME, AMBIGUOUS, or MISSING with the reason in ``missing``); and the same, prefixed
-    ``predicted_``. ``known`` shares estimates between calls on one frame. Raises RequestError for a name that is no subject or baseline.
+    ``predicted_``. ``known`` shares estimates between calls on one frame. Raises RequestError for a name that is no
+    subject or baseline.
     """
     rows = prepare(frame)
     opponent, mechanisms = baseline(against), subject_mechanisms(subject)
@@ -203,8 +205,8 @@ def summary(frame: pd.DataFrame, subject: str = "flurka") -> pd.DataFrame:
     """The end table: per cell the fastest mechanism, and the subject's speedup over its parents and full attention.
 
     One row per workload, rank and num_features, best lead of the subject first within a workload. Columns: ``CELL``,
-    ``fastest`` (case's mechanism, order, backend), ``fastest_s``, and per baseline NAME: ``NAME``, ``NAME_low``, ``NAME_high``,
-    ``NAME_verdict``, ``NAME_predicted``.
+    ``fastest`` (case's mechanism, order, backend), ``fastest_s``, and per baseline NAME: ``NAME`` and ``NAME_predicted``, each
+    with ``_low`` and ``_high``, and ``NAME_verdict``.
     """
     rows, known = prepare(frame), {}
     result = None
@@ -215,8 +217,9 @@ def summary(frame: pd.DataFrame, subject: str = "flurka") -> pd.DataFrame:
             ours = ~(cells["speedup"] < 1)
             for field in ("mechanism", "order", "backend", "s"):
                 result[f"fastest_{field}"] = cells[f"subject_{field}"].where(ours, cells[f"baseline_{field}"])
-        for source, target in (("speedup", ""), ("speedup_low", "_low"), ("speedup_high", "_high"), ("verdict", "_verdict"),
-                               ("predicted_speedup", "_predicted")):  # fmt: skip
-            result[f"{name}{target}"] = cells[source]
+        for bound in ("", "_low", "_high"):
+            result[f"{name}{bound}"] = cells[f"speedup{bound}"]
+            result[f"{name}_predicted{bound}"] = cells[f"predicted_speedup{bound}"]
+        result[f"{name}_verdict"] = cells["verdict"]
     assert result is not None
     return result.sort_values([*WORKLOAD[:-3], "best-other"], ascending=[True] * (len(WORKLOAD) - 3) + [False], ignore_index=True)

@@ -100,5 +100,10 @@ def show(
         return
     about = "; ".join(f"{key}: {value}" for key, value in profile.measured_about.items())
     print_table(
-        ("measured", "value"), [(key, f"{len(value)} rows" if isinstance(value, (list, tuple)) else f"{value:.6g}") for key, value in profile.measured.items()], title=f"\nCalibrated. {about}"
+        ("measured", "value"),
+        [
+            (key, f"{len(value)} rows" if isinstance(value, (list, tuple)) else f"{value:.6g}")
+            for key, value in profile.measured.items()
+        ],
+        title=f"\nCalibrated. {about}",
     )

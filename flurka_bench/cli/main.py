@@ -1,7 +1,6 @@
 """The command's entry: registers the verbs, turns the project's errors into one line and an exit code."""
 
 import importlib
-import importlib.util
 import os
 import sys
 from typing import Annotated
@@ -15,7 +14,7 @@ from flurka_bench.errors import FlurkaError, nearest
 # torch, pandas, matplotlib and sympy are imported inside the functions that need them.
 VERBS = (
     "run", "predict", "recommend", "regions", "plot", "report", "compare", "calibrate", "validate",
-    "hardware", "suites", "export", "doctor", "quality", "train",
+    "hardware", "suites", "export", "doctor", "quality",
 )  # fmt: skip
 # Typer's usage errors: newer releases carry click inside, older ones import it; both are reached through a public name.
 UsageProblem = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
@@ -42,13 +41,11 @@ def _root(
     """
 
 
-def build_app() -> typer.Typer:
-    """The typer application with every verb that is installed."""
+def build_app(only: str | None = None) -> typer.Typer:
+    """The typer application with every verb, or with ``only`` the one that was asked for: importing the others costs time."""
     app = typer.Typer(name="flurka-bench", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.callback()(_root)
-    for verb in VERBS:
-        if importlib.util.find_spec(f"flurka_bench.cli.{verb}") is None:
-            continue
+    for verb in VERBS if only is None else (only,):
         module = importlib.import_module(f"flurka_bench.cli.{verb}")
         if verb in GROUPS:
             app.add_typer(module.app, name=verb)
@@ -71,8 +68,10 @@ def _usage_line(error: Exception) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the answer is no, 2 the request was wrong, 130 interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    only = given[0] if given and given[0] in VERBS and "_FLURKA_BENCH_COMPLETE" not in os.environ else None
     try:
-        code = build_app()(arguments, prog_name="flurka-bench", standalone_mode=False)
+        code = build_app(only)(arguments, prog_name="flurka-bench", standalone_mode=False)
     except UsageProblem as error:
         # Without arguments, typer "fails" with the help text as its message: that is an answer, not an error.
         no_arguments = type(error).__name__ == "NoArgsIsHelpError"

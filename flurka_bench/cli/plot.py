@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from flurka_bench.hardware import Profile
+
 KINDS = ("heatmap", "scaling", "predicted", "crossover", "roofline", "stages", "pareto", "error", "memory", "devices")
 MAX_MAPS = 12  # heat maps of one call, largest first; --level and the like choose others
 
@@ -141,7 +143,7 @@ def _title(rows: "pd.DataFrame") -> str:
     return caption(rows.iloc[0].to_dict() | {"rank": 0, "num_features": 0}) if len(rows) else ""
 
 
-def _profile(frame: "pd.DataFrame", hardware: str | None):  # noqa: ANN202
+def _profile(frame: "pd.DataFrame", hardware: str | None) -> "Profile | None":
     from flurka_bench.cli.targets import load_targets
     from flurka_bench.hardware.detect import cpu_name, detect_cpu, recognise
 

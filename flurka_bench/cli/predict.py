@@ -9,6 +9,7 @@ import typer
 from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json, print_table
 from flurka_bench.errors import RequestError
 from flurka_bench.units import format_bytes, format_seconds
+from flurka_bench.workload import SIZES
 
 # What ``predict`` computes where an option is not given: the table of a first look.
 DEFAULT_MECHANISMS = "full-math,full-sdpa,low-rank,low-rank-sdpa,kernel-relu,flurka-relu,kernel-favor,flurka-favor"
@@ -116,14 +117,14 @@ def predictions(axes: dict[str, list], profile: Any, launch: str = "eager", cach
     return [min((by_id[each] for each in ids), key=lambda prediction: prediction.seconds) for ids in wanted.values()]
 
 
-_COLUMNS = ("hardware", "mechanism", "level", "pass", "order", "backend", "dtype", "batch", "num_heads", "seq_len", "head_dim", "rank",
-            "num_features")  # fmt: skip
+_CATEGORIES = ("hardware", "mechanism", "level", "pass", "order", "backend", "dtype")
 
 
 def _print(records: list[dict[str, Any]]) -> None:
     """A table of what varies, and in the title what does not."""
-    varies = [name for name in _COLUMNS if name == "mechanism" or len({record[name] for record in records}) > 1]
-    fixed = ", ".join(f"{name} {records[0][name]}" for name in _COLUMNS if name not in varies and records[0][name] is not None)
+    columns = (*_CATEGORIES, *SIZES)
+    varies = [name for name in columns if name == "mechanism" or len({record[name] for record in records}) > 1]
+    fixed = ", ".join(f"{name} {records[0][name]}" for name in columns if name not in varies and records[0][name] is not None)
     rows = [
         (
             *("" if record[name] is None else record[name] for name in varies),

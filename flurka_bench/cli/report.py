@@ -16,6 +16,8 @@ def report(
     hardware: Annotated[str | None, typer.Option(help="Targets to predict for, a comma list; without a run.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the predictions; by default the target's 16-bit type.")] = None,
     model_dim: Annotated[int, typer.Option(min=64, help="D of the predictions.")] = 1024,
+    launch: Annotated[str, typer.Option(help="Of the predictions: eager (the host dispatches), graph, or none.")] = "eager",
+    batch: Annotated[int, typer.Option(min=1, help="b of the predictions.")] = 1,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
 ) -> None:
     """Write one self-contained page: the answer, interactive maps, crossovers, agreement, environment, data.
@@ -27,7 +29,9 @@ def report(
     from flurka_bench.report.content import collect
 
     if bool(run) == bool(hardware):
-        raise RequestError("report takes one or several run folders, or --hardware for predictions without a run; not both, not neither")
+        raise RequestError(
+            "report takes one or several run folders, or --hardware for predictions without a run; not both, not neither"
+        )
     target = out or ((run[0] / "report.html") if run else Path("report.html"))
     if target.suffix not in FORMATS:
         raise RequestError(f"--out must end in {', '.join(FORMATS)}, got {str(target)!r}")
@@ -47,11 +51,16 @@ def report(
             raise RequestError(f"--model-dim must be a multiple of the head_dim 64, got {model_dim}")
         about = [
             {"hardware": profile.title, "calibrated": profile.is_calibrated}
-            | {key: f"{figure.value:.12g} {figure.unit} ({figure.source})" for key, figure in (profile.datasheet | profile.peaks).items()}
+            | {
+                key: f"{figure.value:.12g} {figure.unit} ({figure.source})"
+                for key, figure in (profile.datasheet | profile.peaks).items()
+            }
             for profile in targets
         ]
         names = ", ".join(profile.title for profile in targets)
-        content = collect(predicted_frame(targets, dtype, model_dim=model_dim), about, title or f"Predictions for {names}")
+        frame = predicted_frame(targets, dtype, launch, model_dim=model_dim, batch=batch)
+        about = [{**each, "launch": launch} for each in about]
+        content = collect(frame, about, title or f"Predictions for {names}")
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".pdf":
         from flurka_bench.report.pdf import write_pdf

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 # Datasheet peaks hold at the boost clock; single boards clock a little above it. A CPU's clock is what its system admits,
 # which in virtual machines is the base clock.
 _PEAK_MARGIN = {"gpu": 1.05, "cpu": 2.0}
-_STRONG = {"strong-low-rank": "low-rank", "strong-kernel": "kernel", "strong-full": "full"}
-_PAPER = {"paper-low-rank": "low-rank", "paper-kernel": "kernel", "paper-full": "full"}
+_OPPONENTS = {"low-rank": "low-rank parent", "kernel": "kernel parent", "full": "full attention"}
 
 
 def run(
@@ -114,6 +113,7 @@ def _predictions(cases: "list[Case]", profile: "Profile | None", *, stages: bool
             "predicted_s": prediction.seconds,
             "predicted_low_s": prediction.seconds_low,
             "predicted_high_s": prediction.seconds_high,
+            "predicted_log_scale": prediction.log_scale,
             "bound": prediction.bound,
         }
         if stages:
@@ -123,7 +123,7 @@ def _predictions(cases: "list[Case]", profile: "Profile | None", *, stages: bool
 
 
 def _peaks(profile: "Profile | None") -> "Callable[[Case], Peaks | None]":
-    """What no case can exceed on this device: the datasheet's figures, with a margin for boards that clock higher."""
+    """What no case can exceed on this device: the datasheet's figures."""
 
     def peaks(case: "Case") -> "Peaks | None":
         from flurka_bench.measure.runner import Peaks
@@ -133,10 +133,12 @@ def _peaks(profile: "Profile | None") -> "Callable[[Case], Peaks | None]":
         on_cpu = profile.kind == "cpu"
         if on_cpu and case.itemsize < 4:  # tile units for 16-bit matrices are not in a CPU's profile
             return None
-        margin = _PEAK_MARGIN[profile.kind]
-        # A CPU's bandwidth stands in the profile as a guess until it is calibrated: no bound to reject by.
-        bandwidth = float("inf") if on_cpu and not profile.is_calibrated else margin * profile.memory_bandwidth_bytes_per_s
-        return Peaks(flops_per_s=margin * profile.peak_flops[profile.matmul_unit(case.dtype)], bandwidth_bytes_per_s=bandwidth)
+        return Peaks(
+            flops_per_s=profile.peak_flops[profile.matmul_unit(case.dtype)],
+            # a CPU's bandwidth stands in the profile as a guess until it is calibrated
+            bandwidth_bytes_per_s=None if on_cpu and not profile.is_calibrated else profile.memory_bandwidth_bytes_per_s,
+            margin=_PEAK_MARGIN[profile.kind],
+        )
 
     return peaks
 
@@ -272,15 +274,12 @@ def _print_answer(folder: Path, summary: "Summary", *, as_json: bool) -> None:
             "cells": cells.to_dict("records"),
         })  # fmt: skip
         return
-    leading = _leading(cells)
-    for title, columns in (("against the strong forms", _STRONG), ("against the paper's forms", _PAPER)):
-        rows = [_row(cell, columns) for _, cell in leading.iterrows()]
-        over = [f"over {name} (predicted)" for name in columns.values()]
-        headers = ("workload", "k", "m", "fastest", "time", "FLuRKA", "time", *over)
-        print_table(headers, rows, title=f"\nFLuRKA at its best k and m per workload, {title}")
+    for _, cell in _leading(cells).iterrows():
+        _print_workload(cell)
     told = ", ".join(f"{count} {status}" for status, count in statuses.items())
-    spent = f", {summary.time_in_calls_s / summary.wall_s:.0%} of it inside calls" if summary.wall_s else ""
-    print(f"\n{told} in {folder}; this session took {format_seconds(summary.wall_s)}{spent}")
+    share = f"{summary.time_in_calls_s / summary.wall_s:.0%} of it inside calls" if summary.wall_s else ""
+    session = f"this session took {format_seconds(summary.wall_s)}, {share}" if share else "nothing was left to measure"
+    print(f"\n{told} in {folder}; {session}")
     for warning in found.warnings:
         print(f"note: {warning}")
 
@@ -289,6 +288,8 @@ def _leading(cells: "pd.DataFrame") -> "pd.DataFrame":
     """Per workload the cell in which FLuRKA is fastest, with the workload's fastest mechanism of all beside it."""
     from flurka_bench.analysis.speedup import WORKLOAD
 
+    if cells.empty or cells["subject_s"].isna().all():
+        return cells.iloc[:0]
     leading = cells.sort_values("subject_s", kind="stable").drop_duplicates(WORKLOAD).sort_index().set_index(WORKLOAD)
     fastest = cells.sort_values("fastest_s", kind="stable").drop_duplicates(WORKLOAD).set_index(WORKLOAD)
     for name in ("mechanism", "order", "backend", "s"):
@@ -296,24 +297,26 @@ def _leading(cells: "pd.DataFrame") -> "pd.DataFrame":
     return leading.reset_index()
 
 
-def _row(cell: Any, columns: dict[str, str]) -> list[str]:
-    def speedup(name: str) -> str:
-        low, high, predicted = cell[f"{name}_low"], cell[f"{name}_high"], cell[f"{name}_predicted"]
-        interval = f" [{low:.2f}, {high:.2f}]" if high < 1000 else " [too few samples]"
-        return f"{format_ratio(cell[name])}{interval} ({format_ratio(predicted)})" if cell[name] == cell[name] else "n/a"
+def _print_workload(cell: Any) -> None:
+    sizes = f"b={cell['batch']} h={cell['num_heads']} N={cell['seq_len']} d={cell['head_dim']}"
+    print(f"\n{cell['level']} {cell['pass']} {cell['dtype']} {sizes}")
+    print(f"fastest  {_form(cell, 'fastest')}: {format_seconds(cell['fastest_s'])}")
+    knobs = f" k={cell['rank']} m={cell['num_features']}"
+    print(f"FLuRKA   {_form(cell, 'subject')}{knobs}: {format_seconds(cell['subject_s'])}; its speedup over")
 
-    sizes = f"b{cell['batch']} h{cell['num_heads']} N{cell['seq_len']} d{cell['head_dim']}"
-    workload = f"{cell['level']} {cell['pass']} {cell['dtype']} {sizes}"
-    return [
-        workload,
-        str(cell["rank"]),
-        str(cell["num_features"]),
-        _form(cell, "fastest"),
-        format_seconds(cell["fastest_s"]),
-        _form(cell, "subject"),
-        format_seconds(cell["subject_s"]),
-        *(speedup(name) for name in columns),
-    ]
+    def ratio(column: str) -> str:
+        value, low, high = cell[column], cell[f"{column}_low"], cell[f"{column}_high"]
+        if value != value:
+            return "n/a"
+        return f"{format_ratio(value)} [{low:.2f}, {high:.2f}]" if high < 1000 else f"{format_ratio(value)} [too few samples]"
+
+    def speedup(name: str) -> list[str]:
+        return [ratio(name), ratio(f"{name}_predicted")]
+
+    print_table(
+        ("", "strong form", "predicted", "paper's form", "predicted"),
+        [[name, *speedup(f"strong-{key}"), *speedup(f"paper-{key}")] for key, name in _OPPONENTS.items()],
+    )
 
 
 def _form(cell: Any, side: str) -> str:

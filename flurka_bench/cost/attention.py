@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.cost.elementwise import dram_bandwidth_bytes_per_s
+from flurka_bench.cost.matmul import constants_of as matmul_constants
 from flurka_bench.cost.terms import Terms, constants_of, launch_of
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.workload import DTYPE_BYTES
@@ -25,23 +26,26 @@ class Kernel:
 
     ``tiles`` maps the largest head_dim to (query rows, key columns) of a block. ``emulated`` is the share of exponentials
     computed as polynomials on the vector lanes (FlashAttention 4). ``resident`` blocks share an SM and hide each other's
-    start and end. ``split`` names the rule for splitting the keys.
+    start and end. ``split`` names the rule for splitting the keys. ``group`` rows of a tile belong to one group of warps,
+    which idles where there are fewer queries.
     """
 
     tiles: tuple[tuple[int, int, int], ...]
     emulated: float = 0.0
     resident: int = 1
+    group: int = 128
     split: str = "none"
 
 
 PADDED_HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 KERNELS = {
     "flash2": Kernel(tiles=((64, 128, 128), (1024, 128, 64)), resident=2),
-    "flash3": Kernel(tiles=((64, 192, 192), (96, 192, 144), (1024, 128, 176)), split="efficiency"),
+    "flash3": Kernel(tiles=((64, 192, 192), (96, 192, 144), (1024, 128, 176)), group=64, split="efficiency"),
     "flash4": Kernel(tiles=((1024, 256, 128),), emulated=0.25, split="idle"),
     "efficient": Kernel(tiles=((64, 64, 64), (1024, 32, 128)), resident=2),
     "cpu": Kernel(tiles=((1024, 256, 512),)),
 }
+SCORE_LANE_OPS = 3  # a score's comparison, scaled subtraction and sum
 MAX_SPLITS = 128
 MIN_SPLIT_BLOCKS = 5  # both rules leave four blocks of keys or fewer in one piece
 
@@ -51,8 +55,8 @@ class AttentionConstants:
     """What the datasheet does not say."""
 
     matmul_efficiency: float  # of the matrix units' peak, inside a tile
-    exposed_special: float  # share of the exponentials' time that the products do not hide
-    rescale_lane_ops: float  # lane operations an output element, each time a block of keys moves the maximum
+    exposed_softmax: float  # share of the softmax's time (exponentials, lane operations) that the products do not hide
+    rescale_clocks: float  # of an SM an output element, each time a block of keys moves the maximum
     tile_s: float  # start and end of a tile: loads of Q, stores of O, barriers
     alone_slowdown: float  # a block that shares its SM with no other hides less of its own latency
     combine_s: float  # the second kernel after a split
@@ -114,8 +118,13 @@ def attention_terms(
     rows, columns = _tile(kernel, head_dim)
     padded = np.asarray(PADDED_HEAD_DIMS, dtype=real)[np.minimum(np.searchsorted(PADDED_HEAD_DIMS, head_dim), 5)]
     padded = np.maximum(padded, head_dim)
+    floor = real(c.floor_s)
     if profile.kind == "cpu":
-        padded, rows = head_dim, np.minimum(rows, np.exp2(np.ceil(np.log2(queries / 4 + 32))))
+        # No padding: its blocks are calls of a matrix library of just the size that is left, on fewer rows for short queries.
+        padded, columns, floor = head_dim, keys, real(0)
+        rows = np.minimum(rows, np.exp2(np.ceil(np.log2(queries / 4 + 32))))
+    full_rows = rows
+    rows = np.minimum(rows, np.ceil(queries / real(kernel.group)) * real(kernel.group))
     blocks = np.ceil(keys / columns)
     tiles = heads * np.ceil(queries / rows)
     splits = _splits(kernel, tiles, blocks, profile.num_sms)
@@ -125,29 +134,42 @@ def attention_terms(
     peak = profile.peak_flops[profile.matmul_unit(dtype)]
     efficiency = c.matmul_efficiency * (1.0 if products == 2 else c.backward_efficiency)
     multiply = padded * real(2 * products * sms / (peak * efficiency))
-    special = c.exposed_special * (1 - kernel.emulated) / (profile.special_per_clock_per_sm * clock_hz)
-    rescale = padded / columns * real(c.rescale_lane_ops * products / 2 / (profile.vector_lanes_per_sm * clock_hz))
+    clocks = (1 - kernel.emulated) / profile.special_per_clock_per_sm + SCORE_LANE_OPS / profile.vector_lanes_per_sm
+    special = c.exposed_softmax * clocks / clock_hz
+    rescale = padded / columns * real(c.rescale_clocks * products / 2 / clock_hz)
     scores = rows * columns * np.ceil(blocks / splits)  # of one tile and split
     alone = 1 + c.alone_slowdown * (waves == 1) if kernel.resident > 1 else 1.0
-    busy = waves * (scores * (multiply + real(special) + rescale) + real(c.tile_s / kernel.resident)) * alone
+    busy = (
+        waves * (scores * (multiply + real(special) + rescale) + rows / full_rows * real(c.tile_s / kernel.resident**2)) * alone
+    )
     bandwidth = dram_bandwidth_bytes_per_s(profile, 0.9)
     partial = real(8 * c.combine_traffic / bandwidth) * splits * heads * queries * head_dim  # float32 out and in
     combine = np.where(splits > 1, real(c.combine_s) + partial, real(0))
     busy = busy + combine
     busy = busy * (1 + real(c.sustained_slowdown) * busy / (busy + real(c.sustained_window_s)))
+    busy = busy + _power(profile, dtype, 2 * products * heads * np.ceil(queries / rows) * rows * keys * padded, busy)
     moved = bytes_moved if bytes_moved is not None else DTYPE_BYTES[dtype] * 2 * heads * head_dim * (queries + keys)
     memory = np.asarray(moved, dtype=real).ravel() * real(1 / bandwidth)
     flops = real(2 * products) * heads * queries * keys * head_dim
-    on_device = np.maximum(np.maximum(busy, memory), flops * real(1 / peak)) + real(c.floor_s)
-    if profile.tdp_w is None and profile.kind == "cpu":
-        on_device = on_device - real(c.floor_s)
+    on_device = np.maximum(np.maximum(busy, memory), flops * real(1 / peak)) + floor
     share = real(special) / (multiply + real(special) + rescale)
     return Terms(
         **launch_of(profile, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap),
         kernel=on_device.reshape(shape),
         compute=(busy * (1 - share)).reshape(shape), special=(busy * share).reshape(shape),
-        memory=np.broadcast_to(memory, busy.shape).reshape(shape), latency=(combine + real(c.floor_s)).reshape(shape),
+        memory=np.broadcast_to(memory, busy.shape).reshape(shape), latency=(combine + floor).reshape(shape),
     )  # fmt: skip
+
+
+def _power(profile: Profile, dtype: str, flops: np.ndarray, busy: np.ndarray) -> np.ndarray:
+    """Seconds that the board's power limit adds, by the matmul model's energy per FLOP and its law (``matmul._power``)."""
+    real = busy.dtype.type
+    c = matmul_constants(profile, dtype)
+    if profile.tdp_w is None:
+        return np.zeros_like(busy)
+    budget_w = profile.tdp_w - min(c.static_w, 0.5 * profile.tdp_w)
+    excess = np.maximum(flops * real(c.picojoules_per_flop * 1e-12 / budget_w) / busy, 1)
+    return busy * (excess ** real(1 / (1 + c.clock_exponent)) - 1) * busy / (busy + real(c.power_window_s))
 
 
 def _tile(kernel: Kernel, head_dim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

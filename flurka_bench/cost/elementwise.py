@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flurka_bench.cost.terms import Terms, constants_of, l2_bandwidth_bytes_per_s, norm, resident_share, launch_of
+from flurka_bench.cost.terms import Terms, constants_of, l2_bandwidth_bytes_per_s, launch_of, norm, resident_share
 from flurka_bench.hardware.profile import Profile
 
 # Dispatch of an op in units of a binary op on two tensors: one with a Python scalar wraps it into a tensor first, relu and

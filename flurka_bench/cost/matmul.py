@@ -46,7 +46,6 @@ class MatmulConstants:
     inner_step: float  # the inner dimension is walked in steps of this many elements
     l2_capacity: float  # share of the L2 that keeps operands between uses
     l2_sharpness: float  # exponent of the miss curve
-    reread: float  # share of the panels' repeated reads that go to DRAM once they do not fit
     dram_efficiency: float  # of the datasheet's bandwidth
     l2_bytes_per_clock_per_sm: float  # every operand passes the L2 once
     overlap_exponent: float  # p-norm of compute, DRAM and L2
@@ -58,7 +57,6 @@ class MatmulConstants:
     launch_eager_s: float
     launch_graph_s: float
     launch_events_s: float
-    tiles_per_sm: float  # tiles of 128 x 128 resident on one SM
     tiles: tuple[tuple[int, int], ...]  # candidate (rows, cols) of the result that one block computes
     residual: Residual | None = None  # what calibration could not say with these numbers
 
@@ -103,8 +101,6 @@ def shipped_table() -> dict[str, Any]:
 def constants_of(profile: Profile, dtype: str, layout: str = "linear", table: Mapping[str, Any] | None = None) -> MatmulConstants:
     """The constants for a dtype on a device: those of its library's generation, over them what was measured.
 
-    What was measured for the other layout stands in where this one was not, but for the launch.
-
     Raises:
         RequestError: the profile names a library that the constants do not know.
     """
@@ -121,12 +117,33 @@ def constants_of(profile: Profile, dtype: str, layout: str = "linear", table: Ma
     if profile.measured:
         found = profile.measured.get(f"matmul.{dtype}.{layout}.residual")
         residual = Residual.from_rows(found) if found else None
-        other = LAYOUTS[1 - LAYOUTS.index(layout)]
-        for prefix in (f"matmul.{dtype}.{other}.", f"matmul.{dtype}.{layout}."):
-            for name in values:
-                if prefix + name in profile.measured and not (other in prefix and name.startswith("launch")):
-                    values[name] = profile.measured[prefix + name]
+        values |= _measured(profile, dtype, layout, values)
     return MatmulConstants(**values, tiles=tuple(tuple(tile) for tile in tiles), residual=residual)
+
+
+# What a device measured for one layout says of the other where their kernels differ (float32): the board, not the kernels.
+_OF_THE_BOARD = ("picojoules_per_flop", "dram_efficiency")
+
+
+def _measured(profile: Profile, dtype: str, layout: str, names: Mapping[str, Any]) -> dict[str, float]:
+    """The measured values of some constants. Those of the other 16-bit dtype and of the other layout stand in.
+
+    But not the launch, and in float32 not what belongs to the kernels, which differ by layout.
+    """
+    other = LAYOUTS[1 - LAYOUTS.index(layout)]
+    shared = [name for name in names if not name.startswith("launch")]
+    if unit_class(profile, dtype) == "vector" and profile.kind == "gpu":
+        shared = list(_OF_THE_BOARD)
+    twin = {"bfloat16": "float16", "float16": "bfloat16"}.get(dtype, dtype)
+    found = {}
+    for prefix, some in (
+        (f"matmul.{twin}.{other}.", shared),
+        (f"matmul.{twin}.{layout}.", shared),
+        (f"matmul.{dtype}.{other}.", shared),
+        (f"matmul.{dtype}.{layout}.", names),
+    ):
+        found |= {name: profile.measured[prefix + name] for name in some if prefix + name in profile.measured}
+    return found
 
 
 def matmul_terms(
@@ -179,25 +196,19 @@ def matmul_terms(
     flops = 2 * batch * rows * cols * inner
     moved = size * batch * (rows * inner + inner * cols + rows * cols)
     compulsory = moved * _miss(moved if working_set_bytes is None else working_set_bytes, l2_bytes, c.l2_sharpness)
-    # A panel that does not stay in L2 is read again by every block of tiles that works on it.
-    panel = (size * c.reread) * batch * inner
-    weight_panel = panel * _miss(size * cols * inner, l2_bytes, c.l2_sharpness)
-    input_panel = panel * _miss(size * rows * inner, l2_bytes, c.l2_sharpness)
     steps = np.ceil(inner / real(c.inner_step)) * real(c.inner_step)
     steps = steps * (1 + inner * real(size / c.stride_reach_bytes))
 
-    compute = dram = latency = None
+    compute = latency = None
     for tile in c.tiles:
-        down, across = np.ceil(rows * real(1 / tile[0])), np.ceil(cols * real(1 / tile[1]))
-        candidate, fixed = _compute(c, tile, batch * down * across, batch * rows * cols, steps, size, peak, profile, bandwidth)
-        traffic = _panels(c, tile, down, across, weight_panel, input_panel, num_sms)
-        traffic = np.maximum(traffic, compulsory) * real(1 / bandwidth)
+        num_tiles = batch * np.ceil(rows * real(1 / tile[0])) * np.ceil(cols * real(1 / tile[1]))
+        candidate, fixed = _compute(c, tile, num_tiles, batch * rows * cols, steps, size, peak, profile, bandwidth)
         if compute is None:
-            compute, dram, latency = candidate, traffic, fixed
+            compute, latency = candidate, fixed
         else:
-            faster = candidate + traffic < compute + dram
-            compute, dram = np.where(faster, candidate, compute), np.where(faster, traffic, dram)
-            latency = np.where(faster, fixed, latency)
+            latency = np.where(candidate < compute, fixed, latency)
+            compute = np.minimum(candidate, compute)
+    dram = compulsory * real(1 / bandwidth)
     l2 = moved * real(1 / (num_sms * clock_hz * c.l2_bytes_per_clock_per_sm))
     busy = _norm((compute, dram, l2), c.overlap_exponent)
     power = _power(c, profile, flops, dram * real(bandwidth), busy)
@@ -252,20 +263,6 @@ def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth)
         seconds[idle] = split[better]
         fixed[idle] += summing[better]
     return seconds, fixed
-
-
-def _panels(c, tile, down, across, weight_panel, input_panel, num_sms):
-    """Bytes from DRAM when each block of concurrent tiles reads its panels anew.
-
-    Blocks are filled along the columns first, as the libraries number their tiles. A panel that stays in L2 between
-    blocks has a weight of zero and costs nothing here.
-    """
-    real = down.dtype.type
-    slots = real(num_sms * max(1, min(16, round(c.tiles_per_sm * 128**2 / (tile[0] * tile[1])))))
-    wide = np.minimum(across, slots)
-    high = np.minimum(np.maximum(slots / wide, 1), down)
-    blocks = np.maximum(across * down / (wide * high), 1)
-    return blocks * (wide * weight_panel * real(tile[1]) + high * input_panel * real(tile[0]))
 
 
 def _miss(used_bytes, capacity_bytes, sharpness):

@@ -102,7 +102,7 @@ MATMUL = Operator(
     features=lambda rows: np.log(np.stack(_matmul_shape(rows), axis=1)),
 )
 
-_OPERANDS = {"add": 3, "mul": 3, "div": 3, "addu": 2, "mulu": 2, "relu": 2, "tanh": 2, "gelu": 2}  # read and written
+_OPERANDS = {"add": 3, "mul": 3, "div": 3, "addu": 2, "mulu": 2, "relu": 2, "exp": 2, "tanh": 2, "gelu": 2}  # read and written
 
 
 def _predict_elementwise(profile: Profile, rows: Rows, table: Mapping[str, Any] | None) -> np.ndarray:
@@ -160,14 +160,25 @@ SOFTMAX = Operator(
     predict=_predict_softmax,
     constants=lambda profile, rows, table: _named(softmax_constants(profile, table), SOFTMAX.prior_sd),
     prior_sd={
-        "dram_efficiency": 0.1, "block_lane_ops_per_element": 0.3, "block_lane_ops_per_vector": 0.3, "warp_lane_ops_per_element": 0.4, "miss_low": 0.3, "miss_width": 0.4,
-        "l2_bytes_per_clock_per_sm": 0.3, "l2_low": 0.2, "l2_high": 0.2, "overlap_exponent": 0.2, "lockstep_waves": 0.5, "latency_s": 0.4, "launch_eager_s": 0.3,
+        "dram_efficiency": 0.1,
+        "block_lane_ops_per_element": 0.3,
+        "block_lane_ops_per_vector": 0.3,
+        "warp_lane_ops_per_element": 0.4,
+        "miss_low": 0.3,
+        "miss_width": 0.4,
+        "l2_bytes_per_clock_per_sm": 0.3,
+        "l2_low": 0.2,
+        "l2_high": 0.2,
+        "overlap_exponent": 0.2,
+        "lockstep_waves": 0.5,
+        "latency_s": 0.4,
+        "launch_eager_s": 0.3,
         "host_overlap": 0.2,
     },
     prefix=lambda rows: "softmax.",
     features=_logs("B", "H"),
     noise=0.03,
-)  # fmt: skip
+)
 
 ATTENTION = Operator(
     kind="attention",
@@ -176,13 +187,20 @@ ATTENTION = Operator(
     predict=_predict_attention,
     constants=lambda profile, rows, table: _named(attention_constants(profile, rows.dtype, table), ATTENTION.prior_sd),
     prior_sd={
-        "matmul_efficiency": 0.1, "exposed_special": 0.2, "rescale_lane_ops": 0.5, "tile_s": 0.4, "alone_slowdown": 0.5, "combine_s": 0.5,
-        "combine_traffic": 0.4, "sustained_slowdown": 0.7, "floor_s": 0.2,
+        "matmul_efficiency": 0.1,
+        "exposed_softmax": 0.2,
+        "rescale_clocks": 0.5,
+        "tile_s": 0.4,
+        "alone_slowdown": 0.5,
+        "combine_s": 0.5,
+        "combine_traffic": 0.4,
+        "sustained_slowdown": 0.7,
+        "floor_s": 0.2,
     },
     prefix=lambda rows: f"attention.{rows.dtype}.",
     features=_logs("batch", "num_heads", "seq_len", "head_dim"),
     noise=0.04,
-)  # fmt: skip
+)
 
 OPERATORS: tuple[Operator, ...] = (MATMUL, ELEMENTWISE, SOFTMAX, ATTENTION)
 

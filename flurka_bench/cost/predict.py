@@ -17,7 +17,7 @@ from flurka_bench.cost.elementwise import elementwise_constants, elementwise_ter
 from flurka_bench.cost.matmul import constants_of as matmul_constants
 from flurka_bench.cost.matmul import matmul_terms
 from flurka_bench.cost.softmax import softmax_terms
-from flurka_bench.cost.terms import LAUNCHES, Terms, resident_share
+from flurka_bench.cost.terms import CPU_DISPATCH_SECONDS, LAUNCHES, Terms, resident_share
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.mechanisms import canonical, lower, peak_memory_bytes
@@ -33,6 +33,7 @@ CHUNK = 4096  # cases at once: their arrays stay in a core's cache, and memory s
 COMPILED_DISPATCH = 0.4
 DISPATCH_FIGURE = "microbenchmark.launch_eager_s"  # what ``calibrate`` measures: an empty op in a loop without synchronisation
 _SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features", "num_layers", "ffn_dim", "vocab_size")
+_WHOLE = ("num_layers", "vocab_size")  # these decide which ops there are, so an op list is of one value of each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +190,10 @@ def _matmul(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, length:
         profile, op.dtype, _column(op.batch, length), op.rows, op.cols, op.inner,
         layout=layout, launch="none", working_set_bytes=touched, constants=c,
     )  # fmt: skip
-    launch_s = 0.0 if launch == "none" else c.launch_graph_s if launch == "graph" else c.launch_eager_s
+    eager_s = c.launch_eager_s
+    if profile.kind == "cpu" and f"matmul.{op.dtype}.{layout}.launch_eager_s" not in profile.measured:
+        eager_s = CPU_DISPATCH_SECONDS  # the shipped one is that of hosts with a GPU
+    launch_s = {"none": 0.0, "graph": c.launch_graph_s, "eager": eager_s}[launch]
     overlap = elementwise_constants(profile).host_overlap if launch == "eager" and profile.kind == "gpu" else 0.0
     return Terms(
         kernel=t.seconds, launch=launch_s, overlap=overlap, compute=t.compute + t.power,
@@ -296,7 +300,7 @@ def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", c
     groups: dict[tuple, list[int]] = {}
     for i, case in enumerate(cases):
         key = tuple(
-            (value is None, name == "batch" and value == 1) if name in _SIZES else value
+            (value is None, name == "batch" and value == 1) if name in _SIZES and name not in _WHOLE else value
             for name, value in case.as_record().items()
         )
         groups.setdefault(key, []).append(i)
@@ -304,7 +308,9 @@ def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", c
     for members in groups.values():
         first = cases[members[0]]
         columns = {
-            name: np.array([getattr(cases[i], name) for i in members]) for name in _SIZES if getattr(first, name) is not None
+            name: np.array([getattr(cases[i], name) for i in members])
+            for name in _SIZES
+            if getattr(first, name) is not None and name not in _WHOLE
         }
         at = 0
         for part in predict_many(first.replace(**columns), profile, launch=launch, cache=cache):

@@ -56,7 +56,7 @@ def symbols() -> dict[str, Expr]:
 @lru_cache(maxsize=512)
 def flops(
     name: str, level: str = "layer", order: str | None = None, *, pass_: str = "forward", share_kv: bool = False,
-    share_heads: bool = True, compression: str = "dense", similarity_features: bool = True,
+    share_heads: bool = True, compression: str = "dense",
 ) -> Expr:  # fmt: skip
     """Matmul FLOPs of a mechanism for one batch (at level core: and one head), as an expanded expression."""
     import sympy
@@ -98,17 +98,27 @@ def _cancelled(difference: Expr) -> Expr:
     """``difference < 0`` with positive terms on the left, negative ones on the right, and common factors gone."""
     import sympy
 
-    if difference == 0:
-        return sympy.false
-    numerator = sympy.expand(sympy.fraction(sympy.together(difference))[0])
-    content, terms = sympy.factor_terms(numerator), sympy.Add.make_args(numerator)
-    common = sympy.gcd_terms(numerator).as_coeff_mul()
-    del content, common
+    terms = sympy.Add.make_args(_numerator(difference))
     divisor = sympy.gcd(list(terms))
-    terms = [sympy.cancel(term / divisor) for term in terms]
+    terms = [sympy.cancel(term / divisor) for term in terms] if difference != 0 else []
     left = [term for term in terms if term.as_coeff_Mul()[0] > 0]
     right = [-term for term in terms if term.as_coeff_Mul()[0] < 0]
-    return sympy.StrictLessThan(sympy.factor(sympy.Add(*left)), sympy.factor(sympy.Add(*right)))
+    return sympy.StrictLessThan(_tidy(sympy.Add(*left)), _tidy(sympy.Add(*right)))
+
+
+def _numerator(expression: Expr) -> Expr:
+    """The expression over its common denominator, which is a product of sizes and so positive."""
+    import sympy
+
+    return sympy.expand(sympy.fraction(sympy.together(expression))[0])
+
+
+def _tidy(expression: Expr) -> Expr:
+    """What all terms share in front of what is left, signs untouched."""
+    import sympy
+
+    shared = sympy.gcd(list(sympy.Add.make_args(expression)))
+    return shared * sympy.expand(expression / shared) if expression != 0 else expression
 
 
 def _solve(difference: Expr, name: str) -> Expr | None:
@@ -118,14 +128,25 @@ def _solve(difference: Expr, name: str) -> Expr | None:
     variable = symbols()[name]
     if variable not in difference.free_symbols:
         return None
-    slope, rest = sympy.Poly(difference, variable).all_coeffs()
-    bound = sympy.factor(sympy.cancel(-rest / slope))
-    sign = _sign(slope)
+    slope, rest = sympy.Poly(_numerator(difference), variable).all_coeffs()
+    common = sympy.gcd([*sympy.Add.make_args(slope), *sympy.Add.make_args(rest)])
+    slope, rest = sympy.expand(slope / common), sympy.expand(rest / common)
+    slope_sign, rest_sign = _sign(slope), _sign(rest)
+    # written so that nothing under the fraction bar is negative where the bound applies
+    downwards = slope_sign == -1 or (slope_sign is None and rest_sign == 1)
+    top, bottom = (rest, -slope) if downwards else (-rest, slope)
+    bound = _tidy(top) / _tidy(bottom)
     below, above = sympy.StrictLessThan(variable, bound), sympy.StrictGreaterThan(variable, bound)
-    if sign is None:
-        slope = sympy.factor(slope)
-        return sympy.Or(sympy.And(slope > 0, below), sympy.And(slope < 0, above))
-    return below if sign > 0 else above
+    if slope_sign is not None:
+        return below if slope_sign > 0 else above
+    rising, falling = _cancelled(-slope), _cancelled(slope)
+    if sympy.cancel(rest / slope).is_positive:  # then the bound is negative, and the slope alone decides
+        return falling
+    if rest_sign == 1:  # a rising difference that starts above zero stays there
+        return sympy.And(falling, above)
+    if rest_sign == -1:
+        return sympy.Or(sympy.Not(rising), below)
+    return sympy.Or(sympy.And(rising, below), sympy.And(falling, above))
 
 
 def _sign(expression: Expr) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.cost.elementwise import dram_bandwidth_bytes_per_s
-from flurka_bench.cost.terms import Terms, constants_of, l2_bandwidth_bytes_per_s, norm, resident_share, launch_of
+from flurka_bench.cost.terms import Terms, constants_of, l2_bandwidth_bytes_per_s, launch_of, norm, resident_share
 from flurka_bench.hardware.profile import Profile
 
 WARP_COLUMNS = 1024  # the widest row of the warp kernel

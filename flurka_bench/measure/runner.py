@@ -65,10 +65,11 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peaks:
-    """What a device cannot exceed, in a case's dtype."""
+    """What a device can do at most in a case's dtype, None where nobody knows; beyond ``margin`` times that is impossible."""
 
     flops_per_s: float
-    bandwidth_bytes_per_s: float
+    bandwidth_bytes_per_s: float | None
+    margin: float = 1.0
 
 
 def run_suite(
@@ -265,9 +266,10 @@ class _Run:
                 ready.append((case, {"status": "skipped", "error": reason}))
             else:
                 pending.append(case)
-        stray_deaths = 0
+        stray_deaths, started = 0, time.monotonic()
         while pending:
-            outcomes, death = self._exchange(pending, share_s)
+            left_s = None if share_s is None else max(share_s - (time.monotonic() - started), 0.0)
+            outcomes, death = self._exchange(pending, left_s)
             if death is not None:
                 self.worker = None
                 if death.index is not None and death.index not in outcomes:
@@ -354,24 +356,25 @@ class _Run:
         if peaks is not None:
             if impossible := self._impossible(case, record["median_s"], peaks):
                 record |= {"status": "invalid", "error": impossible}
-            record["limited_by"] = diagnose(
-                eager_s=record["median_s"],
-                device_s=record.get("device_s"),
-                flops=figures.flops,
-                num_bytes=figures.bytes,
-                peak_flops_per_s=peaks.flops_per_s,
-                peak_bandwidth_bytes_per_s=peaks.bandwidth_bytes_per_s,
-            )
+            if peaks.bandwidth_bytes_per_s is not None:
+                record["limited_by"] = diagnose(
+                    eager_s=record["median_s"],
+                    device_s=record.get("device_s"),
+                    flops=figures.flops,
+                    num_bytes=figures.bytes,
+                    peak_flops_per_s=peaks.flops_per_s,
+                    peak_bandwidth_bytes_per_s=peaks.bandwidth_bytes_per_s,
+                )
         return record
 
     def _impossible(self, case: Case, seconds: float, peaks: Peaks) -> str | None:
         """By which physical bound the measured time is too short, if any."""
         flops = _figures(case).matmul_flops
-        if flops / seconds > peaks.flops_per_s:
+        if flops / seconds > peaks.margin * peaks.flops_per_s:
             return f"faster than peak FLOPs: {flops / seconds:.3g} FLOP/s, the device has {peaks.flops_per_s:.3g}"
         # What must come from memory at least once: inputs and parameters, less what the cache may still hold.
         moved = _figures(case).resident_bytes - float(self.hello.get("cache_bytes", 0))
-        if moved / seconds > peaks.bandwidth_bytes_per_s:
+        if peaks.bandwidth_bytes_per_s is not None and moved / seconds > peaks.margin * peaks.bandwidth_bytes_per_s:
             return f"faster than peak bandwidth: {moved / seconds:.3g} B/s, the device has {peaks.bandwidth_bytes_per_s:.3g}"
         return None
 

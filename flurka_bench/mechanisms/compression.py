@@ -4,15 +4,16 @@ Shapes as there: E is (k, N), or (h, k, N) where heads do not share it; a convol
 (a head).
 """
 
-from flurka_bench.mechanisms.builder import Tape, Var, is_one
+from flurka_bench.mechanisms.builder import Tape
+from flurka_bench.mechanisms.recorder import Var, is_one
 from flurka_bench.workload import Case
 
 
 class Compression:
-    """E and F of one case on a tape. ``of_values`` picks F where it is not E."""
+    """E and F of one case on a tape. ``of_values`` picks F where it is not E; ``any_strides`` is what reads the rows."""
 
-    def __init__(self, tape: Tape, case: Case) -> None:
-        self.tape, self.case = tape, case
+    def __init__(self, tape: Tape, case: Case, *, any_strides: bool) -> None:
+        self.tape, self.case, self.any_strides = tape, case, any_strides
         self.window = case.seq_len / case.rank if not isinstance(case.seq_len, int) else case.seq_len // case.rank
         heads = () if case.share_heads else (case.num_heads,)
         shape = {"dense": (*heads, case.rank, case.seq_len), "conv": (*heads, self.window), "mean-pool": None}[case.compression]
@@ -53,7 +54,7 @@ class Compression:
         folded = tape.view(x, h, n, width) if is_one(b) else tape.copy(x, h, n, width)
         rows = tape.matmul(self._weight(of_values), folded, name)
         shape = (b, h, case.rank, d)
-        return tape.view(rows, *shape) if is_one(b) else tape.copy(rows, *shape)
+        return tape.view(rows, *shape) if is_one(b) or self.any_strides else tape.copy(rows, *shape)
 
     def input_rows(self, x: Var, of_values: bool = False) -> Var:
         """E_h x of the layer's input: (b, N, D) -> (b, h, k, D), every head compressing all of x."""

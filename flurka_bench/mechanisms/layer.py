@@ -4,9 +4,10 @@ Kernel for kernel what ``attention.modules.AttentionLayer`` launches, the copies
 included: a batch of one needs fewer of them, so batch = 1 is lowered apart from batch > 1.
 """
 
-from flurka_bench.mechanisms.builder import Tape, Var, is_one
+from flurka_bench.mechanisms.builder import Tape
 from flurka_bench.mechanisms.compression import Compression
 from flurka_bench.mechanisms.names import Mechanism
+from flurka_bench.mechanisms.recorder import Var, is_one
 from flurka_bench.mechanisms.similarity import FeatureMap, softmax_attention
 from flurka_bench.workload import Case
 
@@ -17,7 +18,8 @@ class Layer:
     def __init__(self, tape: Tape, case: Case, mechanism: Mechanism) -> None:
         self.tape, self.case, self.mechanism = tape, case, mechanism
         self.features = FeatureMap(tape, case, mechanism) if mechanism.is_kernel else None
-        self.compression = Compression(tape, case) if mechanism.compressed else None
+        self.any_strides = mechanism.similarity == "sdpa" or case.backend == "fused"  # kernels that need no copies
+        self.compression = Compression(tape, case, any_strides=self.any_strides) if mechanism.compressed else None
         if case.level != "core":
             width = case.model_dim
             self.w_q, self.w_k, self.w_v, self.w_out = (tape.leaf(f"W_{name}", width, width) for name in ("q", "k", "v", "out"))
@@ -60,14 +62,14 @@ class Layer:
 
     def _attend(self, q: Var, k: Var, v: Var) -> Var:
         if self.features is not None:
-            return self.features.attend(q, k, v)
+            return self.features.attend_fused(q, k, v) if self.case.backend == "fused" else self.features.attend(q, k, v)
         if self.mechanism.similarity == "softmax":
             return softmax_attention(self.tape, q, k, v)
         with self.tape.stage("scores"):
             return self.tape.attention(q, k, v)
 
     def _heads(self, x: Var, *, transposed_back: bool = False) -> Var:
-        """(b, L, D) -> (b, h, L, d): a view for SDPA, which takes any strides; else a copy unless b = 1, and one back.
+        """(b, L, D) -> (b, h, L, d): a view for fused kernels, which take any strides; else a copy unless b = 1, and one back.
 
         The gradient of softmax's keys comes transposed out of its product. Where what made x can take it so
         (``transposed_back``), there is no copy back.
@@ -75,16 +77,16 @@ class Layer:
         copied_back = not (transposed_back and self.mechanism.similarity == "softmax")
         b, rows, _ = x.shape
         shape = (b, self.case.num_heads, rows, self.case.head_dim)
-        if self.mechanism.similarity == "sdpa":
+        if self.any_strides:
             return self.tape.view(x, *shape)
         if is_one(b):
             return self.tape.view(x, *shape, copied_back=copied_back)
         return self.tape.copy(x, *shape, name="split_heads", copied_back=copied_back)
 
     def _merge(self, x: Var) -> Var:
-        """(b, h, N, d) -> (b, N, D): a view where SDPA has left tokens first, else a copy, and unless b = 1 one back."""
+        """(b, h, N, d) -> (b, N, D): a view where tokens come first already, else a copy, and unless b = 1 one back."""
         shape = (self.case.batch, self.case.seq_len, self.case.model_dim)
-        if self.mechanism.similarity == "sdpa":
+        if self.any_strides:
             return self.tape.view(x, *shape)
         return self.tape.copy(x, *shape, name="merge_heads", copied_back=not is_one(self.case.batch))
 
@@ -116,8 +118,13 @@ class Layer:
                 if self.case.share_heads:
                     k = self._heads(tape.matmul(rows_k, self.w_k, "project_keys"), transposed_back=is_one(x.shape[0]))
                     return k, self._heads(tape.matmul(rows_v, self.w_v, "project_values"))
-                k = self._head_linear(rows_k, self._per_head(self.w_k), "project_keys")
-                return k, self._head_linear(rows_v, self._per_head(self.w_v), "project_values")
+                # a convolution leaves heads last but one in memory, which folds as it lies
+                folds = self.case.compression == "conv"
+                k = self._head_linear(rows_k, self._per_head(self.w_k), "project_keys", heads_first=folds)
+                v = self._head_linear(rows_v, self._per_head(self.w_v), "project_values", heads_first=folds)
+                if is_one(self.case.batch) or self.any_strides:
+                    return k, v
+                return tape.copy(k, *k.shape, copied_back=True), tape.copy(v, *v.shape, copied_back=True)
 
     def _per_head(self, weight: Var) -> Var:
         """W (D, D) as (h, D, d), a view."""

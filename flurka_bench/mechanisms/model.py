@@ -3,9 +3,10 @@
 import numpy as np
 
 from flurka_bench.errors import RequestError
-from flurka_bench.mechanisms.builder import Tape, Var
+from flurka_bench.mechanisms.builder import Tape
 from flurka_bench.mechanisms.layer import Layer
 from flurka_bench.mechanisms.names import Mechanism
+from flurka_bench.mechanisms.recorder import Var
 from flurka_bench.workload import Case, Number
 
 

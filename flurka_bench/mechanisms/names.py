@@ -131,6 +131,9 @@ def canonical(case: Case) -> Case:
     else:
         changes["order"] = _order(case, mechanism)
 
+    if case.backend == "fused":
+        _check_fused(case.replace(order=changes["order"]), mechanism)
+
     if case.level == "model":
         _check_count("num_layers", case.num_layers)
         _check_count("ffn_dim", case.ffn_dim, least=0)
@@ -179,6 +182,22 @@ def _check_rank(case: Case) -> None:
         if isinstance(case.rank, np.ndarray) or isinstance(case.seq_len, np.ndarray):
             raise RequestError("rank must be at most seq_len in every case (--rank, --seq-len)")
         raise RequestError(f"rank must be at most seq_len, got rank {case.rank} > seq_len {case.seq_len} (--rank, --seq-len)")
+
+
+def _check_fused(case: Case, mechanism: Mechanism) -> None:
+    for wrong, why in (
+        (
+            not mechanism.is_kernel,
+            "has no fused kernels: they are for feature maps only (kernel-*, flurka-*)",
+        ),
+        (case.pass_ == "train", "cannot train with fused kernels, which have no backward pass"),
+        (
+            case.order == "absorbed",
+            "forms no queries in the order absorbed, and fused kernels read them (--order compress_first)",
+        ),
+    ):
+        if wrong:
+            raise RequestError(f"{mechanism.name} {why} (--backend eager)")
 
 
 def _order(case: Case, mechanism: Mechanism) -> str:

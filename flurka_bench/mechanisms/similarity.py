@@ -4,9 +4,10 @@ Shapes as there: q (b, h, N, d), k and v (b, h, L, d), features (…, m); in the
 (b, N, h, m), straight from their projection.
 """
 
-from flurka_bench.mechanisms.builder import Tape, Var
+from flurka_bench.mechanisms.builder import Tape
 from flurka_bench.mechanisms.names import Mechanism
-from flurka_bench.workload import Case
+from flurka_bench.mechanisms.recorder import Var
+from flurka_bench.workload import Case, Number
 
 
 def softmax_attention(tape: Tape, q: Var, k: Var, v: Var) -> Var:
@@ -24,7 +25,7 @@ class FeatureMap:
     """phi of one case on a tape: FAVOR+, ReLU random features, or elu + 1."""
 
     def __init__(self, tape: Tape, case: Case, mechanism: Mechanism) -> None:
-        self.tape, self.kind = tape, mechanism.similarity
+        self.tape, self.kind, self.num_features = tape, mechanism.similarity, case.num_features
         self.omega = tape.leaf("omega", case.head_dim, case.num_features, role="buffer") if mechanism.uses_features else None
 
     @property
@@ -78,6 +79,33 @@ class FeatureMap:
             tape.hold(phi_k, phi_q, kv, key_mean)
             with tape.stage("output"):
                 return tape.divide(tape.matmul(phi_q, kv, "output"), self.normaliser(phi_q, key_mean), "normalise")
+
+    def attend_fused(self, q: Var, k: Var, v: Var) -> Var:
+        """``attend`` in two kernels that never write a feature (``attention.fused``): keys' side, queries' side.
+
+        Each is shaped like fused attention: m features stand for the queries, then for the keys. Splitting keys over
+        programs, which depends on the GPU and adds a small third kernel, is not in it.
+        """
+        tape, m, (*lead, n, d), rows = self.tape, self.num_features, q.shape, k.shape[-2]
+        heads, own = tape.size(*lead), () if self.omega is None else (self.omega,)
+        products = 1 if self.omega is None else 2  # elu's features take none
+
+        def flops(length: Number) -> dict[str, Number]:
+            features = tape.size(heads, length, m)
+            return {
+                "matmul_flops": 2 * products * features * d,
+                "vector_flops": (1 if self.kind == "relu" else 5) * features,
+                "special_flops": 0 if self.kind == "relu" else features,
+            }
+
+        with tape.stage("key_value"):
+            sums = [("key_value", (*lead, m, d), tape.dtype), ("key_mean", (*lead, m), "float32")]
+            sums += [("key_maximum", (*lead, m), "float32")] if self.kind == "favor" else []
+            kept = tape.fused("key_side", (heads, m, d, rows), (k, v, *own), *sums, **flops(rows))
+        with tape.stage("output"):
+            inputs = (q, *own, *kept)
+            (out,) = tape.fused("query_side", (heads, n, d, m), inputs, ("output", q.shape, tape.dtype), **flops(n))
+        return out
 
     def key_value(self, phi_k: Var, v: Var) -> tuple[Var, Var]:
         """phi(k)ᵀ v / L, and the mean of phi(k)."""

@@ -1,8 +1,9 @@
 """Bounds on the error that can be computed, each stated with its assumptions, probability and source in docs/error.md.
 
 Conventions: q, k, v are (N, d) of one head in float64; A = softmax(q kᵀ / sqrt(d)), O = A v; for feature maps x and y stand for
-q and k times d^(-1/4), so that the kernel of softmax is SM(x, y) = exp(x . y). ``delta`` is the probability with which a bound may fail.
-Bounds are absolute (Frobenius norm, or norm of a row) unless the name says relative; infinity means that nothing can be said.
+q and k times d^(-1/4), so that the kernel of softmax is SM(x, y) = exp(x . y). ``delta`` is the probability with which a
+bound may fail. Bounds are absolute (Frobenius norm, or norm of a row) unless the name says relative; infinity means that
+nothing can be said.
 """
 
 import math
@@ -54,7 +55,8 @@ def jl_root_mean_square(A: Tensor, v: Tensor, rank: int) -> float:
 def jl_epsilon(rank: int, num_products: int, delta: float) -> float:
     """The least epsilon in (0, 2/3] with which ``num_products`` products satisfy |a RᵀR b - a . b| <= epsilon |a| |b| together.
 
-    From 4 num_products exp(-(epsilon² - epsilon³) k / 4) <= delta: the Johnson-Lindenstrauss tail 2 exp(-(epsilon² - epsilon³) k / 4)
+    From 4 num_products exp(-(epsilon² - epsilon³) k / 4) <= delta: the Johnson-Lindenstrauss tail 2 exp(-(epsilon² -
+    epsilon³) k / 4)
     for |R(a + b)|² and |R(a - b)|² of unit a and b (Dasgupta and Gupta 2003), by polarisation. Infinite where k is too small for
     any epsilon: epsilon² - epsilon³ is at most 4/27, so k must be at least 27 ln(4 num_products / delta).
     """
@@ -87,27 +89,34 @@ def shared_gaussian_limit(q: Tensor, k: Tensor, v: Tensor, variance: float) -> T
     """What softmax(q (E k)ᵀ / sqrt(d)) (E v) tends to as rows are added to E with independent N(0, variance) entries.
 
     variance (q kᵀ / sqrt(d)) v, without any softmax: rows (E_j k, E_j v) are jointly Gaussian, and a softmax average of
-    Gaussian keys is an exponential tilt, which moves the mean of E_j v by Cov(E_j v, E_j k) q / sqrt(d) = variance vᵀk q / sqrt(d).
+    Gaussian keys is an exponential tilt, which moves the mean of E_j v by Cov(E_j v, E_j k) q / sqrt(d) = variance vᵀk q /
+    sqrt(d).
     """
     return variance * (q @ (k.mT @ v)) / math.sqrt(q.shape[-1])
 
 
 def mean_pool_rows(q: Tensor, k: Tensor, v: Tensor, rank: int) -> Tensor:
-    """Bound on each row's output error |o_i - o'_i| (N,) of mean-pooling to ``rank`` windows, certain.
+    """Bound on each row's output error |o_i - o'_i| (N,) of mean-pooling to ``rank`` windows, certain, from O(N k) numbers.
 
-    With s_ij = q_i . (k_j - mean of its window) / sqrt(d): A_ij / A'_ij lies in [exp(min s - max s), exp(max s)] (Jensen: s sums to
-    zero in each window), so |A_ij - A'_ij| <= A'_ij r_i with r_i = max(exp(max s) - 1, 1 - exp(min s - max s)), and
-    |o_i - o'_i| <= r_i sum_j A'_ij |v_j - o'_i| since rows of A and A' both sum to one.
+    With rho_c the largest |k_j - its window's mean|, eta_ic = |q_i| rho_c / sqrt(d), sigma_c the root mean square of |v_j
+    - its window's mean v_c| and A'_ic the attention to window c (derived in docs/error.md):
+
+        |o_i - o'_i| <= sum over c of A'_ic (sinh(eta_ic) sigma_c + max(cosh(eta_ic) - 1, 1 - 1 / M_i) |v_c - o'_i|),
+        M_i = sum over c of A'_ic cosh(eta_ic)
+
+    Keys that differ within a window cost in second order, or in first order times how much its values differ.
     """
     N, d = q.shape
-    window = N // rank
-    pooled = k.view(rank, window, d).mean(1)
-    s = q @ (k - pooled.repeat_interleave(window, 0)).mT / math.sqrt(d)
-    high, low = s.amax(-1), s.amin(-1)
-    ratio = torch.maximum(high.exp() - 1, 1 - (low - high).exp())
-    approximate = attention(q, pooled.repeat_interleave(window, 0))
-    output = approximate @ v
-    return ratio * (approximate * torch.cdist(output, v)).sum(-1)
+    keys, values = (x.view(rank, N // rank, -1) for x in (k, v))
+    pooled, means = keys.mean(1), values.mean(1)
+    rho = (keys - pooled.unsqueeze(1)).norm(dim=-1).amax(1)
+    sigma = (values - means.unsqueeze(1)).square().sum(-1).mean(1).sqrt()
+    eta = q.norm(dim=-1, keepdim=True) * rho / math.sqrt(d)
+    weights = attention(q, pooled)
+    distance = torch.cdist(weights @ means, means)
+    M = (weights * eta.cosh()).sum(-1, keepdim=True)
+    shift = torch.maximum(eta.cosh() - 1, (1 - 1 / M).expand_as(eta))
+    return (weights * (eta.sinh() * sigma + shift * distance)).sum(-1)
 
 
 # --- FAVOR+ --------------------------------------------------------------------------------------------------------------
@@ -146,8 +155,10 @@ def favor_relative_variance(square: float, *, head_dim: int, num_features: int, 
 class FavorRows:
     """Second moments of FAVOR+ attention with independent features, by row and for one feature: divide by m.
 
-    With delta_ij the relative error of the estimate of SM(x_i, y_j): ``output`` (N,) is m E |sum_j A_ij delta_ij (v_j - o_i)|² and
-    ``normaliser`` (N,) is m Var of the normaliser over itself. Both are exact: Cov(delta_ij, delta_il) = (exp((x_i + y_j) . (x_i + y_l)) - 1) / m.
+    With delta_ij the relative error of the estimate of SM(x_i, y_j): ``output`` (N,) is m E |sum_j A_ij delta_ij (v_j -
+    o_i)|² and
+    ``normaliser`` (N,) is m Var of the normaliser over itself. Both are exact: Cov(delta_ij, delta_il) = (exp((x_i + y_j)
+    . (x_i + y_l)) - 1) / m.
     """
 
     output: Tensor
@@ -173,7 +184,8 @@ def favor_rows(q: Tensor, k: Tensor, v: Tensor) -> FavorRows:
 def favor_row_bound(moments: FavorRows, num_features: int, delta: float) -> Tensor:
     """Bound on |o_i - o'_i| (N,) of FAVOR+ with independent features, each row's holding with probability 1 - delta.
 
-    The normaliser's effect is exact: o'_i - o_i = (sum_j A_ij delta_ij (v_j - o_i)) / (1 + y_i), y_i the normaliser's relative error.
+    The normaliser's effect is exact: o'_i - o_i = (sum_j A_ij delta_ij (v_j - o_i)) / (1 + y_i), y_i the normaliser's
+    relative error.
     Chebyshev gives |y_i| <= sqrt(2 normaliser / (m delta)) and the numerator's norm <= sqrt(2 output / (m delta)), each with
     probability 1 - delta / 2. Infinite where the first is not below 1: the normaliser may then vanish, and nothing can be said.
     """
@@ -197,7 +209,8 @@ def flurka_row_bound(parent_error: Tensor, q: Tensor, keys: Tensor, values: Tens
 def relu_kernel(x: Tensor, y: Tensor, num_features: int) -> Tensor:
     """E phi(x) . phi(y) (N, L) of the ReLU features: an arc-cosine kernel of order 1 and what the implementation's constant adds.
 
-    |x| |y| (sin t + (pi - t) cos t) / (2 pi), t the angle (Cho and Saul 2009), + c sqrt(m) (|x| + |y|) / sqrt(2 pi) + m c², c = 1e-3. It is not
+    |x| |y| (sin t + (pi - t) cos t) / (2 pi), t the angle (Cho and Saul 2009), + c sqrt(m) (|x| + |y|) / sqrt(2 pi) + m
+    c², c = 1e-3. It is not
     softmax's kernel and does not tend to it; as m grows without end the constant wins and attention becomes uniform.
     """
     a, b = x.norm(dim=-1, keepdim=True), y.norm(dim=-1, keepdim=True).mT

@@ -57,7 +57,9 @@ class EncoderConfig:
         if architecture not in _ARCHITECTURES:
             raise unknown(f"encoder architecture in {folder / 'config.json'}", architecture, _ARCHITECTURES)
         if config.get("position_embedding_type", "absolute") != "absolute":
-            raise RequestError(f"{folder}: only absolute position embeddings are supported, got {config['position_embedding_type']!r}")
+            raise RequestError(
+                f"{folder}: only absolute position embeddings are supported, got {config['position_embedding_type']!r}"
+            )
         distil = architecture == "distilbert"
         names = ("n_layers", "n_heads", "dim") if distil else ("num_hidden_layers", "num_attention_heads", "hidden_size")
         missing = [name for name in (*names, "max_position_embeddings") if not isinstance(config.get(name), int)]
@@ -101,7 +103,8 @@ class Encoder:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         """Load ``folder`` (default: the packaged MiniLM). Raises RequestError where something is missing or unknown."""
-        self.folder = Path(folder) if folder is not None else packaged_model()
+        self.is_packaged = folder is None
+        self.folder = packaged_model() if folder is None else Path(folder)
         if not self.folder.is_dir():
             raise RequestError(f"no model folder at {self.folder}; --model takes a folder with config.json and model.safetensors")
         self.config = EncoderConfig.from_json(self._json("config.json"), self.folder)
@@ -184,10 +187,14 @@ class Encoder:
             weights |= {prefix.sub("", name): tensor for name, tensor in loaded.items()}
         needed = ["embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight", "embeddings.LayerNorm.weight"]
         for index in range(self.config.num_layers):
-            needed += [f"{self._names['layer'].format(index)}{tail}.weight" for name, tail in self._names.items() if name != "layer"]
+            needed += [
+                f"{self._names['layer'].format(index)}{tail}.weight" for name, tail in self._names.items() if name != "layer"
+            ]
         missing = [name for name in needed if name not in weights]
         if missing:
-            raise RequestError(f"{self.folder}: weights lack {missing[0]} and {len(missing) - 1} more; config.json and weights do not match")
+            raise RequestError(
+                f"{self.folder}: weights lack {missing[0]} and {len(missing) - 1} more; config.json and weights do not match"
+            )
         return {name: tensor.double() for name, tensor in weights.items() if tensor.is_floating_point()}
 
     def _linear(self, x: Tensor, name: str) -> Tensor:

@@ -3,9 +3,10 @@
 The *error* here is ``output_error``, the relative error of a layer's attention output over all heads, and its interval is the
 10th percentile, median and 90th percentile over layers and seeds: what to expect of one layer on one input.
 
-Between measured points the logarithm of each is interpolated linearly in log rank, log num_features and log seq_len; nothing is ever extrapolated,
-and head_dim and family must match exactly. A dense compression is answered by the learned projection, since users train E and F, and
-mean-pool by itself; what was not measured (conv, sizes outside the grid) is None, "not measured".
+Between measured points the logarithm of each is interpolated linearly in log rank, log num_features and log seq_len;
+nothing is ever extrapolated,
+and head_dim and family must match exactly. A dense compression is answered by the learned projection, since users train E
+and F, and mean-pool by itself; what was not measured (conv, sizes outside the grid) is None, "not measured".
 """
 
 import math
@@ -81,7 +82,7 @@ def summarise(records: Iterable[dict[str, Any]]) -> list[Summary]:
 
 
 def _means(group: list[dict[str, Any]]) -> Iterator[tuple[str, float]]:
-    scalars = ("low_rank_error", "low_rank_step", "kernel_error", "kernel_step")
+    scalars = ("output_error", "low_rank_error", "low_rank_step", "kernel_error", "kernel_step")
     for name in ("matrix_frobenius", "matrix_spectral", "kl_nats", "output_cosine", *scalars):
         found = [record[name] for record in group if record.get(name) is not None]
         values = found if name in scalars else [value for by_head in found for value in by_head]
@@ -102,7 +103,9 @@ class ErrorRun:
         labels: dict[str, set[str]] = defaultdict(set)
         for item in self.summaries:
             labels[item.family].add(item.inputs)
-        return sorted({*(label for group in labels.values() for label in group), *(n for n, group in labels.items() if len(group) == 1)})
+        return sorted(
+            {*(label for group in labels.values() for label in group), *(n for n, group in labels.items() if len(group) == 1)}
+        )
 
     def error_interval(
         self,

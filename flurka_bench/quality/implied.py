@@ -38,7 +38,7 @@ class Similarity:
     features: FeatureMap | None
 
     def factors(self) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
-        """``left(q)`` (h, n, r) and ``right`` (h, r, L), or None for the identity, with left @ right the rows of the attention."""
+        """``left(q)`` (h, n, r) and ``right`` (h, r, L), None for the identity; left @ right is the attention's rows."""
         if self.features is None:
             scaled = self.keys.mT / math.sqrt(self.keys.shape[-1])
             return (lambda q: torch.softmax(q @ scaled, dim=-1)), None

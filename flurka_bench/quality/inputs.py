@@ -33,7 +33,9 @@ class Family(Protocol):
     label: str
     layers: tuple[int | None, ...]
 
-    def draw(self, seed: int, *, num_heads: int, seq_len: int, head_dim: int, layer: int | None = None, train: bool = False) -> Draw:
+    def draw(
+        self, seed: int, *, num_heads: int, seq_len: int, head_dim: int, layer: int | None = None, train: bool = False
+    ) -> Draw:
         """One input; ``train`` draws from inputs that no test seed ever gives."""
         ...
 
@@ -51,7 +53,9 @@ class _Synthetic:
     layers: ClassVar = (None,)
     label: str
 
-    def draw(self, seed: int, *, num_heads: int, seq_len: int, head_dim: int, layer: int | None = None, train: bool = False) -> Draw:
+    def draw(
+        self, seed: int, *, num_heads: int, seq_len: int, head_dim: int, layer: int | None = None, train: bool = False
+    ) -> Draw:
         """See ``Family.draw``."""
         source = generator("inputs", self.label, seq_len, head_dim, seed + _TRAIN_SEEDS * train)
         return Draw(*self._tensors((num_heads, seq_len, head_dim), source))
@@ -121,7 +125,9 @@ class Clustered(_Synthetic):
     def __post_init__(self) -> None:
         _positive("scale", self.scale)
         if self.clusters < 1 or self.spread < 0:
-            raise RequestError(f"clustered inputs: clusters at least 1 and spread at least 0, got {self.clusters} and {self.spread}")
+            raise RequestError(
+                f"clustered inputs: clusters at least 1 and spread at least 0, got {self.clusters} and {self.spread}"
+            )
         tail = "-contiguous" if self.contiguous else ""
         object.__setattr__(self, "label", f"clustered-{self.clusters}-spread-{self.spread:g}-scale-{self.scale:g}{tail}")
 
@@ -144,7 +150,7 @@ class Trained:
         """Load the encoder. Raises RequestError where the model, the text or a layer is not there."""
         self.label = "trained"
         self.encoder = Encoder(model)
-        self.documents = [texts.read_text(text)] if text else texts.docstrings()
+        self.documents = (texts.read_text(text),) if text else texts.docstrings()
         self.source = str(text) if text else "standard library docstrings"
         num_layers = self.encoder.config.num_layers
         self.layers = tuple(range(num_layers) if layers is None else layers)
@@ -177,12 +183,15 @@ class Trained:
                 "give a longer --text, a smaller --seq-len or fewer --seeds"
             )
 
-    def draw(self, seed: int, *, num_heads: int, seq_len: int, head_dim: int, layer: int | None = None, train: bool = False) -> Draw:
+    def draw(
+        self, seed: int, *, num_heads: int, seq_len: int, head_dim: int, layer: int | None = None, train: bool = False
+    ) -> Draw:
         """See ``Family.draw``. Raises RequestError where the sizes are not the model's, or the text is too short."""
         config = self.encoder.config
         if (num_heads, head_dim) != (config.num_heads, self.encoder.head_dim):
             raise RequestError(
-                f"trained inputs come with {config.num_heads} heads of {self.encoder.head_dim}, got {num_heads} heads of {head_dim}"
+                f"trained inputs come with {config.num_heads} heads of {self.encoder.head_dim}, "
+                f"got {num_heads} heads of {head_dim}"
             )
         self.check(seq_len=seq_len, seed=None if train else seed)
         pieces = self.pieces(seq_len, train=train)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 BLOCK_BYTES = 1024 * 16384 * 8  # all working arrays together stay within one block of 1024 x N float64 at N = 16384
-_WORKING_ARRAYS = 3  # the block of A, the block of the approximation, and room for one temporary
+_WORKING_ARRAYS = 4  # the block of A, the block of the approximation, and room for two temporaries
 _LANCZOS_STEPS, _LANCZOS_TOLERANCE = 40, 1e-3
 
 
@@ -165,9 +165,10 @@ def measure(reference: Reference, candidates: list[Candidate], source: torch.Gen
     """The errors of each candidate, with one pass over the blocks of A for all and one more for each Lanczos step."""
     h, N, _ = reference.shape
     sums = [_Sums(h) for _ in candidates]
-    norm = torch.zeros(h, dtype=torch.float64)
+    norm, outputs = torch.zeros(h, dtype=torch.float64), []
     for rows, block in reference.blocks():
-        q, full = reference.q[:, rows], reference.output[:, rows]
+        q, full = reference.q[:, rows], block @ reference.v
+        outputs.append(full)
         norm += _square(block)
         entropy = torch.xlogy(block, block).sum(dim=(1, 2)) if any(item.is_distribution for item in candidates) else None
         for candidate, sum_ in zip(candidates, sums):
@@ -185,9 +186,11 @@ def measure(reference: Reference, candidates: list[Candidate], source: torch.Gen
             approximation = _multiply(left, candidate.right)
             sum_.matrix += _square(approximation - block)
             if candidate.is_distribution:  # an entry that is exactly 0 where A's is not counts as 1e-300, not as infinity
-                logs = approximation.clamp_(min=1e-300).log_()
-                sum_.kl += entropy - torch.linalg.vecdot(block.flatten(1), logs.flatten(1))
-    full_square = reference.output.square().sum(dim=(1, 2))
+                approximation.clamp_(min=1e-300).log_()
+                sum_.kl += entropy - torch.linalg.vecdot(block.flatten(1), approximation.flatten(1))
+            del approximation
+    del block
+    full_square = torch.cat(outputs, dim=1).square().sum(dim=(1, 2))
     total = float(full_square.sum())
     spectra = spectral_norms(reference, candidates, source) if spectral else None
     return [

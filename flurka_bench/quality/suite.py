@@ -67,7 +67,9 @@ class Configuration:
             projections.check(self.projection, self.rank, seq_len)
             if self.projection == "optimal" and cell.is_kernel:
                 raise RequestError("projection 'optimal' is the limit of every mechanism and belongs to mechanism low-rank alone")
-            changes["share_kv"] = self.projection == "mean-pool" or (self.share_kv and self.projection in ("gaussian", "orthonormal"))
+            changes["share_kv"] = self.projection == "mean-pool" or (
+                self.share_kv and self.projection in ("gaussian", "orthonormal")
+            )
         if cell.uses_features and self.num_features is None:
             raise RequestError(f"{self.mechanism} needs num_features in its [[mechanisms]] table")
         if not cell.uses_features:
@@ -102,8 +104,8 @@ class ErrorSuite:
     def override(self, **changes: Any) -> "ErrorSuite":
         """The suite with command-line options laid over it.
 
-        ``inputs`` and ``mechanism`` (lists of names) choose among the suite's; ``rank``, ``num_features`` and ``seq_len`` (lists) and
-        ``seeds`` replace its values; ``model`` and ``text`` go to the trained inputs. None changes nothing.
+        ``inputs`` and ``mechanism`` (lists of names) choose among the suite's; ``rank``, ``num_features`` and ``seq_len``
+        (lists) and ``seeds`` replace its values; ``model`` and ``text`` go to the trained inputs. None changes nothing.
         """
         given = {key: value for key, value in changes.items() if value is not None}
         if not given:

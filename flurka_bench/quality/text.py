@@ -5,8 +5,10 @@ fixed by the source files. They differ a little between Python versions, so a ru
 """
 
 import ast
+import functools
 import hashlib
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,7 +26,8 @@ MODULES = (
 )  # fmt: skip
 
 
-def docstrings() -> list[str]:
+@functools.cache
+def docstrings() -> tuple[str, ...]:
     """One document per module of ``MODULES`` that this Python has: its docstrings in source order, blank-line separated."""
     documents = []
     for name in MODULES:
@@ -38,7 +41,7 @@ def docstrings() -> list[str]:
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         found = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
         documents.append("\n\n".join(text for text in found if text))
-    return documents
+    return tuple(documents)
 
 
 def read_text(path: Path) -> str:
@@ -54,7 +57,7 @@ def read_text(path: Path) -> str:
     return text
 
 
-def digest(documents: list[str]) -> dict[str, str | int]:
+def digest(documents: Sequence[str]) -> dict[str, str | int]:
     """What identifies the text of a run in its environment: number of documents, SHA-256 and the Python it came from."""
     sha = hashlib.sha256("\0".join(documents).encode()).hexdigest()
     return {"documents": len(documents), "sha256": sha, "python": ".".join(map(str, sys.version_info[:3]))}

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 
 from flurka_bench.analysis.agreement import Agreement, agreement
-from flurka_bench.analysis.answer import answers
+from flurka_bench.analysis.answer import answers, fastest_by_length
 from flurka_bench.analysis.baselines import BASELINES, FAMILIES, FAMILY_OF
 from flurka_bench.analysis.crossover import crossovers
 from flurka_bench.analysis.speedup import KNOBS, WORKLOAD, prepare, speedups
 
-# A page beyond this many records loads slowly and says no more: whole maps are left out, the smallest first, and the page says so.
+# A page of more records loads slowly and says no more: whole maps are left out, the smallest first, and the page says so.
 MAX_RECORDS = 12_000
 AXES = ("seq_len", "rank", "num_features")
 
@@ -32,6 +32,7 @@ class Content:
     counts: Mapping[str, int]
     views: Mapping[str, Mapping[str, pd.DataFrame]]
     answer: pd.DataFrame
+    fastest: pd.DataFrame
     crossings: pd.DataFrame
     agreement: Agreement
     left_out: int = 0
@@ -83,12 +84,13 @@ def collect(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], title: str, 
     lines = [crossovers(records, cells, *AXES) for cells in first.values() if len(cells)]
     return Content(
         title=title,
-        predicted_only=not (everything["status"] != "predicted").any() and len(everything) > 0,
+        predicted_only=bool((everything["status"] == "predicted").any() and everything["seconds"].isna().all()),
         runs=runs,
         records=records,
         counts={str(status): int(count) for status, count in everything["status"].value_counts().items()},
         views=views,
         answer=answers(first),
+        fastest=fastest_by_length(records),
         crossings=pd.concat(lines, ignore_index=True) if lines else crossovers(records, speedups(records), *AXES),
         agreement=agreement(records, next(iter(views), "flurka"), first),
         left_out=len(everything) - len(records),
@@ -103,7 +105,9 @@ def noticed(rows: pd.DataFrame) -> list[str]:
     if len(timed):
         few = int((timed["samples_s"].map(lambda samples: len(samples) if samples is not None else 0) < 5).sum())
         if few:
-            found.append(f"{few} of {len(timed)} cases have fewer than five samples: their speedups are AMBIGUOUS (run with a larger budget).")
+            found.append(
+                f"{few} of {len(timed)} cases have fewer than five samples: their speedups are AMBIGUOUS (give more time)."
+            )
         if "num_dropped" in timed and (dropped := int(pd.to_numeric(timed["num_dropped"]).fillna(0).sum())):
             found.append(f"{dropped} samples were dropped because the clock was throttled.")
         if not timed["predicted_s"].notna().any():

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from flurka_bench.analysis.answer import in_words
 from flurka_bench.analysis.crossover import in_words as crossing_words
 from flurka_bench.report.content import Content, knob_words
-from flurka_bench.report.page import ANSWER_HEAD, agreement_tables, answer_row, empty_words, slices, subtitle
+from flurka_bench.report.page import ANSWER_HEAD, agreement_tables, answer_row, empty_words, fastest_words, slices, subtitle
 
 MAX_CROSSINGS = 40
 
@@ -13,13 +13,19 @@ MAX_CROSSINGS = 40
 def _safe(text: object) -> str:
     """Text that is neither a table's column nor HTML nor Markdown."""
     plain = " ".join(str(text).split())
-    return "".join(f"\\{letter}" if letter in "\\`*_[]|#" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(letter, letter) for letter in plain)
+    return "".join(
+        f"\\{letter}" if letter in "\\`*_[]|#" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(letter, letter)
+        for letter in plain
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_safe(cell) if line is not lines[1] else cell for cell in line) + " |" for line in lines) + "\n"
+    return (
+        "\n".join("| " + " | ".join(_safe(cell) if line is not lines[1] else cell for cell in line) + " |" for line in lines)
+        + "\n"
+    )
 
 
 def markdown(content: Content) -> str:
@@ -34,7 +40,10 @@ def markdown(content: Content) -> str:
         parts.append(_safe(empty_words(content)) + "\n")
     for key, part in slices(content.answer):
         rows = part.to_dict("records")
-        parts += [f"## {_safe(' · '.join(map(str, key)))}\n", _safe(" ".join(in_words(rows[0]))) + "\n"]
+        parts += [
+            f"## {_safe(' · '.join(map(str, key)))}\n",
+            _safe(" ".join([*in_words(rows[0]), fastest_words(content, key)])) + "\n",
+        ]
         parts.append(table(ANSWER_HEAD, [answer_row(row) for row in rows]))
     crossings = content.crossings[content.crossings["baseline"] == "best-other"]
     if len(crossings):

@@ -33,7 +33,8 @@
 
   // ---- the chosen view -------------------------------------------------------------------------------------------------
   const S = { fixed: {} };
-  let view, grid, shown; // shown: {xs, ys, at: Map "x|y" -> cell}
+  let view, grid, missing, shown; // shown: {xs, ys, at: Map "x|y" -> cell}
+  const at = (side, i) => (i === undefined || !view[side].length ? -1 : view[side][i]);
   const gridColumns = D.grids.map((g) => g);
   const gridCache = new Map();
   const columnsOf = (v) => {
@@ -66,6 +67,7 @@
     box.append(select("baseline", "over", Object.keys(D.baselines).map((b) => [b, D.baselines[b]]), S.baseline, (v) => { S.baseline = v; }));
     view = D.views[S.subject][S.baseline];
     grid = columnsOf(view);
+    missing = view.missing ? expand(view.missing, view.count) : [];
     let cells = [...Array(view.count).keys()];
     const narrow = (name) => {
       if (!grid[name]) return;
@@ -96,7 +98,7 @@
       const at = { ...S.fixed, [S.x]: x, [S.y]: y };
       return Number(at.rank) > Number(at.seq_len) ? "k > N: impossible" : "not in this run";
     }
-    return view.missing[i] || "no time";
+    return missing[i] || "no time";
   };
   const bound = (i) => (rec("limited_by", i) || rec("bound", i) || "").replace("-bound", "");
   function reason(p) {
@@ -117,7 +119,7 @@
   }
   const form = (i) => [rec("mechanism", i), rec("order", i), rec("backend", i)].filter(Boolean).join(" ");
   function lines(side, i, x, y) {
-    const p = i === undefined ? -1 : view[side][i];
+    const p = at(side, i);
     if (p < 0) return [place(x, y), side === "measured" ? hole(i, x, y) : "no prediction"];
     const time = (r) => side === "measured" ? `${seconds(rec("median_s", r))} (${(rec("samples_s", r) || []).length} samples)`
       : `${seconds(rec("predicted_s", r))} (${seconds(rec("predicted_low_s", r))} to ${seconds(rec("predicted_high_s", r))})`;
@@ -127,7 +129,7 @@
 
   // ---- the maps --------------------------------------------------------------------------------------------------------
   function scale() {
-    const all = ["measured", "predicted"].flatMap((side) => [...shown.at.values()].map((i) => view[side][i]).filter((p) => p >= 0).map((p) => Math.abs(Math.log2(P.ratio[p]))));
+    const all = ["measured", "predicted"].flatMap((side) => [...shown.at.values()].map((i) => at(side, i)).filter((p) => p >= 0).map((p) => Math.abs(Math.log2(P.ratio[p]))));
     all.sort((a, b) => a - b);
     const most = all.length ? all[Math.floor(0.9 * (all.length - 1))] : 1;
     return [1, 2, 3, 4].find((limit) => limit >= most) || 4;
@@ -150,13 +152,13 @@
     showDetail(sides[0], undefined);
   }
   const numbers = (side) => shown.ys.map((y) => shown.xs.map((x) => {
-    const i = shown.at.get(x + "|" + y), p = i === undefined ? -1 : view[side][i];
+    const i = shown.at.get(x + "|" + y), p = at(side, i);
     return p < 0 ? null : Math.log2(P.ratio[p]);
   }));
   function drawMap(side, limit, ramp) {
-    const { xs, ys, at } = shown, style = getComputedStyle(document.documentElement), ink = style.getPropertyValue("--ink").trim();
-    const cell = (x, y) => at.get(x + "|" + y);
-    const pair = (x, y) => { const i = cell(x, y); return i === undefined ? -1 : view[side][i]; };
+    const { xs, ys } = shown, style = getComputedStyle(document.documentElement), ink = style.getPropertyValue("--ink").trim();
+    const cell = (x, y) => shown.at.get(x + "|" + y);
+    const pair = (x, y) => at(side, cell(x, y));
     const label = (x, y) => lines(side, cell(x, y), x, y).map(escapeLabel).join("<br>");
     const small = xs.length * ys.length <= (innerWidth < 760 ? 64 : 240);
     const heat = { type: "heatmap", z: numbers(side), x: xs.map((_, c) => c), y: ys.map((_, r) => r), zmin: -limit, zmax: limit, xgap: 1, ygap: 1, showscale: false,
@@ -218,7 +220,7 @@
         const row = el("tr");
         row.append(el("th", y === 0 ? "none" : String(y), { scope: "row" }));
         shown.xs.forEach((x) => {
-          const i = shown.at.get(x + "|" + y), p = i === undefined ? -1 : view[side][i];
+          const i = shown.at.get(x + "|" + y), p = at(side, i);
           const sign = p < 0 ? "" : { FASTER: "+", SLOWER: "−", SAME: "=", AMBIGUOUS: "~" }[P.verdict[p]];
           const button = el("button", p < 0 ? "–" : sign + ratio(P.ratio[p]), { type: "button", tabindex: first ? "0" : "-1", "aria-label": lines(side, i, x, y).join(". "), "aria-pressed": "false" });
           if (p < 0) button.className = "hole";
@@ -249,7 +251,7 @@
   function showDetail(side, i, x, y) {
     const box = $("detail");
     box.replaceChildren();
-    const p = i === undefined ? -1 : view[side][i];
+    const p = at(side, i);
     if (p < 0) {
       box.append(el("p", x === undefined ? "Choose a cell, in the map or in the table, to see its times, stages and samples." : lines(side, i, x, y).join(": ")));
       return;

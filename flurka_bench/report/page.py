@@ -1,4 +1,4 @@
-"""The self-contained HTML page: a template, its data, the vendored plotting library. Everything that came from a file is escaped."""
+"""The self-contained HTML page: a template, its data, the vendored plotting library. All text from files is escaped."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from flurka_bench import __version__
-from flurka_bench.analysis.answer import SLICE, in_words
+from flurka_bench.analysis.answer import SLICE, fastest_in_words, in_words
 from flurka_bench.analysis.baselines import BASELINES
 from flurka_bench.analysis.speedup import CELL
 from flurka_bench.report.content import Content, knob_words
@@ -54,7 +54,7 @@ def table(rows: Iterable[Sequence[Any]], head: Sequence[str], words: Sequence[in
     def cell(tag: str, index: int, value: Any) -> str:
         kind = "long" if index in long else "word" if index in words else ""
         kind = "name" if tag == "td" and index == 0 and kind == "word" else kind
-        return f'<{tag}{f" class={kind}" if kind else ""}>{escape(str(value))}</{tag}>'
+        return f"<{tag}{f' class={kind}' if kind else ''}>{escape(str(value))}</{tag}>"
 
     lines = ["<tr>" + "".join(cell("th", i, value) for i, value in enumerate(head)) + "</tr>"]
     lines += ["<tr>" + "".join(cell("td", i, value) for i, value in enumerate(row)) + "</tr>" for row in rows]
@@ -66,7 +66,9 @@ def interval(row: Mapping[str, Any]) -> str:
     if not np.isfinite(row["best"]):
         return "n/a"
     known = np.isfinite(row["best_high"])
-    return format_ratio(row["best"]) + (f" ({format_ratio(row['best_low'])} to {format_ratio(row['best_high'])})" if known else "")
+    return format_ratio(row["best"]) + (
+        f" ({format_ratio(row['best_low'])} to {format_ratio(row['best_high'])})" if known else ""
+    )
 
 
 def slices(answer: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
@@ -85,12 +87,21 @@ def answer_row(row: Mapping[str, Any]) -> list[str]:
     return [label, *counts, format_ratio(row["median"]), interval(row), row["best_cell"], format_ratio(row["worst"])]
 
 
+def fastest_words(content: Content, key: tuple) -> str:
+    """Which mechanism is the fastest at which N, for the first shape of a slice."""
+    rows = content.fastest[(content.fastest[SLICE] == list(key)).all(axis=1)]
+    shapes = [part for _, part in rows.groupby(["batch", "num_heads", "head_dim"], sort=False)]
+    return fastest_in_words(max(shapes, key=len)) if shapes else ""
+
+
 def empty_words(content: Content) -> str:
     """What is there when there is nothing to compare."""
     if not content.counts:
         return "This run has no records yet: nothing was measured, nothing can be compared."
     counts = ", ".join(f"{count} {status}" for status, count in content.counts.items())
-    return f"No two competitors have times for the same workload ({counts}), so there is no speedup to show. The records are below."
+    return (
+        f"No two competitors have times for the same workload ({counts}), so there is no speedup to show. The records are below."
+    )
 
 
 def _answer(content: Content) -> str:
@@ -98,16 +109,17 @@ def _answer(content: Content) -> str:
         return f"<p>{escape(empty_words(content))}</p>" + _records_table(content)
     parts = []
     found = slices(content.answer)
-    for key, part in found[:NUM_SLICES]:
+    for number, (key, part) in enumerate(found[:NUM_SLICES]):
         rows = part.to_dict("records")
         parts.append(f"<h3>{escape(' · '.join(str(word) for word in key))}</h3>")
-        parts += [f"<p>{escape(' '.join(in_words(row)))}</p>" for row in rows[:1]]
-        parts.append(table((answer_row(row) for row in rows), ANSWER_HEAD, words=(0, 8)))
+        parts.append(f"<p>{escape(' '.join(in_words(rows[0])))} {escape(fastest_words(content, key))}</p>")
+        numbers = table((answer_row(row) for row in rows), ANSWER_HEAD, words=(0, 8))
+        parts.append(f"<details{' open' if number == 0 else ''}><summary>Against each baseline</summary>{numbers}</details>")
     if len(found) > NUM_SLICES:
         parts.append(f"<p>{len(found) - NUM_SLICES} more combinations of device, level, pass and dtype are in the map.</p>")
     parts.append('<p class="soft">A baseline is the fastest of its kind unless it is called the paper’s. Intervals are 95 %; a '
-                 "cell is decided where its interval lies more than 2 % from 1. A smaller k or m is always faster: read a speedup "
-                 "at the k and m that your accuracy needs.</p>")  # fmt: skip
+                 "cell is decided where its interval lies more than 2 % from 1. A smaller k or m is always faster: read a "
+                 "speedup at the k and m that your accuracy needs.</p>")  # fmt: skip
     return "".join(parts) + _records_table(content)
 
 
@@ -118,7 +130,8 @@ def _records_table(content: Content) -> str:
     rows = [(row["case_id"], row["status"], row["error"] or "") for row in failed.head(200).to_dict("records")]
     more = f"<p>{len(failed) - 200} more are in the data.</p>" if len(failed) > 200 else ""
     head = ("case", "status", "why")
-    return f"<details><summary>{len(failed)} cases without a time</summary>{table(rows, head, words=(0, 1), long=(2,))}{more}</details>"
+    body = table(rows, head, words=(0, 1), long=(2,)) + more
+    return f"<details><summary>{len(failed)} cases without a time</summary>{body}</details>"
 
 
 def _warnings(content: Content) -> str:
@@ -138,19 +151,24 @@ def percent(value: float) -> str:
 def agreement_tables(content: Content) -> list[tuple[str, Sequence[str], list[list[str]], tuple[int, ...]]]:
     """The agreement as (title, head, rows, long columns), for every form of the report."""
     found = content.agreement
-    times = [[r["bottleneck"], str(r["count"]), percent(r["mape"]), percent(r["median_ape"]), percent(r["p90_ape"]), f"{r['bias']:.2f}",
-              percent(r["coverage"])] for r in found.times.to_dict("records")]  # fmt: skip
-    signs = [[r["baseline"], str(r["cells"]), str(r["decided"]), percent(r["sign_agreement"]), f"{r['iou']:.2f}", percent(r["ratio_mape"])]
+    times = [[r["bottleneck"], str(r["count"]), percent(r["mape"]), percent(r["median_ape"]), percent(r["p90_ape"]),
+              f"{r['bias']:.2f}", percent(r["coverage"])] for r in found.times.to_dict("records")]  # fmt: skip
+    signs = [[r["baseline"], str(r["cells"]), str(r["decided"]), percent(r["sign_agreement"]), f"{r['iou']:.2f}",
+              percent(r["ratio_mape"])]
              for r in found.signs.to_dict("records") if r["decided"]]  # fmt: skip
     words = ("FASTER", "SLOWER", "SAME", "AMBIGUOUS")
     pooled = found.confusion.groupby(["verdict", "predicted_verdict"])["count"].sum() if len(found.confusion) else {}
-    confusion = [[word, *[str(pooled.get((word, other), 0)) for other in words]] for word in words] if len(found.confusion) else []
+    confusion = (
+        [[word, *[str(pooled.get((word, other), 0)) for other in words]] for word in words] if len(found.confusion) else []
+    )
     worst = [[r["baseline"], cell_words(r), format_ratio(r["speedup"]), format_ratio(r["predicted_speedup"]), r["explanation"]]
              for r in found.worst.to_dict("records")]  # fmt: skip
     return [
-        ("Times, by bottleneck", ("", "cases", "mean error", "median", "90th percentile", "predicted / measured", "inside the band"), times, ()),
+        ("Times, by bottleneck",
+         ("", "cases", "mean error", "median", "90th percentile", "predicted / measured", "inside the band"), times, ()),
         ("Who wins, where the cells differ by more than the noise",
-         ("baseline", "cells", "decided", "same winner", "overlap (IoU) of the winning regions", "mean error of the speedup"), signs, ()),
+         ("baseline", "cells", "decided", "same winner", "overlap (IoU) of the winning regions", "mean error of the speedup"),
+         signs, ()),
         ("Verdicts, measured (down) against predicted (across), all baselines", ("", *words), confusion, ()),
         ("The cells whose speedup is farthest off", ("baseline", "cell", "measured", "predicted", "why"), worst, (4,)),
     ]  # fmt: skip
@@ -158,7 +176,9 @@ def agreement_tables(content: Content) -> list[tuple[str, Sequence[str], list[li
 
 def cell_words(row: Mapping[str, Any]) -> str:
     """``"layer forward float32 N = 512 k = 64"``: a cell in a line."""
-    return f"{row['level']} {row['pass']} {row['dtype']}, N = {row['seq_len']}" + (f", {words}" if (words := knob_words(row)) else "")
+    return f"{row['level']} {row['pass']} {row['dtype']}, N = {row['seq_len']}" + (
+        f", {words}" if (words := knob_words(row)) else ""
+    )
 
 
 def _agreement(content: Content) -> str:
@@ -177,7 +197,9 @@ def _environment(runs: Sequence[Mapping[str, Any]]) -> str:
         name = str(run.get("suite", {}).get("name") or run.get("hardware", "run"))
         rows = [(key, value) for key, value in flatten(run) if key != "suite.text"]
         text = run.get("suite", {}).get("text")
-        body = table(rows, ("", ""), words=(0,), long=(1,)) + (f"<h3>The suite</h3><pre>{escape(str(text))}</pre>" if text else "")
+        body = table(rows, ("", ""), words=(0,), long=(1,)) + (
+            f"<h3>The suite</h3><pre>{escape(str(text))}</pre>" if text else ""
+        )
         parts.append(f"<details><summary>{escape(name)}</summary>{body}</details>")
     return "".join(parts) or "<p>No environment was recorded.</p>"
 

@@ -17,8 +17,8 @@ MAX_EXACT_SAMPLES = 120_000
 _RECORD_COLUMNS = (
     "case_id", "status", "mechanism", "level", "pass", "backend", "order", "device", "dtype", "batch", "num_heads", "seq_len",
     "head_dim", "rank", "num_features", "compression", "share_kv", "share_heads", "num_layers", "ffn_dim", "vocab_size", "seed",
-    "median_s", "flops", "bytes", "peak_memory_bytes", "predicted_s", "predicted_low_s", "predicted_high_s", "bound", "limited_by",
-    "graph_s", "device_s", "stages_s", "predicted_stages_s", "error", "samples_s", "round_ids",
+    "median_s", "flops", "bytes", "peak_memory_bytes", "predicted_s", "predicted_low_s", "predicted_high_s", "bound",
+    "limited_by",     "graph_s", "device_s", "stages_s", "predicted_stages_s", "error", "samples_s", "round_ids",
 )  # fmt: skip
 _SIDES = {"": "measured", "predicted_": "predicted"}
 
@@ -57,12 +57,14 @@ def records_payload(records: pd.DataFrame) -> dict[str, Any]:
         if name not in records or records[name].isna().all():
             continue
         values = [_plain(value) for value in records[name]]
+        if name.startswith("predicted_") and name.endswith("_s") and "stages" not in name:
+            values = [_number(value, 6) for value in values]
         if name in ("rank", "num_features"):
             values = [value or None for value in values]
         if name == "samples_s" and count > MAX_EXACT_SAMPLES:
             values = [[_number(sample, 6) for sample in samples or []] for samples in values]
         if name in ("stages_s", "predicted_stages_s"):
-            values = [{stage: _number(s, 4) for stage, s in table.items()} if table else None for table in values]
+            values = [{stage: _number(s, 3) for stage, s in table.items()} if table else None for table in values]
         columns[name] = {"values": values} if name in ("case_id", "samples_s", "median_s") else _column(values)
     return columns
 
@@ -92,14 +94,26 @@ def views_payload(content: Content) -> dict[str, Any]:
         views[subject] = {}
         for name, cells in by_baseline.items():
             grid = {column: _column([_plain(value) for value in cells[column]]) for column in CELL if cells[column].nunique() > 1}
-            grid |= {column: {"words": [_plain(cells[column].iloc[0])], "codes": None} for column in CELL if cells[column].nunique() == 1}
+            grid |= {
+                column: {"words": [_plain(cells[column].iloc[0])], "codes": None}
+                for column in CELL
+                if cells[column].nunique() == 1
+            }
             if grid not in grids:
                 grids.append(grid)
             view: dict[str, Any] = {"grid": grids.index(grid), "count": len(cells)}
             for prefix, side in _SIDES.items():
-                columns = [f"{prefix}{c}" for c in ("subject_row", "baseline_row", "speedup", "speedup_low", "speedup_high", "verdict")]
-                view[side] = [pairs.add(side, own, other, (a, b, c), v) for own, other, a, b, c, v in cells[columns].itertuples(index=False)]
-            view["missing"] = {str(i): text for i, text in enumerate(cells["missing"]) if isinstance(text, str)}
+                if not cells[f"{prefix}speedup"].notna().any():
+                    view[side] = []
+                    continue
+                columns = [
+                    f"{prefix}{c}" for c in ("subject_row", "baseline_row", "speedup", "speedup_low", "speedup_high", "verdict")
+                ]
+                view[side] = [
+                    pairs.add(side, own, other, (a, b, c), v) for own, other, a, b, c, v in cells[columns].itertuples(index=False)
+                ]
+            reasons = [text if isinstance(text, str) else None for text in cells["missing"]]
+            view["missing"] = _column(reasons) if any(reasons) and not content.predicted_only else None
             views[subject][name] = view
     return {"grids": grids, "pairs": {k: _column(v) if k == "verdict" else v for k, v in pairs.columns.items()}, "views": views}
 

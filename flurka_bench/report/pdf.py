@@ -10,7 +10,7 @@ from flurka_bench.analysis.answer import in_words
 from flurka_bench.plots import curves, heatmap, model, style, tradeoff
 from flurka_bench.plots.terminal import default_axes
 from flurka_bench.report.content import Content
-from flurka_bench.report.page import agreement_tables, answer_row, empty_words, slices, subtitle
+from flurka_bench.report.page import agreement_tables, answer_row, empty_words, fastest_words, slices, subtitle
 
 _LINES = 48  # of text that fit on one page
 
@@ -24,7 +24,11 @@ def _text_pages(content: Content) -> list[Figure]:
         lines.append((empty_words(content), False))
     for key, part in slices(content.answer):
         rows = part.to_dict("records")
-        lines += [("", False), (" · ".join(map(str, key)), True), (" ".join(in_words(rows[0])), False)]
+        lines += [
+            ("", False),
+            (" · ".join(map(str, key)), True),
+            (" ".join([*in_words(rows[0]), fastest_words(content, key)]), False),
+        ]
         for row in rows:
             label, faster, slower, same, open_, missing, median, best, at, _ = answer_row(row)
             counts = f"faster {faster}, slower {slower}, same {same}, open {open_}, no time {missing}"

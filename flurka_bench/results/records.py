@@ -42,7 +42,7 @@ def _seconds(meaning: str) -> Field:
 FIELDS: dict[str, Field] = {
     "schema": Field(kind="count", meaning="version of this record's form", required=True, least=1),
     "case_id": Field(kind="text", meaning="readable id, unique in a run, equal on every machine", required=True),
-    "status": Field(kind="text", meaning="how it ended; only ok carries times", required=True, accepted=STATUSES),
+    "status": Field(kind="text", meaning="how it ended; only the times of ok count", required=True, accepted=STATUSES),
     "mechanism": Field(kind="text", meaning="one of the ten cells", required=True),
     "level": Field(kind="text", meaning="how much of a model is timed", required=True, accepted=LEVELS),
     "pass": Field(kind="text", meaning="forward, or forward and backward", required=True, accepted=PASSES),
@@ -87,6 +87,7 @@ FIELDS: dict[str, Field] = {
     "predicted_s": _seconds("the cost model's time"),
     "predicted_low_s": _seconds("lower end of its band"),
     "predicted_high_s": _seconds("upper end of its band"),
+    "predicted_log_scale": Field(kind="number", meaning="the part of the band that all cases on a device share", least=0),
     "bound": Field(kind="text", meaning="what the cost model says bounds it"),
     "stamp": Field(kind="table", meaning="clocks, temperature, load at the time"),
     "error": Field(kind="text", meaning="what went wrong, in one line"),

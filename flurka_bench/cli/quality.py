@@ -1,0 +1,196 @@
+"""``quality``: what speed costs. Measures approximation errors, shows them, and holds the bounds against draws."""
+
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flurka_bench.cli.common import comma_list, positive_int, print_json, print_table
+
+if TYPE_CHECKING:
+    from flurka_bench.quality.frontier import Summary
+
+app = typer.Typer(no_args_is_help=True, help="What speed costs: the approximation error of each mechanism, and bounds on it.")
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command("error")
+def error(
+    suite: Annotated[str, typer.Argument(help="A shipped error suite (error-quick, error) or a TOML file.")] = "error-quick",
+    out: Annotated[Path | None, typer.Option(help="Run folder; results/SUITE by default.")] = None,
+    inputs: Annotated[str | None, typer.Option(help="Only these of the suite's families, like trained,gaussian.")] = None,
+    mechanism: Annotated[str | None, typer.Option(help="Only these of the suite's mechanisms.")] = None,
+    rank: Annotated[str | None, typer.Option(help="Ranks instead of the suite's.")] = None,
+    num_features: Annotated[str | None, typer.Option(help="Feature counts instead of the suite's.")] = None,
+    seq_len: Annotated[str | None, typer.Option(help="Sequence lengths instead of the suite's.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds instead of the suite's number.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder of a BERT-family encoder for the trained inputs.")] = None,
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text for the trained inputs; docstrings by default.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cases; measure nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Measure errors against float64 full attention; the same command again goes on where it was stopped.
+
+    Example: flurka-bench quality error error-quick
+    """
+    from flurka_bench.quality import suite as suites
+
+    def sizes(value: str | None, option: str) -> list[int] | None:
+        return None if value is None else comma_list(value, positive_int(option), option)
+
+    loaded = suites.load(suite).override(
+        inputs=None if inputs is None else comma_list(inputs, str, "--inputs"),
+        mechanism=None if mechanism is None else comma_list(mechanism, str, "--mechanism"),
+        rank=sizes(rank, "--rank"),
+        num_features=sizes(num_features, "--num-features"),
+        seq_len=sizes(seq_len, "--seq-len"),
+        seeds=seeds,
+        model=model,
+        text=text,
+    )
+    from flurka_bench.quality import runner
+
+    if dry_run:
+        cases = [group.case_id(item) for group in runner.plan(loaded) for item in group.configurations]
+        if json:
+            print_json({"cases": [{"case_id": case_id} for case_id in cases]})
+        else:
+            print("\n".join([*cases, f"{len(cases)} cases"]))
+        return
+    from flurka_bench.measure.device import CpuDevice
+    from flurka_bench.measure.environment import capture
+    from flurka_bench.quality.frontier import load_error_run
+
+    with _Progress(quiet=json) as progress:
+        folder = runner.run(
+            loaded, out or Path("results") / loaded.name, environment=capture(CpuDevice(), seed=0), progress=progress.show
+        )
+    _print_summaries(load_error_run(folder).summaries, folder, as_json=json)
+
+
+@app.command("show")
+def show(
+    run: Annotated[Path, typer.Argument(help="Folder of an error run.")],
+    inputs: Annotated[str | None, typer.Option(help="Only these families or labels.")] = None,
+    json: Json = False,
+) -> None:
+    """Show an error run: errors with their interval over layers and seeds, by family and configuration.
+
+    Example: flurka-bench quality show results/error --inputs trained
+    """
+    from flurka_bench.errors import unknown
+    from flurka_bench.quality.frontier import load_error_run
+
+    summaries = load_error_run(run).summaries
+    if inputs is not None:
+        known = {name for item in summaries for name in (item.family, item.inputs)}
+        wanted = comma_list(inputs, str, "--inputs")
+        for name in wanted:
+            if name not in known:
+                raise unknown("input family (--inputs)", name, known)
+        summaries = [item for item in summaries if item.family in wanted or item.inputs in wanted]
+    _print_summaries(summaries, run, as_json=json)
+
+
+@app.command("bounds")
+def bounds(
+    draws: Annotated[int, typer.Option(min=10, help="Draws that each bound is held against.")] = 1000,
+    json: Json = False,
+) -> None:
+    """Hold every bound against draws: how often it holds, how far above the error it lies, where it says nothing.
+
+    Example: flurka-bench quality bounds --draws 100
+    """
+    from dataclasses import asdict
+
+    from flurka_bench.quality.verification import table
+
+    rows = list(table(draws))
+    if json:
+        print_json([asdict(row) | {"factor": row.factor, "vacuous": row.vacuous} for row in rows])
+        return
+    headers = ("bound", "setting", "stated", "held", "bound on the relative error", "measured", "factor")
+    print_table(
+        headers,
+        [
+            (
+                row.name,
+                row.setting,
+                f"{row.stated:.0%}",
+                f"{row.held:.1%}",
+                ("none" if math.isinf(row.bound) else f"{row.bound:.3g}") + (" (vacuous)" if row.vacuous else ""),
+                f"{row.measured:.3g}",
+                "" if math.isinf(row.factor) else f"{row.factor:.2g}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _print_summaries(summaries: "list[Summary]", folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        print_json([_as_dict(item) for item in summaries])
+        return
+    headers = ("inputs", "N", "d", "mechanism", "E and F", "k", "m", "error", "10% to 90%", "matrix", "cosine", "records")
+    print_table(
+        headers,
+        [
+            (
+                item.inputs,
+                item.seq_len,
+                item.head_dim,
+                item.mechanism,
+                f"{item.projection or ''}{', E = F' if item.share_kv and item.projection != 'mean-pool' else ''}",
+                item.rank or "",
+                item.num_features or "",
+                f"{item.error.median:.3f}",
+                f"{item.error.low:.3f} to {item.error.high:.3f}",
+                f"{item.means['matrix_frobenius']:.3f}",
+                f"{item.means['output_cosine']:.3f}",
+                item.num_records,
+            )
+            for item in summaries
+        ],
+    )
+    print(f"\nerror: |O - O'|_F / |O|_F of a layer, median and 10th to 90th percentile over layers and seeds; run: {folder}")
+
+
+def _as_dict(item: "Summary") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    values = asdict(item)
+    low, median, high = values.pop("error")
+    return values | {"error_low": low, "error_median": median, "error_high": high}
+
+
+class _Progress:
+    """A bar on a terminal, one line per input elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet, self.bar, self.last = quiet, None, ""
+
+    def __enter__(self) -> "_Progress":
+        if sys.stderr.isatty() and not self.quiet:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.bar.start()
+            self.task = self.bar.add_task("starting", total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def show(self, done: int, total: int, what: str) -> None:
+        """The runner's progress."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, total=total, description=what)
+        elif what != self.last and not self.quiet:
+            print(f"[{done}/{total}] {what}", file=sys.stderr, flush=True)
+        self.last = what
