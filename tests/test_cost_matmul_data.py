@@ -218,3 +218,18 @@ def test_twenty_rows_of_the_device_bring_the_error_down(shared_data, file, devic
         own = calibrate(load(device).with_measured({}, {}), rows.take(picked))
         errors.append(absolute_percentage_error(operator.predict(own, rows.take(held_out), None), rows.seconds[held_out]).mean())
     assert np.mean(errors) < limit
+
+
+def test_a_word_among_numbers_is_named(tmp_path):
+    path = tmp_path / "word.csv"
+    path.write_text("op,dtype,M,latency_ms\nlinear,float32,8,0.1\nlinear,float32,8,abc\n")
+    with pytest.raises(RequestError, match="latency_ms must hold numbers, got 'abc'"):
+        read_rows(path)
+
+
+def test_ops_of_one_file_need_not_share_their_columns(tmp_path):
+    path = tmp_path / "mixed.csv"
+    path.write_text("op,dtype,M,H,latency_ms\nlinear,float32,8,,0.1\nadd,float32,,4,0.2\n")
+    add, linear = read_rows(path)
+    assert (add.op, "M" in add.columns, add.columns["H"].tolist(), add.columns["line"].tolist()) == ("add", False, [4.0], [1])
+    assert (linear.op, "H" in linear.columns, linear.seconds.tolist()) == ("linear", False, [1e-4])

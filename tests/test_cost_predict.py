@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from flurka_bench.cost import uncertainty
+from flurka_bench.cost.attention import attention_terms
 from flurka_bench.cost.predict import BOUNDS, predict, predict_many, predict_ops, speedup
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load
-from flurka_bench.mechanisms import MECHANISMS, lower
+from flurka_bench.mechanisms import MECHANISMS, lower, peak_memory_bytes
 from flurka_bench.ops import Op, Tensor, total
 from flurka_bench.workload import SIZES, Case
 
@@ -245,3 +246,33 @@ def test_table_and_errors(capsys):
     assert code == 0
     assert len(json.loads(out.out)) == 1
     assert "left out 1" in out.err
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "products", "exponentials"), [("kernel-relu", 2, 0), ("kernel-favor", 2, 1), ("kernel-elu", 1, 1)]
+)
+def test_fused_feature_kernels_pay_for_what_their_ops_count(mechanism, products, exponentials):
+    h100 = load("h100")
+    case = Case(
+        mechanism=mechanism, backend="fused", dtype="bfloat16", batch=8, num_heads=16, seq_len=16384, head_dim=64, num_features=64
+    )
+    ops = [op for op in lower(case) if op.kind == "attention"]
+    assert len(ops) == 2
+    for op, each in zip(ops, predict_ops(ops, h100, launch="none")):
+        expected = attention_terms(
+            h100, op.dtype, op.batch, op.rows, op.cols, op.inner, products=products, exponentials=exponentials,
+            bytes_moved=op.bytes_read + op.bytes_written, launch="none",
+        )  # fmt: skip
+        as_softmax = attention_terms(h100, op.dtype, op.batch, op.rows, op.cols, op.inner, launch="none")
+        assert each.terms.kernel == pytest.approx(float(expected.kernel), rel=1e-6)
+        busy, softmax_busy = (float(t.compute.item() + t.special.item()) for t in (each.terms, as_softmax))
+        # ReLU features spare the exponentials, elu + 1 a product; these kernels may still wait for memory.
+        assert busy == pytest.approx(softmax_busy, rel=1e-4) if mechanism == "kernel-favor" else busy < 0.95 * softmax_busy
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+@pytest.mark.parametrize("mechanism", ["full-sdpa", "flurka-relu"])
+def test_peak_memory_is_that_of_the_recorded_list(mechanism, backend):
+    case = Case(mechanism=mechanism, level="layer", pass_="train", backend=backend, rank=64, num_features=64)
+    (one,) = predict([case], load("h100"))
+    assert one.peak_memory_bytes == peak_memory_bytes(case, "cuda")

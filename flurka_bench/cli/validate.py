@@ -124,7 +124,7 @@ def _of_device(profile: "Profile", header: list[str], table: list[list[str]]) ->
         return np.ones(len(table), dtype=bool)
     devices = np.array([row[header.index("device")] for row in table])
     mine = np.isin(devices, [profile.name, *profile.aliases, *profile.device_names])
-    found = sorted(set(devices))
+    found = sorted(set(devices.tolist()))
     if mine.any():
         return mine
     if len(found) > 1:

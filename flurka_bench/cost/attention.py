@@ -88,7 +88,9 @@ def attention_terms(
     keys: Any,
     head_dim: Any,
     *,
-    products: float = 2.0,
+    products: Any = 2.0,
+    exponentials: Any = 1.0,
+    backward: bool = False,
     bytes_moved: Any = None,
     launch: str = "graph",
     constants: AttentionConstants | None = None,
@@ -100,7 +102,10 @@ def attention_terms(
         profile: the hardware target.
         dtype: of q, k, v and the result.
         heads, queries, keys, head_dim: sizes, at least 1.
-        products: matrix products of (queries, keys, head_dim) done: 2 forward, 5 backward with its recomputation.
+        products: matrix products of (queries, keys, head_dim) done: 2 forward, 5 backward with its recomputation, 1 where
+            features replace the scores and need no product (elu + 1).
+        exponentials: a score: 1 for softmax, 0 for ReLU features, which need no running maximum either.
+        backward: whether the backward kernel's efficiency applies.
         bytes_moved: operands and results once; by default q, k, v and the output.
         launch, constants, real: as for ``elementwise_terms``.
 
@@ -111,6 +116,7 @@ def attention_terms(
     kernel = kernel_of(profile, dtype)
     heads, queries, keys, head_dim = np.broadcast_arrays(*(np.asarray(x, dtype=real) for x in (heads, queries, keys, head_dim)))
     shape = heads.shape
+    products, exponentials = (np.broadcast_to(np.asarray(x, dtype=real), shape).ravel() for x in (products, exponentials))
     heads, queries, keys, head_dim = (np.atleast_1d(x).ravel() for x in (heads, queries, keys, head_dim))
     rows, columns = _tile(kernel, head_dim)
     padded = np.asarray(PADDED_HEAD_DIMS, dtype=real)[np.minimum(np.searchsorted(PADDED_HEAD_DIMS, head_dim), 5)]
@@ -125,16 +131,16 @@ def attention_terms(
 
     clock_hz, sms = profile.boost_clock_hz, profile.num_sms
     peak = profile.peak_flops[profile.matmul_unit(dtype)]
-    efficiency = c.matmul_efficiency * (1.0 if products == 2 else c.backward_efficiency)
-    multiply = padded * real(2 * products * sms / (peak * efficiency))
-    clocks = (1 - kernel.emulated) / profile.special_per_clock_per_sm + SCORE_LANE_OPS / profile.vector_lanes_per_sm
-    special = c.exposed_softmax * clocks / clock_hz
-    rescale = padded / columns * real(c.rescale_clocks * products / 2 / clock_hz)
+    efficiency = c.matmul_efficiency * (c.backward_efficiency if backward else 1.0)
+    multiply = padded * products * real(2 * sms / (peak * efficiency))
+    clocks = exponentials * real((1 - kernel.emulated) / profile.special_per_clock_per_sm) + real(
+        SCORE_LANE_OPS / profile.vector_lanes_per_sm
+    )
+    special = clocks * real(c.exposed_softmax / clock_hz)
+    rescale = np.where(exponentials > 0, padded / columns * products * real(c.rescale_clocks / 2 / clock_hz), real(0))
     scores = rows * columns * np.ceil(blocks / splits)  # of one tile and split
     alone = 1 + c.alone_slowdown * (waves == 1) if kernel.resident > 1 else 1.0
-    busy = (
-        waves * (scores * (multiply + real(special) + rescale) + rows / full_rows * real(c.tile_s / kernel.resident**2)) * alone
-    )
+    busy = waves * (scores * (multiply + special + rescale) + rows / full_rows * real(c.tile_s / kernel.resident**2)) * alone
     bandwidth = dram_bandwidth_bytes_per_s(profile, 0.9)
     partial = real(8 * c.combine_traffic / bandwidth) * splits * heads * queries * head_dim  # float32 out and in
     combine = np.where(splits > 1, real(c.combine_s) + partial, real(0))
@@ -143,9 +149,9 @@ def attention_terms(
     busy = busy + _power(profile, dtype, 2 * products * heads * np.ceil(queries / rows) * rows * keys * padded, busy)
     moved = bytes_moved if bytes_moved is not None else DTYPE_BYTES[dtype] * 2 * heads * head_dim * (queries + keys)
     memory = np.asarray(moved, dtype=real).ravel() * real(1 / bandwidth)
-    flops = real(2 * products) * heads * queries * keys * head_dim
+    flops = 2 * products * heads * queries * keys * head_dim
     on_device = np.maximum(np.maximum(busy, memory), flops * real(1 / peak)) + floor
-    share = real(special) / (multiply + real(special) + rescale)
+    share = special / (multiply + special + rescale)
     return Terms(
         **launch_of(profile, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap),
         kernel=on_device.reshape(shape),

@@ -45,7 +45,8 @@ def elementwise_constants(profile: Profile, op: str = "", table: Mapping[str, An
 
 def dram_bandwidth_bytes_per_s(profile: Profile, efficiency: float) -> float:
     """What a long copy reaches: a share of the datasheet's bandwidth, lower where the profile knows the memory to be slower."""
-    return profile.memory_bandwidth_bytes_per_s * efficiency * profile.memory_usable_share
+    # Calibration is free to move the efficiency past what the memory can do; no prediction may follow it there.
+    return profile.memory_bandwidth_bytes_per_s * min(efficiency * profile.memory_usable_share, 1.0)
 
 
 def elementwise_terms(

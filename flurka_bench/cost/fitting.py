@@ -60,24 +60,34 @@ def read_rows(path: str | Path) -> list[Rows]:
         raise RequestError(f"{path} has no rows, or rows of another length than its header of {len(header)} columns")
     columns = dict(zip(header, map(np.array, zip(*table))))
     words = ("device", "op", "dtype", "kernel")
-    sizes = {name: _positive(path, name, column) for name, column in columns.items() if name not in words}
-    sizes["line"] = np.arange(len(table))
     device = columns.get("device", np.full(len(table), ""))
-    seconds = sizes.pop("latency_ms") * 1e-3
     groups = []
     keys = np.stack([columns["op"], columns["dtype"], device], axis=1)
     for op, dtype, name in np.unique(keys, axis=0):
         mask = (columns["op"] == op) & (columns["dtype"] == dtype) & (device == name)
-        picked = {key: column[mask] for key, column in sizes.items()}
-        groups.append(Rows(op=str(op), dtype=str(dtype), device=str(name), columns=picked, seconds=seconds[mask]))
+        own = {key: column[mask] for key, column in columns.items() if key not in words}
+        # A file of several ops leaves the sizes that an op does not have empty.
+        picked = {key: _positive(path, key, column) for key, column in own.items() if key == "latency_ms" or (column != "").any()}
+        seconds = picked.pop("latency_ms") * 1e-3
+        picked["line"] = np.flatnonzero(mask)
+        groups.append(Rows(op=str(op), dtype=str(dtype), device=str(name), columns=picked, seconds=seconds))
     return groups
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _positive(path: Path, name: str, column: np.ndarray) -> np.ndarray:
     try:
         values = column.astype(float)
     except ValueError:
-        raise RequestError(f"{path}: column {name} must hold numbers, got {next(iter(column))!r} first") from None
+        wrong = next(text for text in column.tolist() if not _is_number(text))
+        raise RequestError(f"{path}: column {name} must hold numbers, got {wrong!r}") from None
     if not (np.isfinite(values) & (values > 0)).all():
         raise RequestError(f"{path}: column {name} must hold finite numbers above 0")
     return values

@@ -20,8 +20,11 @@ from flurka_bench.cost.softmax import softmax_terms
 from flurka_bench.cost.terms import LAUNCHES, Terms, resident_share
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.hardware.profile import Profile
-from flurka_bench.mechanisms import canonical, lower, peak_memory_bytes
+from flurka_bench.mechanisms import canonical
+from flurka_bench.mechanisms.builder import Tape
+from flurka_bench.mechanisms.fusion import fuse
 from flurka_bench.mechanisms.lowering import record
+from flurka_bench.mechanisms.memory import peak_live_bytes
 from flurka_bench.ops import Op
 from flurka_bench.workload import DTYPE_BYTES, Case, Number
 
@@ -158,10 +161,12 @@ def _op_terms(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, lengt
     if op.kind == "matmul":
         return _matmul(op, profile, l2_share, launch, length)
     if op.kind == "attention":
-        products = 2.0 if op.phase == "forward" else 5.0
+        scores = np.asarray(op.batch * op.rows * op.cols, dtype=np.float64)
         return attention_terms(
             profile, op.dtype, _column(op.batch, length), op.rows, op.cols, op.inner,
-            products=products, bytes_moved=_column(op.bytes_read + op.bytes_written, length), launch=launch,
+            products=(op.matmul_flops + op.recomputed_flops) / (2 * scores * op.inner),
+            exponentials=op.special_flops / scores, backward=op.phase == "backward",
+            bytes_moved=_column(op.bytes_read + op.bytes_written, length), launch=launch,
         )  # fmt: skip
     if op.kind == "softmax":
         return softmax_terms(
@@ -198,12 +203,30 @@ def _matmul(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, length:
     )  # fmt: skip
 
 
+def _device_of(profile: Profile) -> str:
+    """Whose kernels a list is of, as ``mechanisms.lower`` names it."""
+    return "cpu" if profile.kind == "cpu" else "cuda"
+
+
 def predict_lowered(
-    ops: Sequence[Op], case: Case, profile: Profile, *, length: int = 1, launch: str = "eager", cache: str = "warm"
+    ops: Sequence[Op],
+    case: Case,
+    profile: Profile,
+    *,
+    length: int = 1,
+    launch: str = "eager",
+    cache: str = "warm",
+    tape: Tape | None = None,
 ) -> Predictions:
-    """Predictions for an op list, by default one for which sizes are numbers; ``case`` says whose list it is."""
-    on = "cpu" if profile.kind == "cpu" else "cuda"
-    held = record(case, on).held_until if on == "cpu" and case.backend == "eager" else None
+    """Predictions for an op list, by default one for which sizes are numbers; ``case`` says whose list it is.
+
+    ``tape`` is the record that the list was read off, for its leaves and lifetimes; by default the case is recorded anew.
+    """
+    recorded = ops
+    if tape is None:  # the list may be another's than this project's (see scripts/whole_cases.py): memory is that of the case
+        tape = record(case, _device_of(profile))
+        recorded = fuse(tape.ops) if case.backend == "compiled" else tape.ops
+    held = None if case.backend == "compiled" else tape.held_until  # compiled code frees at the last use
     predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length, held_until=held)
     overlap = 0.0 if profile.kind == "cpu" else elementwise_constants(profile).host_overlap
     dispatch = _dispatch(profile, case.backend)
@@ -244,7 +267,7 @@ def predict_lowered(
         bound=np.stack([waits[name] for name in BOUNDS]).argmax(axis=0).astype(np.int8),
         stages={name: np.broadcast_to(value, (length,)) for name, value in stages.items()},
         flops=column(sum(op.flops for op in ops)), bytes=column(sum(op.bytes_read + op.bytes_written for op in ops)),
-        peak_memory_bytes=column(peak_memory_bytes(case, on)), log_scale=scale, log_shape=shape,
+        peak_memory_bytes=column(peak_live_bytes(recorded, tape.leaves, held)), log_scale=scale, log_shape=shape,
     )  # fmt: skip
 
 
@@ -276,7 +299,6 @@ def predict_many(
     """
     arrays = {name: np.asarray(value) for name in _SIZES if isinstance(value := getattr(case, name), np.ndarray)}
     lengths = {len(array) for array in arrays.values()} or {1}
-    device = "cpu" if profile.kind == "cpu" else "cuda"
     if len(lengths) > 1:
         raise RequestError(f"all sizes must be arrays of one length, got lengths {sorted(lengths)}")
     for start in range(0, lengths.pop(), chunk):
@@ -284,7 +306,9 @@ def predict_many(
         length = len(next(iter(part.values()))) if part else 1
         single = {name: int(array[0]) if (array == array[0]).all() else array for name, array in part.items()}
         part_case = case.replace(**single)
-        yield predict_lowered(lower(part_case, device), part_case, profile, length=length, launch=launch, cache=cache)
+        tape = record(part_case, _device_of(profile))
+        ops = fuse(tape.ops) if part_case.backend == "compiled" else tape.ops
+        yield predict_lowered(ops, part_case, profile, length=length, launch=launch, cache=cache, tape=tape)
 
 
 def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", cache: str = "warm") -> list[Prediction]:
