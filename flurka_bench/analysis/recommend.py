@@ -222,7 +222,8 @@ def _candidate(request: Request, each: Prediction, measured: bool, errors: Error
         error = Interval(0.0, 0.0, 0.0)
     elif errors is not None:
         error = errors.error_interval(
-            mechanism=case.mechanism, rank=case.rank, num_features=case.num_features if MECHANISMS[case.mechanism].uses_features else None,
+            mechanism=case.mechanism, rank=case.rank,
+            num_features=case.num_features if MECHANISMS[case.mechanism].uses_features else None,
             seq_len=case.seq_len, head_dim=case.head_dim, family=request.inputs,
         )  # fmt: skip
     return Candidate(prediction=each, measured=measured, error=error)
@@ -299,8 +300,9 @@ def because(best: Candidate, other: Candidate) -> str:
     stage = max(gap, key=lambda name: (gap[name], name))
     band = speedup(best.prediction, other.prediction)
     flops = best.prediction.flops / other.prediction.flops
+    name, rival = best.prediction.case.mechanism, other.prediction.case.mechanism
     return (
-        f"{best.prediction.case.mechanism} is {band.ratio:.2f}x ({band.low:.2f} to {band.high:.2f}) {other.prediction.case.mechanism}"
+        f"{name} is {band.ratio:.2f}x ({band.low:.2f} to {band.high:.2f}) as fast as {rival}"
         f": it saves most in {stage} ({format_seconds(mine.get(stage, 0.0))} against {format_seconds(theirs.get(stage, 0.0))}),"
         f" needs {flops:.2f}x the FLOPs, and is {best.prediction.bound}-bound (the other {other.prediction.bound}-bound)"
     )

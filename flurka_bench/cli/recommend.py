@@ -142,7 +142,8 @@ def _print(answer: "Recommendation", limit: int) -> None:
         ("rank >=", "features >=", "fastest", "order", "k", "m", "time"),
         [
             (str(rank), str(features), each.prediction.case.mechanism, each.prediction.case.order or "",
-             str(each.prediction.case.rank or ""), str(each.prediction.case.num_features or ""), format_seconds(each.prediction.seconds))
+             str(each.prediction.case.rank or ""), str(each.prediction.case.num_features or ""),
+             format_seconds(each.prediction.seconds))
             for rank, features, each in answer.by_floor
         ],
         title="\nHow the answer moves with the floor",
@@ -161,8 +162,8 @@ def _print_across(found: "list[Recommendation]") -> None:
     for answer in found:
         for each in answer.candidates[:1]:
             case = each.prediction.case
-            rows.append((answer.hardware, case.dtype, case.mechanism, case.order or "", case.backend, f"{case.num_heads} x {case.head_dim}",
-                         str(case.rank or ""), str(case.num_features or ""), format_seconds(each.prediction.seconds),
-                         each.prediction.bound))  # fmt: skip
+            form = (case.dtype, case.mechanism, case.order or "", case.backend, f"{case.num_heads} x {case.head_dim}")
+            knobs = (str(case.rank or ""), str(case.num_features or ""))
+            rows.append((answer.hardware, *form, *knobs, format_seconds(each.prediction.seconds), each.prediction.bound))
     headers = ("hardware", "dtype", "fastest", "order", "backend", "heads x d", "k", "m", "time", "bound by")
     print_table(headers, rows, title="\nAcross hardware")

@@ -172,7 +172,9 @@ def _map(frame: "pd.DataFrame", subject: str, baseline: str, x: str | None, y: s
             "answer": told.to_dict("records"),
             "cells": {name: _cells(cells) for name, cells in views.items()},
             "crossovers": {name: table.to_dict("records") for name, table in crossed.items()},
-            "agreement": None if judged is None else {"signs": judged.signs.to_dict("records"), "times": judged.times.to_dict("records")},
+            "agreement": None if judged is None else {
+                "signs": judged.signs.to_dict("records"), "times": judged.times.to_dict("records"),
+            },
         })  # fmt: skip
         return
     prefix = "" if measured else "predicted_"
@@ -202,10 +204,12 @@ def _map(frame: "pd.DataFrame", subject: str, baseline: str, x: str | None, y: s
         )
 
 
-_CELL_KEYS = ("device", "level", "pass", "dtype", "batch", "num_heads", "seq_len", "head_dim", "rank", "num_features", "subject_case_id",
-              "baseline_case_id", "speedup", "speedup_low", "speedup_high", "verdict", "predicted_subject_case_id",
-              "predicted_baseline_case_id", "predicted_speedup", "predicted_speedup_low", "predicted_speedup_high", "predicted_verdict",
-              "missing")  # fmt: skip
+_CELL_KEYS = (
+    "device", "level", "pass", "dtype", "batch", "num_heads", "seq_len", "head_dim", "rank", "num_features",
+    "subject_case_id", "baseline_case_id", "speedup", "speedup_low", "speedup_high", "verdict",
+    "predicted_subject_case_id", "predicted_baseline_case_id", "predicted_speedup", "predicted_speedup_low",
+    "predicted_speedup_high", "predicted_verdict", "missing",
+)  # fmt: skip
 
 
 def _cells(cells: "pd.DataFrame") -> list[dict[str, Any]]:
@@ -230,7 +234,8 @@ def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) ->
     for word, cell in picks.items():
         own, other = (rows.loc[cell[f"{prefix}{side}_row"]] for side in ("subject", "baseline"))
         condition = flop_words(case_of(own), case_of(other)) if own["level"] in ("core", "layer") else ""
-        text = f"{format_ratio(cell[column])} over {name} at {place(cell)} ({word}): {own['mechanism']} against {other['mechanism']}: "
+        text = f"{format_ratio(cell[column])} over {name} at {place(cell)} ({word}): "
+        text += f"{own['mechanism']} against {other['mechanism']}: "
         print(text + reason(own, other) + (f"; fewer matmul FLOPs where {condition}" if condition else ""))
 
 
