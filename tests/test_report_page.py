@@ -8,12 +8,12 @@ import shutil
 
 import pandas as pd
 import pytest
+import synthetic
 
 from flurka_bench.report.content import collect
 from flurka_bench.report.markdown import markdown
 from flurka_bench.report.page import page
 from flurka_bench.report.payload import embed
-import synthetic
 
 HOSTILE = "<script>window.hacked = 1</script>"
 RUN = {

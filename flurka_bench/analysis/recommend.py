@@ -1,4 +1,4 @@
-"""Which configuration to use for one workload: the whole space searched by the cost model, under the floors that quality asks for.
+"""Which configuration to use for one workload: the whole space searched by the cost model, under the floors quality asks for.
 
 A smaller k or m is always faster, so an answer without a floor says nothing. Where none is given the defaults below are assumed
 and said, and ``moves`` shows how the answer changes with the floor. NumPy only: neither torch nor pandas.
@@ -200,8 +200,8 @@ def known_errors(candidates: Iterable[Candidate], errors: ErrorRun, inputs: str)
             rank = case.rank if case.rank is None or case.rank <= n else None
             missing = case.rank is not None and rank is None
             seen[key] = None if missing else errors.error_interval(
-                mechanism=case.mechanism, rank=rank, num_features=case.num_features, seq_len=n, head_dim=case.head_dim, family=inputs,
-                compression=case.compression,
+                mechanism=case.mechanism, rank=rank, num_features=case.num_features, seq_len=n, head_dim=case.head_dim,
+                family=inputs, compression=case.compression,
             )  # fmt: skip
         candidate.error = tuple(seen[key]) if seen[key] is not None else None
         if n < case.seq_len:
@@ -232,7 +232,7 @@ def recommend(
     profile: Profile, request: Request, *, records: Iterable[Mapping[str, Any]] = (), errors: ErrorRun | None = None,
     inputs: str | None = None,
 ) -> Recommendation:  # fmt: skip
-    """Search, filter, rank. ``records`` of a run on this target replace predictions; ``errors`` give each configuration its error.
+    """Search, filter, rank. ``records`` of a run on this target replace predictions; ``errors`` gives configurations theirs.
 
     Raises:
         RequestError: nothing satisfies the limits (which, and what the nearest has), or --max-error without an error run.
@@ -383,8 +383,8 @@ def as_records(found: Recommendation) -> list[dict[str, Any]]:
             prediction
             | {"seconds": candidate.seconds, "seconds_low": candidate.seconds_low, "seconds_high": candidate.seconds_high}
             | {"peak_memory_bytes": candidate.peak_memory_bytes, "place": rank, "family": candidate.family}
-            | {"source": candidate.source, "tied": candidate.tied, "family_best": candidate.family_best, "pareto": candidate.pareto}
-            | {"error": candidate.error and dict(zip(("low", "median", "high"), candidate.error))}
+            | {"source": candidate.source, "tied": candidate.tied, "family_best": candidate.family_best}
+            | {"pareto": candidate.pareto, "error": candidate.error and dict(zip(("low", "median", "high"), candidate.error))}
             | {"python": python_line(candidate.case), "assumption": found.request.assumption}
             | ({"reason": found.reason} if rank == 1 else {})
         )  # fmt: skip
