@@ -166,8 +166,15 @@ def test_agreement_counts_by_hand():
 
 
 def test_explanation_names_the_stage_that_is_off():
-    own = pd.Series({"mechanism": "flurka-relu", "predicted_s": 2.0, "seconds": 1.0, "stages_s": {"project": 0.5, "compress": 0.5},
-                     "predicted_stages_s": {"project": 0.5, "compress": 1.5}})  # fmt: skip
+    own = pd.Series(
+        {
+            "mechanism": "flurka-relu",
+            "predicted_s": 2.0,
+            "seconds": 1.0,
+            "stages_s": {"project": 0.5, "compress": 0.5},
+            "predicted_stages_s": {"project": 0.5, "compress": 1.5},
+        }
+    )
     other = pd.Series(
         {"mechanism": "full-sdpa", "predicted_s": 1.0, "seconds": 1.0, "stages_s": None, "predicted_stages_s": None}
     )

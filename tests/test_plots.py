@@ -1,4 +1,4 @@
-"""Each picture against a golden one, within a tolerance that a missing line or another colour exceeds; and what breaks pictures."""
+"""Each picture against a golden one, within a tolerance that a missing line exceeds; and what breaks pictures."""
 
 import os
 from pathlib import Path
@@ -93,9 +93,18 @@ def test_the_tolerance_notices_another_map(tmp_path):
 def test_empty_and_single_records_give_a_picture_that_says_so(rows, tmp_path):
     rows = prepare(rows)
     cells = speedups(rows)
-    figures = [heatmap.heat_map(cells), curves.scaling_curves(rows), curves.crossover_curves(rows, cells), model.predicted_against_measured(rows),
-               model.error_map(rows), model.stage_bars(rows), model.roofline(rows, 1e12, 1e10), tradeoff.memory(rows),
-               tradeoff.devices(cells), tradeoff.pareto(rows, "peak_memory_bytes")]  # fmt: skip
+    figures = [
+        heatmap.heat_map(cells),
+        curves.scaling_curves(rows),
+        curves.crossover_curves(rows, cells),
+        model.predicted_against_measured(rows),
+        model.error_map(rows),
+        model.stage_bars(rows),
+        model.roofline(rows, 1e12, 1e10),
+        tradeoff.memory(rows),
+        tradeoff.devices(cells),
+        tradeoff.pareto(rows, "peak_memory_bytes"),
+    ]
     for number, figure in enumerate(figures):
         assert style.save(figure, tmp_path / str(number), ["svg"])[0].stat().st_size > 1000
 

@@ -88,7 +88,7 @@ def test_ceilings_exclude_and_an_impossible_one_says_what_is_nearest(h100, found
     limit = found.ranked[0].peak_memory_bytes
     lean = recommend.recommend(h100, Request(**REQUEST, min_rank=128, min_features=32, max_memory_bytes=limit))
     assert all(each.peak_memory_bytes <= limit for each in lean.ranked) and len(lean.ranked) < len(found.ranked)
-    with pytest.raises(RequestError, match="the fastest at the floor takes .* ms"):
+    with pytest.raises(RequestError, match=r"the fastest at the floor takes .* ms"):
         recommend.recommend(h100, Request(**REQUEST, max_latency_s=1e-9))
     with pytest.raises(RequestError, match="--min-rank must be at most"):
         Request(**REQUEST, min_rank=5000)
@@ -98,8 +98,10 @@ def test_ceilings_exclude_and_an_impossible_one_says_what_is_nearest(h100, found
 
 def test_measurements_replace_predictions_and_failures_are_dropped(h100, found):
     slow, gone = found.ranked[0].case, found.ranked[1].case
-    records = [{"case_id": slow.case_id, "status": "ok", "median_s": 1.0, "samples_s": [1.0, 1.01, 0.99], "peak_memory_bytes": 5.0},
-               {"case_id": gone.case_id, "status": "oom", "median_s": None, "samples_s": []}]  # fmt: skip
+    records = [
+        {"case_id": slow.case_id, "status": "ok", "median_s": 1.0, "samples_s": [1.0, 1.01, 0.99], "peak_memory_bytes": 5.0},
+        {"case_id": gone.case_id, "status": "oom", "median_s": None, "samples_s": []},
+    ]
     again = recommend.recommend(h100, Request(**REQUEST, min_rank=128, min_features=32), records=records)
     by_id = {each.case.case_id: each for each in recommend.use_measured(recommend.search(h100, found.request), records)[0]}
     assert by_id[slow.case_id].source == "measured" and by_id[slow.case_id].seconds == 1.0 and gone.case_id not in by_id
@@ -111,8 +113,22 @@ class FakeErrors:
 
     def __init__(self):
         error = Interval(0.1, 0.2, 0.3)
-        self.summaries = [Summary(family="trained", inputs="trained", seq_len=1024, head_dim=64, mechanism="low-rank", projection="learned",
-                                  share_kv=False, rank=64, num_features=None, num_records=1, error=error, means={})]  # fmt: skip
+        self.summaries = [
+            Summary(
+                family="trained",
+                inputs="trained",
+                seq_len=1024,
+                head_dim=64,
+                mechanism="low-rank",
+                projection="learned",
+                share_kv=False,
+                rank=64,
+                num_features=None,
+                num_records=1,
+                error=error,
+                means={},
+            )
+        ]
 
     def error_interval(self, *, mechanism, rank, num_features, seq_len, head_dim, family, compression="dense"):
         assert seq_len == 1024 and family == "trained"
@@ -140,8 +156,19 @@ def test_the_line_of_python_builds_the_module_of_the_case(mechanism, backend):
     cell = MECHANISMS[mechanism]
     order = cell.orders[-1] if backend == "eager" else cell.orders[min(1, len(cell.orders) - 1)]
     try:
-        case = canonical(Case(mechanism=mechanism, level="layer", order=order, backend=backend, num_heads=2, head_dim=32, seq_len=64,
-                              rank=16, num_features=8))  # fmt: skip
+        case = canonical(
+            Case(
+                mechanism=mechanism,
+                level="layer",
+                order=order,
+                backend=backend,
+                num_heads=2,
+                head_dim=32,
+                seq_len=64,
+                rank=16,
+                num_features=8,
+            )
+        )
     except RequestError:
         pytest.skip("this mechanism has no fused kernels")
     names = {}
@@ -159,8 +186,19 @@ def test_the_line_of_python_builds_the_module_of_the_case(mechanism, backend):
 def test_a_compiled_line_compiles():
     import torch
 
-    case = canonical(Case(mechanism="flurka-relu", level="layer", order="absorbed", backend="compiled", num_heads=2, head_dim=32, seq_len=64,
-                          rank=16, num_features=8))  # fmt: skip
+    case = canonical(
+        Case(
+            mechanism="flurka-relu",
+            level="layer",
+            order="absorbed",
+            backend="compiled",
+            num_heads=2,
+            head_dim=32,
+            seq_len=64,
+            rank=16,
+            num_features=8,
+        )
+    )
     names = {}
     exec(python_line(case), names)
     assert isinstance(names["layer"], torch._dynamo.OptimizedModule)
@@ -175,8 +213,29 @@ def test_on_the_command_line_json_is_a_list_best_first_without_torch():
     first = [record for record in records if record["hardware"] == "h100-sxm-80gb"]
     assert {record["hardware"] for record in records} == {"h100-sxm-80gb", "l40s"}
     assert [record["seconds"] for record in first] == sorted(record["seconds"] for record in first)
-    wanted = {"mechanism", "level", "pass", "backend", "order", "batch", "num_heads", "seq_len", "head_dim", "rank", "num_features", "dtype",
-              "flops", "bytes", "seconds_low", "seconds_high", "bound", "python", "tied", "pareto", "assumption"}  # fmt: skip
+    wanted = {
+        "mechanism",
+        "level",
+        "pass",
+        "backend",
+        "order",
+        "batch",
+        "num_heads",
+        "seq_len",
+        "head_dim",
+        "rank",
+        "num_features",
+        "dtype",
+        "flops",
+        "bytes",
+        "seconds_low",
+        "seconds_high",
+        "bound",
+        "python",
+        "tied",
+        "pareto",
+        "assumption",
+    }
     assert wanted <= set(first[0]) and first[0]["reason"]
     code, out, err = cli("recommend", "--hardware", "h100,l40s", "--seq-len", "2048", "--model-dim", "512")
     assert code == 0 and "Across hardware" in out and "no quality floor was given" in out and "layer = " in out

@@ -1,4 +1,4 @@
-"""``regions``: where one mechanism beats another, measured in a run or predicted for a target, and which FLOP condition says so."""
+"""``regions``: where one mechanism beats another, measured or predicted for a target, and which FLOP condition says so."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -116,10 +116,10 @@ def _answer(frame: "pd.DataFrame", subject: str, baseline: str, x: str, y: str) 
         pair = [rows.loc[cell[f"{prefix}{side}_row"]].to_dict() for side in ("subject", "baseline")]
         names = f"{cell[f'{prefix}subject_mechanism']} against {cell[f'{prefix}baseline_mechanism']}"
         reasons.append({"at": place(cell), "speedup": cell[f"{prefix}speedup"], "pair": names, "reason": reason(*pair)})
-    verdict_columns = ["device", "level", "pass", "dtype", "seq_len", "rank", "num_features", "speedup", "speedup_low", "speedup_high", "verdict",
-                       "predicted_speedup", "predicted_speedup_low", "predicted_speedup_high", "predicted_verdict", "missing"]  # fmt: skip
+    kept = ["device", "level", "pass", "dtype", "seq_len", "rank", "num_features", "missing"]
+    kept += [f"{p}{name}" for p in ("", "predicted_") for name in ("speedup", "speedup_low", "speedup_high", "verdict")]
     return {"subject": subject, "baseline": baseline, "answer": told, "reasons": reasons, "crossovers": crossings,
-            "cells": cells[verdict_columns].to_dict("records"), "cells_frame": cells}  # fmt: skip
+            "cells": cells[kept].to_dict("records"), "cells_frame": cells}  # fmt: skip
 
 
 def _conditions(subject: str, baseline: str, level: str, pass_: str, latex: bool) -> list[dict[str, str]]:
@@ -138,11 +138,8 @@ def _conditions(subject: str, baseline: str, level: str, pass_: str, latex: bool
         if opponent.family
         else [y for _, y in _PAIRS]
     )
-    others = [
-        name
-        for name in others
-        if name is not None and name != own and name not in (PAPER_MECHANISM["full"], "kernel-favor", "kernel-elu")
-    ]
+    # One kernel of each family stands for all; what else it costs is not in the matmul FLOPs.
+    others = [name for name in others if name not in (own, PAPER_MECHANISM["full"], "kernel-favor", "kernel-elu")] or others
     found = []
     for other in others:
         orders = [(None, None)] if level == "core" else [
@@ -152,7 +149,8 @@ def _conditions(subject: str, baseline: str, level: str, pass_: str, latex: bool
             one = closed.conditions(own, other, level, order, order_other, pass_=pass_)
             found.append({
                 "x": own, "y": other, "order_x": order or "", "order_y": order_other or "",
-                "holds_when": one.latex if latex else str(one.inequality), "for_k": str(one.solved_for_k), "for_m": str(one.solved_for_m),
+                "holds_when": one.latex if latex else str(one.inequality), "for_k": str(one.solved_for_k),
+                "for_m": str(one.solved_for_m),
             })  # fmt: skip
     return found
 
