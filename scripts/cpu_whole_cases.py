@@ -5,23 +5,30 @@ judged take no part in calibration, which sees single operators alone. Seeds fro
 of the model was looked at on them while it was made.
 
     python scripts/cpu_whole_cases.py --workloads 24 --seed 1000
+
+Other programs ruin wall times. On a busy machine ``--cpu-clock`` counts one thread's own time instead.
 """
 
 import argparse
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from flurka_bench.attention import build
+from flurka_bench.cli.calibrate import _grouped, fit
 from flurka_bench.cost.fitting import absolute_percentage_error
 from flurka_bench.cost.predict import predict
 from flurka_bench.errors import RequestError
-from flurka_bench.hardware import load
+from flurka_bench.hardware import Profile, load
+from flurka_bench.hardware.detect import detect_cpu
+from flurka_bench.measure import microbenchmarks
+from flurka_bench.measure.device import CpuDevice
+from flurka_bench.measure.timers import make_timer
 from flurka_bench.mechanisms import MECHANISMS, canonical, get, lower, peak_memory_bytes
 from flurka_bench.ops import total
 from flurka_bench.workload import Case
@@ -63,13 +70,14 @@ def draw(workloads: int, mechanisms: int, seed: int) -> list[Case]:
     return found
 
 
-def measure(cases: Sequence[Case], seconds: float) -> np.ndarray:
-    """Seconds of each case: the competitors of a workload take turns, the fastest fifth of their samples is averaged."""
-    from flurka_bench.attention import build
-    from flurka_bench.measure.device import open_device
-    from flurka_bench.measure.timers import make_timer
+def calibrated(device: CpuDevice, threads: int) -> Profile:
+    """This machine's profile, as ``flurka-bench calibrate`` makes it."""
+    return fit(detect_cpu(threads), _grouped(microbenchmarks.measure(device).rows))[0]
 
-    timer = make_timer("wall", open_device("cpu"), cold=False)
+
+def measure(cases: Sequence[Case], seconds: float, device: CpuDevice) -> np.ndarray:
+    """Seconds of each case: the competitors of a workload take turns, the fastest fifth of their samples is averaged."""
+    timer = make_timer("wall", device, cold=False)
     found: dict[int, float] = {}
     keys = [case.workload_key for case in cases]
     for key in dict.fromkeys(keys):
@@ -121,15 +129,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=0.4, help="of samples a case")
     parser.add_argument("--out", type=Path, help="CSV of the cases with measured and predicted seconds")
+    parser.add_argument("--cpu-clock", action="store_true", help="one thread, timed by its own clock")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        profile_path = arguments.profile or Path(folder) / "cpu.toml"
-        if not arguments.profile:
-            command = [sys.executable, "-m", "flurka_bench", "calibrate", "--device", "cpu", "--out", str(profile_path)]
-            subprocess.run(command, check=True)
-        profile = load(str(profile_path))
+    if arguments.cpu_clock:
+        torch.set_num_threads(1)
+    device = CpuDevice(clock_ns=time.thread_time_ns) if arguments.cpu_clock else CpuDevice()
+    profile = load(str(arguments.profile)) if arguments.profile else calibrated(device, torch.get_num_threads())
     cases = draw(arguments.workloads, arguments.mechanisms, arguments.seed)
-    measured = measure(cases, arguments.seconds)
+    measured = measure(cases, arguments.seconds, device)
     predicted = np.array([prediction.seconds for prediction in predict(cases, profile)])
     report(cases, measured, predicted)
     if arguments.out:

@@ -21,7 +21,6 @@ from flurka_bench.cost.fitting import (
 from flurka_bench.cost.operators import operator_of
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load, write_profile
-from flurka_bench.hardware.detect import detect_cpu
 from flurka_bench.hardware.profile import parse_profile
 
 
@@ -81,19 +80,6 @@ def test_calibration_recovers_synthetic_truth(name):
     assert fitted.measured[prefix + "compute_efficiency"] == pytest.approx(real[prefix + "compute_efficiency"], rel=0.12)
     again = parse_profile(write_profile(fitted), "again")
     assert operator_of(rows).predict(again, rows, None) == pytest.approx(operator_of(rows).predict(fitted, rows, None), rel=1e-3)
-
-
-def test_a_cpu_far_from_the_shipped_constants_is_found_again():
-    profile = detect_cpu(2)
-    rows = linear_rows(dtype="float32")
-    prefix = "matmul.float32.linear."
-    rows = truth(rows, profile, {prefix + "compute_efficiency": 0.3, prefix + "launch_eager_s": 12e-6}, noise=0.03)
-    picked = stratified(operator_of(rows).features(rows), 20, 0)
-    fitted = calibrate(profile, rows.take(picked))
-    held_out = np.setdiff1d(np.arange(len(rows)), picked)
-    predicted = operator_of(rows).predict(fitted, rows.take(held_out), None)
-    assert absolute_percentage_error(predicted, rows.seconds[held_out]).mean() < 5
-    assert fitted.measured[prefix + "compute_efficiency"] == pytest.approx(0.3, rel=0.1)
 
 
 def test_calibration_keeps_other_ops_and_the_datasheet():

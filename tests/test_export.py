@@ -5,12 +5,12 @@ import json
 
 import pandas as pd
 import pytest
-from flurka_bench.results import FIELDS, read_run
 from test_compare import CASES, write_run
 from typer.testing import CliRunner
 
 from flurka_bench.cli.main import build_app
 from flurka_bench.errors import RequestError
+from flurka_bench.results import FIELDS, read_run
 
 
 @pytest.fixture

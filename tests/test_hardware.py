@@ -3,11 +3,13 @@
 import math
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load, names, write_profile
 from flurka_bench.hardware.detect import detect_cpu, from_cuda_properties, recognise
-from flurka_bench.hardware.profile import parse_profile
+from flurka_bench.hardware.profile import FOLDER, parse_profile
 
 REQUIRED = {
     "p100-pcie-16gb", "v100-pcie-32gb", "v100-sxm2-32gb", "t4", "a10", "a40", "a100-pcie-40gb", "a100-sxm-40gb", "a100-pcie-80gb",
@@ -106,3 +108,31 @@ def test_the_device_at_hand_is_recognised_by_exact_name_only():
     assert unknown_gpu.name == "nvidia-rtx-5000-ada-generation"
     assert unknown_gpu.peak_flops["vector.float32"] == pytest.approx(65.3e12, rel=0.01)  # NVIDIA's datasheet: 65.3 TFLOP/s
     assert unknown_gpu.peak_flops["tensor.bfloat16"] == pytest.approx(261.1e12, rel=0.01)  # 1044.4 sparse FP8 / 4
+
+
+SHIPPED_TEXT = (FOLDER / "t4.toml").read_text(encoding="utf-8")  # a calibrated one: every kind of table is in it
+TOKENS = st.sampled_from(
+    [*'[]{}="#', "\n", "nan", "inf", "-1", "0", "1e400", "true", "''", "[measured]", "1979-05-27", "\x00", "\ud7ff", "é"]
+    + ["schema = 1", "value", "unit", "9" * 21, "0x1f", "datasheet.peak_flops", "a.b = 1"]
+)
+
+
+@st.composite
+def mangled(draw):
+    text = SHIPPED_TEXT
+    for _ in range(draw(st.integers(1, 4))):
+        start = draw(st.integers(0, len(text)))
+        stop = min(len(text), start + draw(st.sampled_from([0, 1, 3, 10, 40, 400])))
+        text = text[:start] + draw(st.one_of(TOKENS, st.text(max_size=6), st.just(""))) + text[stop:]
+    return text
+
+
+@settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(mangled())
+def test_mangled_profiles_give_clean_errors(text):
+    try:
+        profile = parse_profile(text, "mangled.toml")
+    except RequestError as error:
+        assert "\n" not in str(error)
+    else:
+        assert parse_profile(write_profile(profile), "again") == profile

@@ -1,291 +1,168 @@
-"""Recommendations: floors hold, ties and fronts are what they say, and the line of Python builds the module."""
+"""recommend: floors, limits, ties, the front, and a line of Python that builds what it names."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
-from flurka_bench.analysis import recommend
-from flurka_bench.analysis.recommend import Request, python_line
-from flurka_bench.cost.predict import predict, speedup
+from flurka_bench.analysis.recommend import ASSUMED_MIN_RANK, Request, python_line, recommend, space
+from flurka_bench.cost.predict import predict
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load
-from flurka_bench.mechanisms import MECHANISMS, canonical
-from flurka_bench.quality.frontier import Interval, Summary
-from flurka_bench.workload import Case
+from flurka_bench.mechanisms import MECHANISMS
+from flurka_bench.quality.frontier import ErrorRun
 
-REQUEST = {"seq_len": 4096, "model_dim": 512, "dtype": "bfloat16", "head_dims": (64, 128)}
-
-
-@pytest.fixture(scope="module")
-def h100():
-    return load("h100")
+H100 = load("h100")
+SMALL = Request(seq_len=1024, model_dim=256, dtype="bfloat16", head_dims=(64,), backends=("eager",), launch="graph")
 
 
-@pytest.fixture(scope="module")
-def found(h100):
-    return recommend.recommend(h100, Request(**REQUEST, min_rank=128, min_features=32))
+def test_the_ranking_is_the_model_s_own_and_sorted():
+    answer = recommend(SMALL, H100)
+    seconds = [each.prediction.seconds for each in answer.candidates]
+    assert seconds == sorted(seconds)
+    again = {each.case.case_id: each.seconds for each in predict(space(SMALL), H100, launch="graph")}
+    assert {each.prediction.case.case_id: each.prediction.seconds for each in answer.candidates} == pytest.approx(again)
+    assert {each.prediction.case.mechanism for each in answer.candidates} == set(MECHANISMS)
 
 
-def cli(*arguments):
-    done = subprocess.run([sys.executable, "-m", "flurka_bench", *arguments], capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
+def test_without_a_floor_one_is_assumed_and_said():
+    assert "ASSUMED" in SMALL.floor_in_words() and str(ASSUMED_MIN_RANK) in SMALL.floor_in_words()
+    cases = [each.prediction.case for each in recommend(SMALL, H100).candidates]
+    assert min(case.rank for case in cases if case.rank) == ASSUMED_MIN_RANK
+    assert min(case.num_features for case in cases if case.num_features) == 64
+    given = dataclasses.replace(SMALL, min_rank=32, min_features=16)
+    assert "ASSUMED" not in given.floor_in_words()
+    assert min(case.rank for case in space(given) if case.rank) == 32
 
 
-def test_the_first_is_the_fastest_of_all_that_meet_the_floor(h100, found):
-    every = recommend.search(h100, found.request)
-    allowed = [each for each in every if (each.case.rank or 128) >= 128 and (each.case.num_features or 32) >= 32]
-    assert found.ranked[0].seconds == min(each.seconds for each in allowed)
-    assert len({each.case.case_id for each in every}) == len(every) > 1000
-    assert {each.case.mechanism for each in every} == set(MECHANISMS)
-    assert {each.case.backend for each in every} == {"eager", "compiled", "fused"}
-    assert all((each.case.rank or 128) >= 128 and (each.case.num_features or 32) >= 32 for each in (*found.ranked, *found.front))
-    assert [each.seconds for each in found.ranked] == sorted(each.seconds for each in found.ranked)
+def test_a_higher_floor_never_makes_the_best_approximation_faster():
+    def best(rank, features):
+        answer = recommend(dataclasses.replace(SMALL, min_rank=rank, min_features=features), H100)
+        return min(each.prediction.seconds for each in answer.candidates if each.prediction.case.mechanism == "flurka-relu")
 
-
-def test_the_search_says_what_predict_says(h100, found):
-    picked = found.ranked[::7]
-    for candidate, own in zip(picked, predict([candidate.case for candidate in picked], h100)):
-        assert candidate.seconds == pytest.approx(own.seconds, rel=1e-3)
-        assert candidate.bound == own.bound and canonical(candidate.case) == candidate.case
-
-
-def test_ties_are_those_whose_band_of_the_ratio_holds_one(h100, found):
-    best = found.ranked[0]
-    assert not best.tied
-    predictions = predict([candidate.case for candidate in found.ranked], h100)
-    for candidate, own in zip(found.ranked[1:], predictions[1:]):
-        assert candidate.tied == (speedup(own, predictions[0]).high >= 1)
-
-
-def test_families_and_front(found):
-    assert sorted(each.family for each in found.families) == ["flurka", "full", "kernel", "low-rank"]
-    for family in {each.family for each in found.ranked}:
-        fastest = min((each for each in found.ranked if each.family == family), key=lambda each: each.seconds)
-        assert fastest.family_best
-    assert found.front[0] is found.ranked[0]
-    for i, one in enumerate(found.front):
-        for other in found.front[:i]:
-            worse = (
-                (other.case.rank or np.inf) < (one.case.rank or np.inf),
-                (other.case.num_features or np.inf) < (one.case.num_features or np.inf),
-            )
-            assert other.peak_memory_bytes > one.peak_memory_bytes or any(worse)
-
-
-def test_the_default_floor_is_said_and_the_answer_moves_with_it(h100):
-    found = recommend.recommend(h100, Request(**REQUEST))
-    assert "no quality floor was given: assumed rank k >= 256, num_features m >= 64" in found.notes[-1]
-    times = [each.seconds for _, _, each in found.moves]
-    assert times == sorted(times) and times[0] < times[-1]
-    assert [(k, m) for k, m, _ in found.moves] == [(64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)]
-    assert "--min-rank" not in recommend.recommend(h100, Request(**REQUEST, min_rank=64)).request.assumption
-
-
-def test_ceilings_exclude_and_an_impossible_one_says_what_is_nearest(h100, found):
-    limit = found.ranked[0].peak_memory_bytes
-    lean = recommend.recommend(h100, Request(**REQUEST, min_rank=128, min_features=32, max_memory_bytes=limit))
-    assert all(each.peak_memory_bytes <= limit for each in lean.ranked) and len(lean.ranked) < len(found.ranked)
-    with pytest.raises(RequestError, match=r"the fastest at the floor takes .* ms"):
-        recommend.recommend(h100, Request(**REQUEST, max_latency_s=1e-9))
-    with pytest.raises(RequestError, match="--min-rank must be at most"):
-        Request(**REQUEST, min_rank=5000)
-    with pytest.raises(RequestError, match="--model-dim"):
-        Request(seq_len=64, model_dim=100)
-
-
-def test_measurements_replace_predictions_and_failures_are_dropped(h100, found):
-    slow, gone = found.ranked[0].case, found.ranked[1].case
-    records = [
-        {"case_id": slow.case_id, "status": "ok", "median_s": 1.0, "samples_s": [1.0, 1.01, 0.99], "peak_memory_bytes": 5.0},
-        {"case_id": gone.case_id, "status": "oom", "median_s": None, "samples_s": []},
-    ]
-    again = recommend.recommend(h100, Request(**REQUEST, min_rank=128, min_features=32), records=records)
-    by_id = {each.case.case_id: each for each in recommend.use_measured(recommend.search(h100, found.request), records)[0]}
-    assert by_id[slow.case_id].source == "measured" and by_id[slow.case_id].seconds == 1.0 and gone.case_id not in by_id
-    assert again.ranked[0].case not in (slow, gone) and any("1 of" in note and "measured" in note for note in again.notes)
-
-
-class FakeErrors:
-    families = ("trained",)
-
-    def __init__(self):
-        error = Interval(0.1, 0.2, 0.3)
-        self.summaries = [
-            Summary(
-                family="trained",
-                inputs="trained",
-                seq_len=1024,
-                head_dim=64,
-                mechanism="low-rank",
-                projection="learned",
-                share_kv=False,
-                rank=64,
-                num_features=None,
-                num_records=1,
-                error=error,
-                means={},
-            )
-        ]
-
-    def error_interval(self, *, mechanism, rank, num_features, seq_len, head_dim, family, compression="dense"):
-        assert seq_len == 1024 and family == "trained"
-        if mechanism.startswith("full"):
-            return Interval(0.0, 0.0, 0.0)
-        value = (1 / rank if rank else 0) + (1 / num_features if num_features else 0)
-        return None if head_dim != 64 else Interval(value / 2, value, value * 2)
-
-
-def test_an_error_limit_chooses_k_and_m_and_says_where_errors_are_from(h100):
-    found = recommend.recommend(h100, Request(**REQUEST, max_error=0.01), errors=FakeErrors(), inputs="trained")
-    for each in found.ranked:
-        assert each.error is not None and each.error[1] <= 0.01
-        assert not each.case.rank or each.case.rank >= 128
-    assert any("N = 1024, the longest measured" in note for note in found.notes)
-    with pytest.raises(RequestError, match="--errors"):
-        recommend.recommend(h100, Request(**REQUEST, max_error=0.01))
-
-
-@pytest.mark.parametrize("mechanism", MECHANISMS)
-@pytest.mark.parametrize("backend", ["eager", "fused"])
-def test_the_line_of_python_builds_the_module_of_the_case(mechanism, backend):
-    import torch
-
-    cell = MECHANISMS[mechanism]
-    order = cell.orders[-1] if backend == "eager" else cell.orders[min(1, len(cell.orders) - 1)]
-    try:
-        case = canonical(
-            Case(
-                mechanism=mechanism,
-                level="layer",
-                order=order,
-                backend=backend,
-                num_heads=2,
-                head_dim=32,
-                seq_len=64,
-                rank=16,
-                num_features=8,
-            )
-        )
-    except RequestError:
-        pytest.skip("this mechanism has no fused kernels")
-    names = {}
-    line = python_line(case)
-    assert "\n" not in line
-    exec(line, names)
-    layer = names["layer"]
-    assert layer.order == case.order and layer.num_heads == 2
-    if backend == "eager":
-        assert layer(torch.randn(1, 64, 64)).shape == (1, 64, 64)
-    if cell.compressed:
-        assert layer.compression.rank == 16
-
-
-def test_a_compiled_line_compiles():
-    import torch
-
-    case = canonical(
-        Case(
-            mechanism="flurka-relu",
-            level="layer",
-            order="absorbed",
-            backend="compiled",
-            num_heads=2,
-            head_dim=32,
-            seq_len=64,
-            rank=16,
-            num_features=8,
-        )
+    times = [best(32, 16), best(64, 16), best(64, 64), best(256, 64), best(256, 256)]
+    assert times == sorted(times)
+    assert [each.prediction.seconds for *_, each in recommend(SMALL, H100).by_floor] == sorted(
+        each.prediction.seconds for *_, each in recommend(SMALL, H100).by_floor
     )
-    names = {}
-    exec(python_line(case), names)
-    assert isinstance(names["layer"], torch._dynamo.OptimizedModule)
 
 
-def test_on_the_command_line_json_is_a_list_best_first_without_torch():
-    code, out, err = cli(
-        "recommend", "--hardware", "h100,l40s", "--seq-len", "2048", "--model-dim", "512", "--head-dim", "64", "--json"
-    )
-    assert code == 0, err
-    records = json.loads(out)
-    first = [record for record in records if record["hardware"] == "h100-sxm-80gb"]
-    assert {record["hardware"] for record in records} == {"h100-sxm-80gb", "l40s"}
-    assert [record["seconds"] for record in first] == sorted(record["seconds"] for record in first)
-    wanted = {
-        "mechanism",
-        "level",
-        "pass",
-        "backend",
-        "order",
-        "batch",
-        "num_heads",
-        "seq_len",
-        "head_dim",
-        "rank",
-        "num_features",
-        "dtype",
-        "flops",
-        "bytes",
-        "seconds_low",
-        "seconds_high",
-        "bound",
-        "python",
-        "tied",
-        "pareto",
-        "assumption",
-    }
-    assert wanted <= set(first[0]) and first[0]["reason"]
-    code, out, err = cli("recommend", "--hardware", "h100,l40s", "--seq-len", "2048", "--model-dim", "512")
-    assert code == 0 and "Across hardware" in out and "no quality floor was given" in out and "layer = " in out
-    for arguments in (
-        ["--hardware", "h10"],
-        ["--hardware", "h100", "--pass", "backward"],
-        ["--hardware", "h100", "--model-dim", "100"],
+def test_limits_hold_and_the_nearest_is_shown_where_nothing_meets_them():
+    all_of_them = recommend(SMALL, H100)
+    memories = sorted(each.prediction.peak_memory_bytes for each in all_of_them.candidates)
+    limit = memories[len(memories) // 2]
+    limited = recommend(dataclasses.replace(SMALL, max_memory_bytes=limit), H100)
+    assert limited.candidates and all(each.prediction.peak_memory_bytes <= limit for each in limited.candidates)
+    too_fast = recommend(dataclasses.replace(SMALL, max_latency_s=1e-9), H100)
+    assert not too_fast.candidates and too_fast.nearest.prediction.seconds == all_of_them.candidates[0].prediction.seconds
+    too_small = recommend(dataclasses.replace(SMALL, max_memory_bytes=1), H100)
+    assert too_small.nearest.prediction.peak_memory_bytes == memories[0]
+
+
+def test_ties_are_those_whose_band_holds_one():
+    from flurka_bench.cost.predict import speedup
+
+    answer = recommend(SMALL, H100)
+    assert answer.candidates[0].tied
+    best = answer.candidates[0].prediction
+    for each in answer.candidates[1:]:
+        band = speedup(each.prediction, best)
+        assert each.tied == (band.low <= 1 <= band.high)
+    assert not all(each.tied for each in answer.candidates)
+
+
+def test_nothing_on_the_front_is_beaten_and_all_else_is():
+    answer = recommend(SMALL, H100)
+    points = [(each.prediction.seconds, each.prediction.peak_memory_bytes, bool(each.error)) for each in answer.front]
+    for one in points:
+        assert not any(other[0] < one[0] and other[1] < one[1] and other[2] >= one[2] for other in points)
+    assert any(each.prediction.case.mechanism.startswith("full") for each in answer.front)  # the only ones with an error of 0
+
+
+def error_records():
+    for mechanism, rank, features, error in (
+        ("low-rank", 256, None, 0.1),
+        ("flurka-relu", 256, 64, 0.5),
+        ("flurka-relu", 512, 64, 0.3),
     ):
-        code, out, err = cli(
-            "recommend", "--seq-len", "2048", *arguments, *(["--model-dim", "512"] if "--model-dim" not in arguments else [])
-        )
-        assert code == 2 and err.startswith("error:") and "Traceback" not in err
+        for seed in range(3):
+            yield {
+                "status": "ok", "family": "trained", "inputs": "trained", "seq_len": 1024, "head_dim": 64, "mechanism": mechanism,
+                "projection": "learned", "share_kv": False, "rank": rank, "num_features": features, "seed": seed,
+                "output_error": error * (1 + 0.01 * seed),
+            }  # fmt: skip
 
 
-@pytest.mark.parametrize("arguments", [
-    ["recommend", "--hardware", "h100", "--seq-len", "1024", "--model-dim", "512"],
-    ["regions", "--hardware", "h100", "--seq-len", "1024,4096", "--rank", "64,128", "--num-features", "32"],
-    ["regions", "--flops", "--baseline", "kernel-relu"],
-])  # fmt: skip
-def test_neither_verb_imports_torch(arguments):
-    script = "import sys; from flurka_bench.cli import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "AssertionError" not in done.stderr, done.stderr
+def test_an_error_bar_keeps_what_was_measured_below_it():
+    errors = ErrorRun(list(error_records()))
+    request = dataclasses.replace(SMALL, max_error=0.2, min_rank=256)
+    answer = recommend(request, H100, errors=errors)
+    assert {each.prediction.case.mechanism for each in answer.candidates} == {
+        "full-math",
+        "full-sdpa",
+        "low-rank",
+        "low-rank-sdpa",
+    }
+    assert all(each.error.high <= 0.2 for each in answer.candidates)
+    looser = recommend(dataclasses.replace(request, max_error=0.4), H100, errors=errors)
+    assert "flurka-relu" in {each.prediction.case.mechanism for each in looser.candidates}
+    with pytest.raises(RequestError, match="--error-run"):
+        recommend(request, H100)
+    with pytest.raises(RequestError, match="trained"):
+        recommend(dataclasses.replace(request, inputs="traind"), H100, errors=errors)
 
 
-def test_regions_of_a_target_on_the_command_line():
-    arguments = [
-        "regions",
-        "--hardware",
-        "h100",
-        "--launch",
-        "graph",
-        "--seq-len",
-        "1024,65536",
-        "--rank",
-        "64,128",
-        "--num-features",
-        "32",
-    ]
-    code, out, err = cli(*arguments, "--json", "--flops")
-    assert code == 0, err
-    answer = json.loads(out)
-    assert len(answer["cells"]) == 4 + 4 and {"answer", "crossovers", "reasons", "conditions"} <= set(
-        answer
-    )  # 4 of elu, at m = d
-    assert all(cell["predicted_verdict"] in ("FASTER", "SLOWER", "SAME", "AMBIGUOUS") for cell in answer["cells"])
-    assert "FLOPs" in answer["reasons"][0]["reason"]
-    code, out, _ = cli("regions", "--flops", "--level", "core", "--subject", "flurka-relu", "--baseline", "low-rank")
-    assert code == 0 and "m*(N + k) < N*k" in out  # the condition of the first paper's section, by hand: m(N + k) < kN
-    code, _, err = cli("regions")
-    assert code == 2 and "--hardware" in err
-    code, _, err = cli("regions", "--hardware", "h100", "--x", "rank", "--y", "rank")
-    assert code == 2 and "different" in err
+def test_what_a_run_measured_is_not_predicted():
+    slowest = recommend(SMALL, H100).candidates[-1].prediction.case
+    record = {"status": "ok", "case_id": slowest.case_id, "samples_s": [1e-9 * (1 + 0.001 * i) for i in range(12)]}
+    answer = recommend(SMALL, H100, records=[record, {"status": "oom", "case_id": "x", "samples_s": None}])
+    assert answer.candidates[0].prediction.case == slowest and answer.candidates[0].measured
+    assert answer.candidates[0].prediction.seconds == pytest.approx(1e-9, rel=0.02)
+    assert sum(each.measured for each in answer.candidates) == 1
+
+
+def test_the_line_of_python_builds_the_layer():
+    torch = pytest.importorskip("torch")
+    import flurka_bench.attention as attention
+
+    seen = set()
+    for case in space(
+        Request(seq_len=32, model_dim=32, head_dims=(16,), min_rank=8, min_features=8, backends=("eager", "compiled"))
+    ):
+        if (case.mechanism, case.order, case.backend) in seen or (case.backend == "compiled" and case.mechanism != "full-sdpa"):
+            continue
+        seen.add((case.mechanism, case.order, case.backend))
+        layer = eval(python_line(case), {"torch": torch, **vars(attention)})
+        module = getattr(layer, "_orig_mod", layer)
+        assert module.order == case.order
+        assert module(torch.randn(1, 32, 32)).shape == (1, 32, 32)
+    assert {mechanism for mechanism, *_ in seen} == set(MECHANISMS)
+
+
+def command(*arguments):
+    return subprocess.run([sys.executable, "-m", "flurka_bench", *arguments], capture_output=True, text=True)
+
+
+def test_the_command_s_json_and_errors():
+    base = ["recommend", "--hardware", "h100", "--seq-len", "2048", "--model-dim", "256", "--head-dim", "64"]
+    done = command(*base, "--json")
+    rows = json.loads(done.stdout)
+    assert done.returncode == 0 and rows
+    contract = (
+        "mechanism level pass backend order hardware batch num_heads seq_len head_dim rank num_features dtype flops bytes seconds"
+        " seconds_low seconds_high bound python tied"
+    )
+    assert set(contract.split()) <= set(rows[0])
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+    for wrong, text in (
+        (["--hardware", "h1000"], "did you mean"),
+        (["--model-dim", "100"], "--head-dim"),
+        (["--min-rank", "-3"], "--min-rank"),
+        (["--min-rank", "4096"], "--seq-len"),
+        (["--max-memory", "lots"], "--max-memory"),
+        (["--pass", "trian"], "train"),
+    ):
+        done = command(*base, *wrong)
+        assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr, (wrong, done.stderr)

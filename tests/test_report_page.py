@@ -157,7 +157,7 @@ def test_downloads_parse_back_to_the_records(opened):
     records = {record["case_id"]: record for record in frame().to_dict("records")}
     with opened.expect_download() as waiting:
         opened.click("#download-json")
-    parsed = json.loads(Path(waiting.value.path()).read_text("utf-8"))
+    parsed = json.loads(Path(waiting.value.path()).read_text(encoding="utf-8"))
     assert len(parsed) == len(records)
     for record in parsed:
         own = records[record["case_id"]]
@@ -167,7 +167,7 @@ def test_downloads_parse_back_to_the_records(opened):
         assert record["rank"] == (None if pd.isna(own["rank"]) else own["rank"])
     with opened.expect_download() as waiting:
         opened.click("#download-csv")
-    rows = list(csv.DictReader(io.StringIO(Path(waiting.value.path()).read_bytes().decode())))
+    rows = list(csv.DictReader(io.StringIO(Path(waiting.value.path()).read_bytes().decode("utf-8"), newline="")))
     assert [row["case_id"] for row in rows] == [record["case_id"] for record in parsed]
     assert [json.loads(row["samples_s"]) for row in rows] == [record["samples_s"] for record in parsed]
     assert {row["error"] for row in rows} == {"", HOSTILE, "60 s"}

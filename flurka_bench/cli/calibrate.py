@@ -76,7 +76,7 @@ def calibrate(
         groups = _grouped(measured.rows)
         stem = (out or _default(profile)).with_suffix("")
         written = _writing(stem, lambda: measured.write_rows(stem))  # before the fit: nothing measured is lost
-    profile, fits = fit(profile, groups, rows)
+    profile, fits = fit(_forget(profile, groups), groups, rows)
     figures = {_FIGURE + name: value for name, value in measured.figures.items()} if measured else {}
     about |= {"date": time.strftime("%Y-%m-%d"), "num_rows": sum(len(group) for group in groups)}
     about |= {f"error.{each.op}.{each.dtype}": round(each.after, 4) for each in fits if each.after is not None}
@@ -237,6 +237,16 @@ def _measure(
         "threads": captured["torch"]["num_threads"],
     }
     return profile, measured, about
+
+
+def _forget(profile: "Profile", groups: "list[Rows]") -> "Profile":
+    """The profile without what was measured before for the ops of these rows: a fit starts at the shared constants."""
+    from flurka_bench.cost.operators import OPERATORS
+
+    known = {op: operator for operator in OPERATORS for op in operator.ops}
+    prefixes = tuple(known[group.op].prefix(group) for group in groups if group.op in known)
+    kept = {name: value for name, value in profile.measured.items() if not (prefixes and name.startswith(prefixes))}
+    return profile.with_measured(kept, profile.measured_about)
 
 
 def _own_profile(device: "Device", measured: "Calibration") -> "Profile":

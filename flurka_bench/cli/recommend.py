@@ -1,174 +1,169 @@
-"""``recommend``: which mechanism, order, backend, k, m and head split to use for one workload on one or several targets."""
+"""``recommend``: the fastest configuration that meets a floor of quality, on one target or across several."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json, print_table
-from flurka_bench.units import format_bytes, format_ratio, format_seconds, parse_bytes, parse_seconds
+from flurka_bench.cli.targets import load_targets
+from flurka_bench.errors import RequestError
+from flurka_bench.units import format_bytes, format_seconds, parse_bytes, parse_seconds
 
 if TYPE_CHECKING:
     from flurka_bench.analysis.recommend import Candidate, Recommendation
 
+ERROR_RUN = Path("results/reference/error")  # where this project's own error run lies in a checkout
+
 
 def recommend(
-    seq_len: Annotated[int, typer.Option(min=1, help="N.")],
-    model_dim: Annotated[int, typer.Option(min=1, help="D, the width of x.")],
-    hardware: Annotated[str, typer.Option(help="Targets: names, profile files (.toml) or cpu, a comma list.")] = "cpu",
-    batch: Annotated[int, typer.Option(min=1, help="b.")] = 1,
+    hardware: Annotated[
+        str, typer.Option(help="Targets: names, aliases, profile files (.toml), or cpu for this machine.")
+    ] = "cpu",
+    seq_len: Annotated[str, typer.Option(help="Sequence length N.")] = "4096",
+    model_dim: Annotated[str, typer.Option(help="Width D of the layer.")] = "512",
     pass_: Annotated[str, typer.Option("--pass", help="forward or train.")] = "forward",
-    dtype: Annotated[str | None, typer.Option(help="By default the target's 16-bit type, float32 where it has none.")] = None,
-    launch: Annotated[str, typer.Option(help="eager (the host dispatches), graph, or none (device time alone).")] = "eager",
-    head_dim: Annotated[str, typer.Option(help="Head splits to try: widths of a head, a comma list.")] = "32,64,128,256",
-    min_rank: Annotated[int | None, typer.Option(min=1, help="Least k: a floor on quality.")] = None,
-    min_features: Annotated[int | None, typer.Option(min=1, help="Least m: a floor on quality.")] = None,
-    max_error: Annotated[float | None, typer.Option(help="Most output error, as measured by an error run.")] = None,
-    errors: Annotated[Path | None, typer.Option(help="Error run: adds errors to the answer.")] = None,
-    inputs: Annotated[str | None, typer.Option(help="Kind of inputs of the error run.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="By default what the target's matrix units take.")] = None,
+    batch: Annotated[str, typer.Option(help="Batch size.")] = "1",
+    head_dim: Annotated[str, typer.Option(help="Head widths to consider; those that divide the model's.")] = "32,64,128",
+    backend: Annotated[str, typer.Option(help="Backends to consider.")] = "eager,compiled,fused",
+    launch: Annotated[str, typer.Option(help="eager, graph or none.")] = "eager",
+    min_rank: Annotated[str | None, typer.Option(help="Floor for the rank k.")] = None,
+    min_features: Annotated[str | None, typer.Option(help="Floor for the number of random features m.")] = None,
+    max_error: Annotated[float | None, typer.Option(help="Bar for the relative error of the output, like 0.2.")] = None,
+    inputs: Annotated[str, typer.Option(help="Family of inputs whose error counts.")] = "trained",
+    error_run: Annotated[Path | None, typer.Option(help=f"Error run; {ERROR_RUN} where it is at hand.")] = None,
     max_memory: Annotated[str | None, typer.Option(help="Most peak memory, like 40GB.")] = None,
-    max_latency: Annotated[str | None, typer.Option(help="Most time of one call, like 2ms.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Run on this target: its measurements replace predictions.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 10,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    max_latency: Annotated[str | None, typer.Option(help="Most time of one pass, like 2ms.")] = None,
+    run: Annotated[Path | None, typer.Option(help="A run on this target: what it measured is not predicted.")] = None,
+    top: Annotated[str, typer.Option(help="How many to list.")] = "10",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON: the ranking, best first.")] = False,
 ) -> None:
-    """Rank all configurations for one workload by predicted time, at a floor on quality; say which are tied, and why.
+    """Rank every mechanism, order, backend, rank, feature count and head split for a workload, by time with bands.
 
-    Example: flurka-bench recommend --hardware h100,b200,l40s --seq-len 16384 --model-dim 1024 --pass train --min-rank 256
+    Example: flurka-bench recommend --hardware h100,l40s --seq-len 16384 --model-dim 1024 --pass train --min-rank 256
     """
-    from flurka_bench.analysis.recommend import Request, as_records, own_dtype
+    from flurka_bench.analysis.recommend import BACKENDS, Request
     from flurka_bench.analysis.recommend import recommend as search
-    from flurka_bench.cli.targets import load_targets
-    from flurka_bench.errors import RequestError
+    from flurka_bench.cost.terms import LAUNCHES
     from flurka_bench.workload import DTYPES, PASSES
 
-    one_of(PASSES, "--pass")(pass_)
-    if dtype is not None:
-        one_of(DTYPES, "--dtype")(dtype)
-    head_dims = comma_list(head_dim, positive_int("--head-dim"), "--head-dim")
-    error_run = None
-    if errors is not None:
-        from flurka_bench.quality.frontier import load_error_run
+    def count(text: str | None, option: str) -> int | None:
+        return None if text is None else positive_int(option)(text)
 
-        error_run = load_error_run(errors)
-    records = []
+    if max_error is not None and not 0 <= max_error < float("inf"):
+        raise RequestError(f"--max-error must be a number of at least 0 (like 0.2), got {max_error}")
     targets = load_targets(hardware)
-    if run is not None:
-        from flurka_bench.results import read_run
-
-        if len(targets) > 1:
-            raise RequestError("--run replaces the predictions of one target; give one --hardware with it")
-        records = read_run(run).records
-    found = [
-        search(
-            target,
-            Request(
-                seq_len=seq_len, model_dim=model_dim, batch=batch, pass_=pass_, dtype=dtype or own_dtype(target), launch=launch,
-                head_dims=tuple(head_dims),
-                min_rank=min_rank, min_features=min_features, max_error=max_error,
-                max_memory_bytes=parse_bytes(max_memory, "--max-memory") if max_memory else None,
-                max_latency_s=parse_seconds(max_latency, "--max-latency") if max_latency else None,
-            ),
-            records=records, errors=error_run, inputs=inputs,
-        )
-        for target in targets
-    ]  # fmt: skip
+    if run is not None and len(targets) > 1:
+        raise RequestError("--run belongs to one target: give a single --hardware")
+    fields = {
+        "seq_len": count(seq_len, "--seq-len"), "model_dim": count(model_dim, "--model-dim"), "batch": count(batch, "--batch"),
+        "pass_": one_of(PASSES, "--pass")(pass_), "launch": one_of(LAUNCHES, "--launch")(launch),
+        "head_dims": tuple(comma_list(head_dim, positive_int("--head-dim"), "--head-dim")),
+        "backends": tuple(comma_list(backend, one_of(BACKENDS, "--backend"), "--backend")),
+        "min_rank": count(min_rank, "--min-rank"), "min_features": count(min_features, "--min-features"),
+        "max_error": max_error, "inputs": inputs,
+        "max_memory_bytes": None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
+        "max_latency_s": None if max_latency is None else parse_seconds(max_latency, "--max-latency"),
+    }  # fmt: skip
+    limit = count(top, "--top")
+    errors, records = _errors(error_run, max_error), _records(run)
+    found = []
+    for target in targets:
+        chosen = one_of(DTYPES, "--dtype")(dtype) if dtype else own_dtype(target)
+        found.append(search(Request(dtype=chosen, **fields), target, errors=errors, records=records))
     if json:
-        print_json([record for one in found for record in as_records(one)])
+        print_json([each.as_record() for answer in found for each in answer.candidates[:limit]])
         return
+    for answer in found:
+        _print(answer, limit)
     if len(found) > 1:
-        _print_targets(found)
-    for one in found:
-        _print(one, top, short=len(found) > 1)
+        _print_across(found)
 
 
-def _knobs(candidate: "Candidate") -> list[str]:
-    case = candidate.case
-    return [
-        str(case.order or ""),
-        case.backend,
-        str(case.rank or ""),
-        str(case.num_features or ""),
-        f"{case.num_heads} x {case.head_dim}",
-    ]
+def own_dtype(profile: Any) -> str:
+    """The dtype one would use there: bfloat16 or float16 where matrix units take it, else float32."""
+    return next((name for name in ("bfloat16", "float16") if f"tensor.{name}" in profile.peaks), "float32")
 
 
-def _row(candidate: "Candidate", best: "Candidate") -> list[str]:
-    error = (
-        f"{candidate.error[1]:.2g} ({candidate.error[0]:.2g} to {candidate.error[2]:.2g})" if candidate.error else "not measured"
-    )
-    return [
-        candidate.case.mechanism, *_knobs(candidate), format_seconds(candidate.seconds),
-        f"{format_seconds(candidate.seconds_low)} to {format_seconds(candidate.seconds_high)}", candidate.source,
-        "best" if candidate is best else "tied" if candidate.tied else format_ratio(candidate.seconds / best.seconds),
-        format_bytes(candidate.peak_memory_bytes), candidate.bound, error,
-    ]  # fmt: skip
+def _errors(folder: Path | None, max_error: float | None) -> Any:
+    from flurka_bench.quality.frontier import load_error_run
+
+    if folder is not None:
+        return load_error_run(folder)
+    return load_error_run(ERROR_RUN) if max_error is not None and ERROR_RUN.is_dir() else None
 
 
-_HEAD = (
-    "mechanism",
-    "order",
-    "backend",
-    "k",
-    "m",
-    "h x d",
-    "time",
-    "band",
-    "source",
-    "against the best",
-    "peak memory",
-    "bound",
-    "error",
-)
+def _records(folder: Path | None) -> list[dict[str, Any]]:
+    if folder is None:
+        return []
+    from flurka_bench.results import read_run
+
+    return list(read_run(folder).records)
 
 
-def _print_targets(found: "list[Recommendation]") -> None:
-    rows = []
-    for one in found:
-        best = one.ranked[0]
-        tied = sorted({each.family for each in one.ranked if each.tied and each.family != best.family})
-        rows.append(
-            [
-                one.profile.title,
-                best.case.mechanism,
-                *_knobs(best),
-                best.case.dtype,
-                format_seconds(best.seconds),
-                ", ".join(tied),
-            ]
-        )
-    head = ("hardware", "fastest", "order", "backend", "k", "m", "h x d", "dtype", "time", "tied families")
-    print_table(head, rows, title="Across hardware")
+_HEADERS = ("mechanism", "order", "backend", "heads x d", "k", "m", "time", "90 % band", "bound by", "peak memory", "error", "")
 
 
-def _print(found: "Recommendation", top: int, short: bool) -> None:
-    from flurka_bench.analysis.recommend import python_line
+def _row(each: "Candidate", note: str = "") -> tuple[str, ...]:
+    found, case = each.prediction, each.prediction.case
+    error = "not measured" if each.error is None else f"{each.error.median:.2g} ({each.error.low:.2g} to {each.error.high:.2g})"
+    notes = [text for text, said in (("tied", each.tied), ("measured", each.measured)) if said] + [note] * bool(note)
+    return (
+        case.mechanism, case.order or "", case.backend, f"{case.num_heads} x {case.head_dim}", str(case.rank or ""),
+        str(case.num_features or ""), format_seconds(found.seconds),
+        f"{format_seconds(found.seconds_low)} to {format_seconds(found.seconds_high)}", found.bound,
+        format_bytes(found.peak_memory_bytes), error, ", ".join(notes),
+    )  # fmt: skip
 
-    request, best = found.request, found.ranked[0]
-    about = f"N = {request.seq_len}, D = {request.model_dim}, b = {request.batch}, {request.pass_}, {request.dtype}"
-    print(f"\n{found.profile.title}: {about}\n")
-    print_table(_HEAD, [_row(each, best) for each in found.families], title="Fastest of each family")
-    print(f"\nWhy: {best.case.mechanism} is {found.reason}")
-    for note in found.notes:
-        print(f"Note: {note}")
-    print(f"\n{python_line(best.case)}")
-    if short:
+
+def _print(answer: "Recommendation", limit: int) -> None:
+    from flurka_bench.analysis.recommend import because
+
+    request = answer.request
+    print(f"\n{answer.hardware}: N = {request.seq_len}, D = {request.model_dim}, batch {request.batch}, {request.pass_},"
+          f" {request.dtype}, level layer; {answer.num_searched} configurations searched")  # fmt: skip
+    print(request.floor_in_words())
+    if not answer.candidates:
+        print(f"Nothing meets what was asked: {answer.why_none}.")
+        if answer.nearest is not None:
+            print_table(_HEADERS, [_row(answer.nearest)])
         return
-    print()
+    best = answer.candidates[0]
+    tied = sum(each.tied for each in answer.candidates) - 1
+    print_table(_HEADERS, [_row(each) for each in answer.candidates[:limit]], title="\nFastest")
+    print(f"{tied} others cannot be told from the fastest at 90 %." if tied else "No other lies within the band of the fastest.")
+    families = answer.fastest_by_family()
+    print_table(_HEADERS, [_row(each) for each in families], title="\nFastest of each family")
+    for each in families[1:]:
+        print(because(best, each))
+    print_table(_HEADERS, [_row(each) for each in answer.front[:limit]], title="\nPareto front of time, memory and error")
     print_table(
-        _HEAD, [_row(each, best) for each in found.ranked[:top]], title=f"The fastest {min(top, len(found.ranked))} forms"
-    )
-    print()
-    front = found.front[:: max(1, len(found.front) // top)][:top]
-    what = "time, memory and error" if any(each.error for each in found.front) else "time, memory, k and m"
-    title = f"Pareto front of {what}: {len(front)} of {len(found.front)}"
-    print_table(_HEAD, [_row(each, best) for each in front], title=title)
-    print()
-    rows = [
-        [str(k), str(m), each.case.mechanism, *_knobs(each), format_seconds(each.seconds)]
-        if each
-        else [str(k), str(m), "nothing"] + [""] * 6
-        for k, m, each in found.moves
-    ]
-    head = ("least k", "least m", "fastest", "order", "backend", "k", "m", "h x d", "time")
-    print_table(head, rows, title="How the answer moves with the floor")
+        ("rank >=", "features >=", "fastest", "order", "k", "m", "time"),
+        [
+            (str(rank), str(features), each.prediction.case.mechanism, each.prediction.case.order or "",
+             str(each.prediction.case.rank or ""), str(each.prediction.case.num_features or ""),
+             format_seconds(each.prediction.seconds))
+            for rank, features, each in answer.by_floor
+        ],
+        title="\nHow the answer moves with the floor",
+    )  # fmt: skip
+    if best.prediction.case.backend == "fused":
+        print(
+            "\nThe fused kernels are predicted; this project has not timed them on a GPU. Without them: --backend eager,compiled"
+        )
+    record = best.as_record()
+    print(f"\nfrom flurka_bench.attention import {record['python'].removeprefix('torch.compile(').split('(')[0]}")
+    print(f"attention = {record['python']}")
+
+
+def _print_across(found: "list[Recommendation]") -> None:
+    rows = []
+    for answer in found:
+        for each in answer.candidates[:1]:
+            case = each.prediction.case
+            form = (case.dtype, case.mechanism, case.order or "", case.backend, f"{case.num_heads} x {case.head_dim}")
+            knobs = (str(case.rank or ""), str(case.num_features or ""))
+            rows.append((answer.hardware, *form, *knobs, format_seconds(each.prediction.seconds), each.prediction.bound))
+    headers = ("hardware", "dtype", "fastest", "order", "backend", "heads x d", "k", "m", "time", "bound by")
+    print_table(headers, rows, title="\nAcross hardware")

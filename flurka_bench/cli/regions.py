@@ -1,4 +1,4 @@
-"""``regions``: where one mechanism beats another, measured or predicted for a target, and which FLOP condition says so."""
+"""``regions``: where FLuRKA wins: by FLOPs in closed form, by prediction, or by a run; with crossovers and the reason."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,187 +6,248 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json, print_table
+from flurka_bench.cli.targets import load_targets
 from flurka_bench.errors import RequestError
+from flurka_bench.units import format_ratio
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_PAIRS = (("flurka-relu", "low-rank-sdpa"), ("flurka-relu", "kernel-relu"), ("flurka-relu", "full-sdpa"))
+AXES = ("seq_len", "rank", "num_features", "head_dim", "num_heads", "batch")
 
 
 def regions(
-    run: Annotated[Path | None, typer.Argument(help="Run folder; none: give --hardware, or --flops alone.")] = None,
-    hardware: Annotated[str | None, typer.Option(help="Target to predict for: a name, a profile file or cpu.")] = None,
-    subject: Annotated[str, typer.Option(help="X: flurka (the fastest of them) or a mechanism.")] = "flurka",
-    baseline: Annotated[str, typer.Option(help="Y: best-other, strong-…, paper-… or a mechanism.")] = "best-other",
-    x: Annotated[
-        str, typer.Option("--x", help="Axis across: seq_len, rank, num_features, head_dim, num_heads, batch.")
-    ] = "seq_len",
-    y: Annotated[str, typer.Option("--y", help="Axis up.")] = "rank",
-    level: Annotated[str, typer.Option(help="core or layer, of predictions and of --flops.")] = "layer",
+    run: Annotated[list[Path] | None, typer.Argument(help="Run folders; without any, the map is predicted.")] = None,
+    hardware: Annotated[str, typer.Option(help="Targets to predict: names, profile files, or cpu.")] = "h100",
+    flops: Annotated[bool, typer.Option("--flops", help="The closed-form conditions by matmul FLOPs, for every pair.")] = False,
+    pair: Annotated[str | None, typer.Option(help="With --flops: two mechanisms X,Y; all FLuRKA pairs by default.")] = None,
+    level: Annotated[str, typer.Option(help="core or layer.")] = "layer",
     pass_: Annotated[str, typer.Option("--pass", help="forward or train.")] = "forward",
-    dtype: Annotated[str | None, typer.Option(help="Of predictions; by default the target's 16-bit type.")] = None,
-    launch: Annotated[str, typer.Option(help="Of predictions: eager, graph or none.")] = "eager",
-    seq_len: Annotated[str, typer.Option(help="N of predictions.")] = "1024,2048,4096,8192,16384,32768,65536",
-    rank: Annotated[str, typer.Option(help="k of predictions.")] = "64,128,256,512,1024",
-    num_features: Annotated[str, typer.Option(help="m of predictions.")] = "16,32,64,128,256",
-    model_dim: Annotated[int, typer.Option(min=1, help="D of predictions.")] = 1024,
-    head_dim: Annotated[int, typer.Option(min=1, help="d of predictions.")] = 64,
-    batch: Annotated[int, typer.Option(min=1, help="b of predictions.")] = 1,
-    flops: Annotated[bool, typer.Option("--flops", help="Also the conditions by FLOPs alone, in closed form.")] = False,
-    latex: Annotated[bool, typer.Option("--latex", help="The closed forms as LaTeX.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="By default what the target's matrix units take.")] = None,
+    subject: Annotated[str, typer.Option(help="Whose region: flurka (the fastest of them) or a mechanism.")] = "flurka",
+    baseline: Annotated[str, typer.Option(help="Over whom: all, or best-other, strong-…, paper-… or a mechanism.")] = "all",
+    x: Annotated[str | None, typer.Option("--x", help="Axis across the map.")] = None,
+    y: Annotated[str | None, typer.Option("--y", help="Axis up the map.")] = None,
+    model_dim: Annotated[str, typer.Option(help="Width D.")] = "1024",
+    head_dim: Annotated[str, typer.Option(help="Head width d.")] = "64",
+    seq_len: Annotated[str | None, typer.Option(help="Lengths to predict; with --flops the one N to state what holds.")] = None,
+    rank: Annotated[str | None, typer.Option(help="Ranks k.")] = None,
+    num_features: Annotated[str | None, typer.Option(help="Feature counts m.")] = None,
+    latex: Annotated[bool, typer.Option("--latex", help="With --flops: the inequalities as LaTeX.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """The winning region of X over Y, its edges along both axes with intervals, and the reason.
+    """Say where a subject beats each baseline, strong ones first: the region, the crossovers with intervals, and why.
 
-    Example: flurka-bench regions results/layer-cpu --baseline strong-kernel --x num_features --y rank
-
-    Example: flurka-bench regions --hardware h100 --x seq_len --y rank --flops
+    Example: flurka-bench regions --hardware h100,l40s --x rank --y num_features --baseline best-other
     """
-    from flurka_bench.analysis.baselines import baseline as named
-    from flurka_bench.analysis.baselines import subject_mechanisms
-    from flurka_bench.workload import DTYPES, PASSES
+    from flurka_bench.workload import PASSES
 
     one_of(("core", "layer"), "--level")(level)
     one_of(PASSES, "--pass")(pass_)
-    one_of(DTYPES, "--dtype")(dtype) if dtype else None
-    named(baseline), subject_mechanisms(subject)
-    conditions = _conditions(subject, baseline, level, pass_, latex) if flops or latex else []
-    if run is None and hardware is None:
-        if not conditions:
-            raise RequestError("regions takes a run folder, or --hardware to predict, or --flops for the closed forms alone")
-        answer: dict[str, Any] = {"conditions": conditions}
-    else:
-        if run is not None and hardware is not None:
-            raise RequestError("regions takes a run folder or --hardware, not both")
-        if run is not None:
-            from flurka_bench.results import read_run, to_frame
-
-            frame = to_frame(read_run(run))
-        else:
-            from flurka_bench.analysis.predicted import predicted_frame
-            from flurka_bench.cli.targets import load_targets
-
-            if model_dim % head_dim:
-                raise RequestError(f"--model-dim must be a multiple of --head-dim, got {model_dim} and {head_dim}")
-            texts = {
-                "seq_lens": (seq_len, "--seq-len"),
-                "ranks": (rank, "--rank"),
-                "num_features": (num_features, "--num-features"),
-            }
-            axes = {name: comma_list(text, positive_int(option), option) for name, (text, option) in texts.items()}
-            axes |= {"level": level, "passes": (pass_,), "model_dim": model_dim, "head_dim": head_dim, "batch": batch}
-            frame = predicted_frame(load_targets(str(hardware)), dtype, launch, **axes)
-        answer = _answer(frame, subject, baseline, x, y) | {"conditions": conditions}
-    if json:
-        print_json({key: value for key, value in answer.items() if key != "cells_frame"})
-        return
-    _print(answer, x, y)
-
-
-def _answer(frame: "pd.DataFrame", subject: str, baseline: str, x: str, y: str) -> dict[str, Any]:
-    from flurka_bench.analysis.answer import answers, in_words, place
-    from flurka_bench.analysis.crossover import crossovers
-    from flurka_bench.analysis.crossover import in_words as crossing_words
-    from flurka_bench.analysis.speedup import prepare, speedups
-
-    rows = prepare(frame)
-    if x == y:
-        raise RequestError(f"--x and --y must be two different axes, got {x!r} twice")
-    cells = speedups(rows, subject, baseline)
-    other = baseline.replace("strong-", "paper-") if baseline.startswith("strong-") else baseline.replace("paper-", "strong-")
-    views = {name: speedups(rows, subject, name) for name in dict.fromkeys(sorted((baseline, other), reverse=True))}
-    told = [sentence for _, row in answers(views).iterrows() for sentence in in_words(row)]
-    found = crossovers(rows, cells, x, y)
-    crossings = []
-    for row in found.to_dict("records"):
-        at = {"seq_len": row["seq_len"], "rank": row["rank"], "num_features": row["num_features"]}
-        edges = {name: row[name] for name in ("crossing", "crossing_low", "crossing_high", "predicted_crossing",
-                                              "predicted_crossing_low", "predicted_crossing_high")}  # fmt: skip
-        words = {"measured": crossing_words(row), "predicted": crossing_words(row, "predicted_")}
-        crossings.append(
-            {"axis": row["axis"], "device": row["device"], "pass": row["pass"], "dtype": row["dtype"], **at, **edges, **words}
+    for name, axis in (("--x", x), ("--y", y)):
+        if axis is not None:
+            one_of(AXES, name)(axis)
+    sizes = {
+        name: None if text is None else comma_list(text, positive_int(option), option)
+        for name, text, option in (
+            ("seq_lens", seq_len, "--seq-len"), ("ranks", rank, "--rank"), ("num_features", num_features, "--num-features"),
         )
-    reasons = []
-    prefix = "" if cells["speedup"].notna().any() else "predicted_"
-    known = cells[cells[f"{prefix}speedup"].notna()].sort_values(f"{prefix}speedup")
-    from flurka_bench.analysis.stages import reason
-
-    for cell in (known.iloc[[-1, 0]] if len(known) > 1 else known).to_dict("records"):
-        pair = [rows.loc[cell[f"{prefix}{side}_row"]].to_dict() for side in ("subject", "baseline")]
-        names = f"{cell[f'{prefix}subject_mechanism']} against {cell[f'{prefix}baseline_mechanism']}"
-        reasons.append({"at": place(cell), "speedup": cell[f"{prefix}speedup"], "pair": names, "reason": reason(*pair)})
-    kept = ["device", "level", "pass", "dtype", "seq_len", "rank", "num_features", "missing"]
-    kept += [f"{p}{name}" for p in ("", "predicted_") for name in ("speedup", "speedup_low", "speedup_high", "verdict")]
-    return {"subject": subject, "baseline": baseline, "answer": told, "reasons": reasons, "crossovers": crossings,
-            "cells": cells[kept].to_dict("records"), "cells_frame": cells}  # fmt: skip
+    }  # fmt: skip
+    width, head = positive_int("--model-dim")(model_dim), positive_int("--head-dim")(head_dim)
+    if width % head:
+        raise RequestError(f"--model-dim must be a multiple of --head-dim {head}, got {width}")
+    if flops:
+        if run:
+            raise RequestError("--flops derives conditions from the op lists: leave the run out")
+        _flops(level, pass_, pair, {"D": width, "d": head}, sizes, latex, json)
+        return
+    frame = _measured(run) if run else _predicted(hardware, dtype, level, pass_, width, head, sizes)
+    _map(frame, subject, baseline, x, y, bool(run), json)
 
 
-def _conditions(subject: str, baseline: str, level: str, pass_: str, latex: bool) -> list[dict[str, str]]:
-    """The closed forms of the pair: X in its best order against Y in the paper's and in its best order."""
-    from flurka_bench.analysis.baselines import FAMILIES, FAMILY_OF, PAPER_MECHANISM
-    from flurka_bench.analysis.baselines import baseline as named
-    from flurka_bench.cost import regions as closed
-    from flurka_bench.mechanisms import MECHANISMS
+# By FLOPs
 
-    own = subject if subject in FAMILY_OF else "flurka-relu" if subject == "flurka" else FAMILIES[subject][-1]
-    opponent = named(baseline)
-    others = (
-        [opponent.mechanism]
-        if opponent.mechanism
-        else list(opponent.mechanisms(own))
-        if opponent.family
-        else [y for _, y in _PAIRS]
-    )
-    # One kernel of each family stands for all; what else it costs is not in the matmul FLOPs.
-    others = [name for name in others if name not in (own, PAPER_MECHANISM["full"], "kernel-favor", "kernel-elu")] or others
+
+def _pairs(pair: str | None) -> list[tuple[str, str]]:
+    from flurka_bench.mechanisms import MECHANISMS, get
+
+    if pair is not None:
+        names = comma_list(pair, str, "--pair")
+        if len(names) != 2:
+            raise RequestError(f"--pair takes two mechanisms X,Y, got {pair!r}")
+        return [(get(names[0]).name, get(names[1]).name)]
     found = []
-    for other in others:
-        orders = [(None, None)] if level == "core" else [
-            (order, order_other) for order in MECHANISMS[own].orders for order_other in MECHANISMS[other].orders
-        ]  # fmt: skip
-        for order, order_other in orders:
-            one = closed.conditions(own, other, level, order, order_other, pass_=pass_)
-            found.append({
-                "x": own, "y": other, "order_x": order or "", "order_y": order_other or "",
-                "holds_when": one.latex if latex else str(one.inequality), "for_k": str(one.solved_for_k),
-                "for_m": str(one.solved_for_m),
-            })  # fmt: skip
+    for name, cell in MECHANISMS.items():
+        if cell.is_flurka:
+            found += [(name, parent) for parent in cell.parents.values() if parent]
     return found
 
 
-def _print(answer: dict[str, Any], x: str, y: str) -> None:
-    if "cells_frame" in answer:
-        from rich import print as rich_print
+def _flops(level: str, pass_: str, pair: str | None, width: dict, sizes: dict, latex: bool, json: bool) -> None:
+    from flurka_bench.cost.regions import conditions
+    from flurka_bench.mechanisms import get
 
-        from flurka_bench.plots.terminal import terminal_map
+    given = dict(width)
+    for symbol, name in (("N", "seq_lens"), ("k", "ranks"), ("m", "num_features")):
+        if sizes[name] and len(sizes[name]) == 1:
+            given[symbol] = sizes[name][0]
+    rows = []
+    for one, other in _pairs(pair):
+        orders = [(None, None)] if level == "core" else [(a, b) for a in get(one).orders for b in get(other).orders]
+        for order_x, order_y in orders:
+            found = conditions(one, other, level, order_x, order_y, pass_=pass_)
+            free = {symbol.name for symbol in found.inequality.free_symbols}
+            holds = found.holds(**given) if free <= set(given) else None
+            rows.append({
+                "x": one, "order_x": order_x, "y": other, "order_y": order_y, "level": level, "pass": pass_,
+                "inequality": found.latex if latex else str(found.inequality), "solved_for_k": _text(found.solved_for_k, latex),
+                "solved_for_m": _text(found.solved_for_m, latex), "flops_x": str(found.flops_x), "flops_y": str(found.flops_y),
+                "holds": holds, "at": {key: given[key] for key in sorted(given)} if holds is not None else None,
+            })  # fmt: skip
+    if json:
+        print_json(rows)
+        return
+    print(f"Matmul FLOPs at level {level}, {pass_}; N seq_len, D model_dim, d head_dim, k rank, m num_features; k <= N.")
+    if all(row["holds"] is None for row in rows):
+        print("Give one --seq-len, --rank and --num-features (and --model-dim, --head-dim) to see which hold.")
+    print_table(
+        ("X", "order", "needs fewer than Y", "order", "where", "for k", "holds"),
+        [
+            (row["x"], row["order_x"] or "", row["y"], row["order_y"] or "", row["inequality"], row["solved_for_k"] or "",
+             {True: "yes", False: "no", None: ""}[row["holds"]])
+            for row in rows
+        ],
+    )  # fmt: skip
 
-        for sentence in answer["answer"]:
-            print(sentence)
-        print()
-        rich_print(terminal_map(answer["cells_frame"], x, y))
-        print()
-        for one in answer["reasons"]:
-            print(f"Why {one['speedup']:.2f}× at {one['at']} ({one['pair']}): {one['reason']}")
-        print()
-        head = ("axis", "device", "pass", "N", "k", "m", "measured: wins", "predicted: wins")
-        rows = [
-            [
-                c["axis"],
-                c["device"],
-                c["pass"],
-                *(str(c[name] or "") for name in ("seq_len", "rank", "num_features")),
-                c["measured"],
-                c["predicted"],
-            ]
-            for c in answer["crossovers"]
-        ]
+
+def _text(value: Any, latex: bool) -> str | None:
+    if value is None:
+        return None
+    if latex:
+        from sympy import latex as to_latex
+
+        return to_latex(value)
+    return str(value)
+
+
+# By the clock or the model
+
+
+def _measured(runs: list[Path]) -> "pd.DataFrame":
+    from flurka_bench.results import read_run, to_frame
+
+    return to_frame([read_run(folder) for folder in runs])
+
+
+def _predicted(
+    hardware: str, dtype: str | None, level: str, pass_: str, width: int, head: int, sizes: dict[str, list[int] | None]
+) -> "pd.DataFrame":
+    from flurka_bench.analysis.predicted import predicted_frame
+    from flurka_bench.workload import DTYPES
+
+    if dtype is not None:
+        one_of(DTYPES, "--dtype")(dtype)
+    axes = {name: values for name, values in sizes.items() if values}
+    shape = {"level": level, "passes": (pass_,), "model_dim": width, "head_dim": head}
+    return predicted_frame(load_targets(hardware), dtype, **shape, **axes)
+
+
+def _map(frame: "pd.DataFrame", subject: str, baseline: str, x: str | None, y: str | None, measured: bool, json: bool) -> None:
+    from flurka_bench.analysis import answer
+    from flurka_bench.analysis.agreement import agreement
+    from flurka_bench.analysis.baselines import BASELINES
+    from flurka_bench.analysis.crossover import crossovers, in_words
+    from flurka_bench.analysis.speedup import prepare, speedups
+
+    rows = prepare(frame)
+    names = list(BASELINES) if baseline == "all" else comma_list(baseline, str, "--baseline")
+    views = {name: speedups(rows, subject, name) for name in names}
+    axes = [axis for axis in dict.fromkeys((x, y)) if axis] or ["seq_len", "rank", "num_features"]
+    crossed = {name: crossovers(rows, cells, *axes) for name, cells in views.items()}
+    told = answer.answers(views)
+    judged = agreement(rows, subject, views) if measured else None
+    if json:
+        print_json({
+            "kind": "measured" if measured else "predicted",
+            "answer": told.to_dict("records"),
+            "cells": {name: _cells(cells) for name, cells in views.items()},
+            "crossovers": {name: table.to_dict("records") for name, table in crossed.items()},
+            "agreement": None if judged is None else {
+                "signs": judged.signs.to_dict("records"), "times": judged.times.to_dict("records"),
+            },
+        })  # fmt: skip
+        return
+    prefix = "" if measured else "predicted_"
+    for row in told.to_dict("records"):
+        print(f"\n{row['device']}, level {row['level']}, {row['pass']}, {row['dtype']}: {' '.join(answer.in_words(row))}")
+    for name, cells in views.items():
+        _why(rows, cells, name, prefix)
+    _print_map(views, x, y)
+    for name, table in crossed.items():
+        table = table[table[f"{prefix}wins"].notna()] if len(table) else table
+        if len(table):
+            crossing = table[f"{prefix}wins"].isin(["from", "up to", "in part"])  # these first: the others have no crossing
+            table = table.assign(_flat=~crossing).sort_values("_flat", kind="stable")
+            lines = [(_where(row), in_words(row, prefix)) for row in table.to_dict("records")]
+            shown = lines[:12]
+            print_table(("along a line with", f"{subject} beats {name}"), shown, title=f"\nCrossovers over {name}")
+            if len(lines) > len(shown):
+                print(f"… and {len(lines) - len(shown)} lines more (--json has them all)")
+    if judged is not None and len(judged.signs):
         print_table(
-            head, rows[:60], title=f"Crossovers ({len(rows)})" + (", the first 60 (all: --json)" if len(rows) > 60 else "")
+            ("baseline", "cells", "decided", "same sign", "overlap of regions (IoU)"),
+            [
+                (row["baseline"], str(row["cells"]), str(row["decided"]), f"{row['sign_agreement']:.0%}", f"{row['iou']:.2f}")
+                for row in judged.signs.to_dict("records")
+            ],
+            title="\nPrediction against measurement, where the cells differ by more than the noise",
         )
-    if answer["conditions"]:
-        head = ("X", "order", "Y", "order", "X needs fewer matmul FLOPs when", "as a bound on k", "as a bound on m")
-        rows = [
-            [c["x"], c["order_x"], c["y"], c["order_y"], c["holds_when"], c["for_k"], c["for_m"]] for c in answer["conditions"]
-        ]
-        print_table(head, rows, title="\nBy FLOPs alone")
+
+
+_CELL_KEYS = (
+    "device", "level", "pass", "dtype", "batch", "num_heads", "seq_len", "head_dim", "rank", "num_features",
+    "subject_case_id", "baseline_case_id", "speedup", "speedup_low", "speedup_high", "verdict",
+    "predicted_subject_case_id", "predicted_baseline_case_id", "predicted_speedup", "predicted_speedup_low",
+    "predicted_speedup_high", "predicted_verdict", "missing",
+)  # fmt: skip
+
+
+def _cells(cells: "pd.DataFrame") -> list[dict[str, Any]]:
+    return [{key: row[key] for key in _CELL_KEYS if key in row} for row in cells.to_dict("records")]
+
+
+def _where(row: dict[str, Any]) -> str:
+    symbols = {"num_heads": "h", "head_dim": "d", "seq_len": "N", "rank": "k", "num_features": "m"}
+    return ", ".join(f"{symbol} = {row[name]}" for name, symbol in symbols.items() if row[name] and name != row["axis"])
+
+
+def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) -> None:
+    """The reason at the best and at the worst cell."""
+    from flurka_bench.analysis.answer import place
+    from flurka_bench.analysis.stages import case_of, flop_words, reason
+
+    known = cells[cells[f"{prefix}speedup"].notna()]
+    if not len(known):
+        return
+    column = f"{prefix}speedup"
+    picks = {"best": known.loc[known[column].idxmax()], "worst": known.loc[known[column].idxmin()]}
+    for word, cell in picks.items():
+        own, other = (rows.loc[cell[f"{prefix}{side}_row"]] for side in ("subject", "baseline"))
+        condition = flop_words(case_of(own), case_of(other)) if own["level"] in ("core", "layer") else ""
+        text = f"{format_ratio(cell[column])} over {name} at {place(cell)} ({word}): "
+        text += f"{own['mechanism']} against {other['mechanism']}: "
+        print(text + reason(own, other) + (f"; fewer matmul FLOPs where {condition}" if condition else ""))
+
+
+def _print_map(views: "dict[str, pd.DataFrame]", x: str | None, y: str | None) -> None:
+    from rich.console import Console
+
+    from flurka_bench.plots.terminal import default_axes, terminal_map
+
+    cells = next(iter(views.values()))
+    if not len(cells):
+        return
+    across, up = default_axes(cells)
+    across, up = x or (across if across != y else up), y or (up if up != x else across)
+    print()
+    Console().print(terminal_map(cells, across, up, which=-1))  # the last map: the longest sequences

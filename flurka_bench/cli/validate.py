@@ -134,6 +134,7 @@ def _of_device(profile: "Profile", header: list[str], table: list[list[str]]) ->
 
 
 def _operators(path: Path, profile: "Profile", mine: np.ndarray) -> list[Group]:
+    from flurka_bench.cost.cpu import predict_rows
     from flurka_bench.cost.fitting import read_rows
     from flurka_bench.cost.operators import operator_of
 
@@ -141,7 +142,8 @@ def _operators(path: Path, profile: "Profile", mine: np.ndarray) -> list[Group]:
     for rows in read_rows(path):
         rows = rows.take(np.flatnonzero(mine[rows.columns["line"]]))
         if len(rows):
-            predicted = operator_of(rows).predict(profile, rows, None)
+            on_cpu = profile.kind == "cpu"
+            predicted = predict_rows(profile, rows) if on_cpu else operator_of(rows).predict(profile, rows, None)
             lines = rows.columns["line"]
             groups.append(Group(op=rows.op, dtype=rows.dtype, lines=lines, measured_s=rows.seconds, predicted_s=predicted))
     return groups

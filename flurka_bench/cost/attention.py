@@ -43,7 +43,6 @@ KERNELS = {
     "flash3": Kernel(tiles=((64, 192, 192), (96, 192, 144), (1024, 128, 176)), group=64, split="efficiency"),
     "flash4": Kernel(tiles=((1024, 256, 128),), emulated=0.25, split="idle"),
     "efficient": Kernel(tiles=((64, 64, 64), (1024, 32, 128)), resident=2),
-    "cpu": Kernel(tiles=((1024, 256, 512),)),
 }
 SCORE_LANE_OPS = 3  # a score's comparison, scaled subtraction and sum
 MAX_SPLITS = 128
@@ -77,8 +76,6 @@ def attention_constants(profile: Profile, dtype: str, table: Mapping[str, Any] |
 
 def kernel_of(profile: Profile, dtype: str) -> Kernel:
     """The generation that ``scaled_dot_product_attention`` runs: flash kernels are for 16-bit dtypes alone."""
-    if profile.kind == "cpu":
-        return KERNELS["cpu"]
     name = profile.attention_kernel if DTYPE_BYTES[dtype] == 2 else "efficient"
     return KERNELS.get(name, KERNELS["efficient"])
 
@@ -125,10 +122,6 @@ def attention_terms(
     padded = np.asarray(PADDED_HEAD_DIMS, dtype=real)[np.minimum(np.searchsorted(PADDED_HEAD_DIMS, head_dim), 5)]
     padded = np.maximum(padded, head_dim)
     floor = real(c.floor_s)
-    if profile.kind == "cpu":
-        # No padding: its blocks are calls of a matrix library of just the size that is left, on fewer rows for short queries.
-        padded, columns, floor = head_dim, keys, real(0)
-        rows = np.minimum(rows, np.exp2(np.ceil(np.log2(queries / 4 + 32))))
     full_rows = rows
     rows = np.minimum(rows, np.ceil(queries / real(kernel.group)) * real(kernel.group))
     blocks = np.ceil(keys / columns)

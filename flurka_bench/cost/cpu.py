@@ -4,7 +4,7 @@ A CPU differs from a GPU in three things that decide between mechanisms. Results
 mapped anew at each call, and the kernel clears every page at first touch, which costs more than the arithmetic. Matmuls are
 panels packed for a register tile, so each short side costs its share. Exponentials are polynomials on the same lanes.
 
-    t = dispatch + (compute^p + memory^p)^(1/p) + faults
+    t = dispatch + compute + memory + faults
 
 Compute is cycles of one thread at the profile's clock, over the threads that the op is large enough for. Constants: the
 defaults below are a starting point (one machine, uncalibrated only); calibration measures all of them. docs/cost-model.md.
@@ -17,15 +17,14 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.cost.fitting import Residual, Rows, fit_log
-from flurka_bench.cost.terms import Terms, norm, resident_share
+from flurka_bench.cost.terms import Terms, resident_share
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.ops import Op, Tensor
 
 # glibc's malloc: what no free chunk holds is mapped afresh from this size on, and given back when freed
-# (DEFAULT_MMAP_THRESHOLD_MAX, where the dynamic threshold ends up); a free top of the heap beyond twice of it is given back.
+# (DEFAULT_MMAP_THRESHOLD_MAX, where the dynamic threshold ends up).
 MAPPED_BYTES = 32 * 2**20
-TRIMMED_BYTES = 2 * MAPPED_BYTES
 GRAIN = 32768  # elements that a thread takes at least (at::internal::GRAIN_SIZE)
 QUERY_BLOCK, KEY_BLOCK = 256, 512  # of the fused kernel at long inputs (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp)
 L2_LOW, L2_HIGH = 0.4, 1.2  # footprints, in units of the last cache, that stay in it and that do not
@@ -41,8 +40,10 @@ class CpuConstants:
     dram_efficiency: float = 1.0  # of the profile's bandwidth
     fault_s_per_byte: float = 4e-10  # first touch of mapped memory: the kernel clears a page
     vector_cycles: float = 0.3
-    row_cycles: float = 8.0  # a short inner loop, where operands broadcast or a row is reduced
+    row_cycles: float = 4.0  # a short inner loop, where operands broadcast
+    reduction_row_cycles: float = 30.0
     division_cycles: float = 0.6
+    select_cycles: float = 3.0
     exp_cycles: float = 2.2
     elu_cycles: float = 5.0
     gelu_cycles: float = 5.0
@@ -57,6 +58,7 @@ class CpuConstants:
     matmul_cols: float = 8.0
     matmul_inner: float = 12.0
     product_cycles: float = 500.0  # of each product of a batch
+    matmul_shared: float = 0.9  # of the cycles, where a batch shares its left operand (a compression all heads share)
     attention_efficiency: float = 0.8
     attention_inner: float = 16.0  # a head dim this long takes twice its share
     score_cycles: float = 2.5  # exponential, maximum, sum
@@ -114,13 +116,13 @@ def cpu_terms(
         array = np.asarray(value, dtype=real)
         return array if array.ndim else np.full(length, array)
 
-    moved = column(op.bytes_read + op.bytes_written)
+    moved = column(op.bytes_read + op.bytes_written + sum(tensor.bytes for tensor in _new(op)))  # lines are read to be written
     cycles, threads = _WORK[op.kind](op, c, profile, column)
     compute = cycles / (threads * real(hz))
     bandwidth = profile.memory_bandwidth_bytes_per_s * c.dram_efficiency
     cache = np.maximum(threads * real(c.cache_bytes_per_cycle * hz), real(bandwidth))
     memory = moved * (l2_share / cache + (1 - l2_share) * real(1 / bandwidth))
-    working = norm((compute, memory), 4)
+    working = compute + memory
     if op.kind == "matmul" and residual is not None:
         working = working * residual(np.log(np.stack([column(getattr(op, name)) for name in MATMUL_SIZES], axis=1)))
     faults = column(_fresh_bytes(op) if faulting is None else faulting) * real(c.fault_s_per_byte)
@@ -145,16 +147,21 @@ def cpu_list_terms(
 
 def _fresh_bytes(op: Op) -> Any:
     """Bytes of one op's large results, where it runs alone: they are mapped anew at every call."""
+    return sum((np.where(np.asarray(tensor.bytes) >= MAPPED_BYTES, tensor.bytes, 0) for tensor in _new(op)), start=0)
+
+
+def _new(op: Op) -> list[Tensor]:
+    """Results that are not written in place."""
     used = {tensor.name for tensor in op.reads}
-    fresh = [tensor.bytes for tensor in op.writes if tensor.name not in used]
-    return sum((np.where(np.asarray(size) >= MAPPED_BYTES, size, 0) for size in fresh), start=0)
+    return [tensor for tensor in op.writes if tensor.name not in used]
 
 
 def fresh_pages(ops: Sequence[Op], held_until: Mapping[str, int]) -> list[Any]:
     """Bytes of each op's results that lie in pages never touched, when the list runs again and again.
 
     A walk over births and deaths with glibc's rules: what fits into the free part of the heap is had for nothing, what does
-    not grows it or, if large, is mapped. Chunks are taken to be contiguous, so fragmentation is left out.
+    not grows it or, if large, is mapped. Two things are left out because they nearly cancel: free chunks that do not lie
+    together, and the heap's top that is given back (with it predictions were twice as far off).
     """
     last_use = dict(held_until)
     results: set[str] = set()
@@ -189,7 +196,6 @@ def fresh_pages(ops: Sequence[Op], held_until: Mapping[str, int]) -> list[Any]:
             fresh.append(faults)
             for name in dying[i]:
                 used = used - on_heap[name]
-                heap = np.where(heap - used > TRIMMED_BYTES, used, heap)
     return fresh
 
 
@@ -204,6 +210,8 @@ def _matmul(op: Op, c: CpuConstants, profile: Profile, column: Any) -> tuple[np.
     shares = (1 + real(c.matmul_rows) / rows) * (1 + real(c.matmul_cols) / cols) * (1 + real(c.matmul_inner) / inner)
     flops = 2 * batch * rows * inner * cols
     cycles = flops * real(1 / (flops_per_cycle * c.matmul_efficiency)) * shares + batch * real(c.product_cycles)
+    shared = column(op.reads[0].numel) < batch * rows * inner
+    cycles = np.where(shared, real(c.matmul_shared), real(1)) * cycles
     return cycles, np.clip(flops / real(2 * GRAIN * 8), 1, profile.num_sms)
 
 
@@ -233,7 +241,9 @@ def _streaming(op: Op, c: CpuConstants, profile: Profile, column: Any) -> tuple[
     elements = rows * column(op.cols)
     real = rows.dtype.type
     cycles = elements * real(getattr(c, _cycles_of(op)))
-    if op.kind == "reduction" or _broadcasts(op):
+    if op.kind == "reduction":
+        cycles = cycles + rows * real(c.reduction_row_cycles)
+    elif _broadcasts(op):
         cycles = cycles + rows * real(c.row_cycles)
     return cycles, _threads(profile, elements)
 
@@ -242,6 +252,8 @@ def _cycles_of(op: Op) -> str:
     """The constant of a streaming op: by what an element takes."""
     if op.kind in ("reduction", "copy"):
         return f"{op.kind}_cycles"
+    if any(tensor.dtype == "bool" for tensor in op.reads):
+        return "select_cycles"  # by a mask, one element at a time
     if isinstance(op.special_flops, int) and not op.special_flops:
         return "vector_cycles"
     names = ("gelu", "elu", "tanh", "exp")  # gelu before elu, which is part of it
@@ -272,11 +284,13 @@ _ROWS: dict[str, tuple[str, str, str, tuple[str, ...], str, bool]] = {
     "sub_column_": ("elementwise", "sub", "vector", ("BH", "B"), "BH", True),
     "div_column": ("elementwise", "divide", "special", ("BH", "B"), "BH", False),
     **{name: ("reduction", name, "vector", ("BH",), "B", False) for name in ("sum", "amax")},
+    "where": ("elementwise", "where", "vector", ("mask", "BH"), "BH", False),
     "transpose": ("copy", "copy", "", ("BH",), "BH", False),
     "softmax": ("softmax", "softmax", "forward", ("BH",), "BH", False),
     "softmax_backward": ("softmax", "softmax", "backward", ("BH", "BH"), "BH", False),
 }  # fmt: skip
-ROW_OPS = (*_ROWS, "linear", "bmm", "attention", "attention_backward")
+MATMULS = ("linear", "bmm", "bmm_shared")
+ROW_OPS = (*_ROWS, *MATMULS, "attention", "attention_backward")
 
 
 def op_of(rows: Rows) -> Op:
@@ -288,10 +302,12 @@ def op_of(rows: Rows) -> Op:
     try:
         if rows.op in _ROWS:
             return _streaming_op(rows)
-        if rows.op in ("linear", "bmm"):
+        if rows.op in MATMULS:
             batch, m, inner, cols = (rows.columns[name] for name in "BMNK")
-            batch, m = (1, batch * m) if rows.op == "linear" else (batch, m)
-            tensors = [batch * m * inner, (1 if rows.op == "linear" else batch) * inner * cols, batch * m * cols]
+            if rows.op == "linear":
+                batch, m = np.ones_like(m), batch * m
+            left = m * inner * (1 if rows.op == "bmm_shared" else batch)
+            tensors = [left, batch * inner * cols, batch * m * cols]
             return _op(rows, "matmul", tensors, 2, batch=batch, rows=m, inner=inner, cols=cols)
         if rows.op in ("attention", "attention_backward"):
             heads, queries = rows.columns["batch"] * rows.columns["num_heads"], rows.columns["seq_len"]
@@ -327,10 +343,12 @@ def _op(measured: Rows, kind: str, numels: Sequence[Any], num_reads: int, **size
 def _streaming_op(rows: Rows) -> Op:
     kind, name, does, operands, result, in_place = _ROWS[rows.op]
     b, h = rows.columns["B"], rows.columns["H"]
-    numel = {"BH": b * h, "B": b, "H": h}
+    numel = {"BH": b * h, "B": b, "H": h, "mask": b * h}
     one = _op(rows, kind, [*(numel[each] for each in operands), numel[result]], len(operands), name=name, rows=b, cols=h,
               special_flops=b * h if does == "special" else 0,
               phase="backward" if does == "backward" else "forward")  # fmt: skip
+    if operands[0] == "mask":
+        one = replace(one, reads=(replace(one.reads[0], dtype="bool"), *one.reads[1:]))
     return replace(one, writes=one.reads[:1]) if in_place else one
 
 
@@ -381,7 +399,7 @@ def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
     found = at(shift)
     measured = kept | {prefix + name: getattr(found, name) for name in names}
     anchors, logs = [], []
-    for rows in (rows for rows in groups if rows.op in ("linear", "bmm")):
+    for rows in (rows for rows in groups if rows.op in MATMULS):
         terms, op = _row_terms(bare, rows, constants=found), op_of(rows)
         fixed = terms.launch + terms.latency + _fresh_bytes(op) * found.fault_s_per_byte
         working = terms.seconds - fixed

@@ -17,7 +17,7 @@ from flurka_bench.cost.elementwise import elementwise_constants, elementwise_ter
 from flurka_bench.cost.matmul import constants_of as matmul_constants
 from flurka_bench.cost.matmul import matmul_terms
 from flurka_bench.cost.softmax import softmax_terms
-from flurka_bench.cost.terms import CPU_DISPATCH_SECONDS, LAUNCHES, Terms, resident_share
+from flurka_bench.cost.terms import LAUNCHES, Terms, resident_share
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.mechanisms import canonical
@@ -195,11 +195,8 @@ def _matmul(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, length:
         profile, op.dtype, _column(op.batch, length), op.rows, op.cols, op.inner,
         layout=layout, launch="none", working_set_bytes=touched, constants=c,
     )  # fmt: skip
-    eager_s = c.launch_eager_s
-    if profile.kind == "cpu" and f"matmul.{op.dtype}.{layout}.launch_eager_s" not in profile.measured:
-        eager_s = CPU_DISPATCH_SECONDS  # the shipped one is that of hosts with a GPU
-    launch_s = {"none": 0.0, "graph": c.launch_graph_s, "eager": eager_s}[launch]
-    overlap = elementwise_constants(profile).host_overlap if launch == "eager" and profile.kind == "gpu" else 0.0
+    launch_s = {"none": 0.0, "graph": c.launch_graph_s, "eager": c.launch_eager_s}[launch]
+    overlap = elementwise_constants(profile).host_overlap if launch == "eager" else 0.0
     return Terms(
         kernel=t.seconds, launch=launch_s, overlap=overlap, compute=t.compute + t.power,
         special=np.zeros_like(t.compute), memory=np.maximum(t.dram, t.l2), latency=t.latency,

@@ -95,12 +95,8 @@ def softmax_terms(
     per_l2 = 1 / max(l2_bandwidth_bytes_per_s(profile, c.l2_bytes_per_clock_per_sm), bandwidth)
     first = moved * (1 - hit) * real(per_dram)
     lanes = profile.num_sms * profile.vector_lanes_per_sm * profile.boost_clock_hz
-    if profile.kind == "cpu":  # a vector loop a row, whatever its length
-        compute = (elements * real(c.warp_lane_ops_per_element) + rows * real(c.warp_lane_ops_per_row)) * real(1 / lanes)
-        memory, l2, waves = first, moved * real(per_l2), real(np.inf)
-    else:
-        compute, memory, walks, waves = _gpu(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes)
-        l2 = (read * walks + written) * real(per_l2)
+    compute, memory, walks, waves = _work(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes)
+    l2 = (read * walks + written) * real(per_l2)
     special = elements * real(1 / (profile.num_sms * profile.special_per_clock_per_sm * profile.boost_clock_hz))
     compute = np.maximum(compute, special)
     kernel = norm((memory, l2, compute), c.overlap_exponent)
@@ -114,7 +110,7 @@ def softmax_terms(
     )  # fmt: skip
 
 
-def _gpu(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes):
+def _work(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes):
     """(compute, DRAM) seconds of whichever kernel the row length picks, how often it walks a row, and in how many waves."""
     real = rows.dtype.type
     padded = np.exp2(np.ceil(np.log2(cols)))

@@ -68,16 +68,10 @@ def constants_of(
     """
     values = dict((shipped_table() if table is None else table)[kind])
     values = {field.name: values[field.name] for field in fields(cls)}  # type: ignore[arg-type]
-    if profile.kind == "cpu":
-        values["launch_eager_s"] = CPU_DISPATCH_SECONDS
     if profile.measured:
         for prefix in prefixes:
             values |= {name: profile.measured[prefix + name] for name in values if prefix + name in profile.measured}
     return cls(**values)
-
-
-# A CPU op's dispatch in PyTorch; there is no device to launch on. Calibration measures the machine's own.
-CPU_DISPATCH_SECONDS = 4e-6
 
 
 def norm(parts: tuple[Any, ...], exponent: float) -> np.ndarray:
@@ -103,7 +97,7 @@ def l2_bandwidth_bytes_per_s(profile: Profile, bytes_per_clock_per_sm: float) ->
 
 
 def launch_of(profile: Profile, launch: str, eager_s: float, graph_s: float, overlap: float) -> dict[str, float]:
-    """The ``launch`` and ``overlap`` of ``Terms``. A CPU computes on the thread that dispatches: nothing overlaps.
+    """The ``launch`` and ``overlap`` of ``Terms``.
 
     Raises:
         RequestError: an unknown launch.
@@ -111,4 +105,4 @@ def launch_of(profile: Profile, launch: str, eager_s: float, graph_s: float, ove
     if launch not in LAUNCHES:
         raise unknown("launch", launch, LAUNCHES)
     seconds = {"eager": eager_s, "graph": graph_s, "none": 0.0}[launch]
-    return {"launch": seconds, "overlap": overlap if launch == "eager" and profile.kind == "gpu" else 0.0}
+    return {"launch": seconds, "overlap": overlap if launch == "eager" else 0.0}

@@ -52,7 +52,7 @@ class Probe:
         size = dict(self.shape)
         match tuple(size):
             case ("B", "M", "N", "K"):
-                weight = size["N"] * size["K"] * (size["B"] if self.op == "bmm" else 1)
+                weight = size["N"] * size["K"] * (1 if self.op == "linear" else size["B"])
                 count = size["B"] * size["M"] * (size["N"] + size["K"]) + weight
             case ("B", "H"):
                 count = size["B"] * size["H"] * (3 if self.op in ("add", "mul", "div") else 2)
@@ -168,9 +168,15 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
         heads, length, width = pick(1, 2, 4, 8, 16, 32), _log_uniform(rng, 256, 8192, 16), pick(32, 64, 96, 128)
         other, model = pick(16, 32, 48, 64, 128, 256), pick(128, 256, 512, 1024)
         for m, n, k in (
-            (length, width, other), (length, other, width), (other, length, width), (length, width, length), (length, length, width),
+            (length, width, other),
+            (length, other, width),
+            (other, length, width),
+            (length, width, length),
+            (length, length, width),
         ):  # fmt: skip
             candidates.append(Probe(op="bmm", dtype=dtype, shape={"B": heads, "M": m, "N": n, "K": k}))
+        shape = {"B": max(2, heads), "M": other, "N": length, "K": width}
+        candidates.append(Probe(op="bmm_shared", dtype=dtype, shape=shape))
         for m, n, k in ((other, length, model), (length, other * heads, model), (length, model, model)):
             candidates.append(Probe(op="bmm", dtype=dtype, shape={"B": pick(1, 2, 4), "M": m, "N": n, "K": k}))
         for n, k in ((model, model), (width, other), (model, other * heads)):
@@ -181,14 +187,15 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
         return 2.0 * math.prod(probe.shape.values())
 
     candidates = [candidates[index] for index in rng.permutation(len(candidates))]  # equal costs: any of the forms
-    found = [each for op, count in (("bmm", 56), ("linear", 24)) for each in _stratified(
+    found = [each for op, count in (("bmm", 52), ("bmm_shared", 10), ("linear", 24)) for each in _stratified(
         [probe for probe in candidates if probe.op == op and probe.num_bytes < 4e8], flops, 2e5, 6e9, count
     )]  # fmt: skip
     for op in CPU_ROWS:
-        wide = op.startswith("softmax")
-        for footprint in np.geomspace(6e4, 6e7, 4) * rng.uniform(0.7, 1.4, 4):
-            width = pick(32, 64, 128, 256, 1024, 4096) if wide else pick(16, 32, 64, 128)
-            found.append(Probe(op=op, dtype=dtype, shape={"B": max(16, int(footprint / DTYPE_BYTES[dtype] / width)), "H": width}))
+        # Small only as far as calls in attention are; the fourth leaves the cache, the last is mapped.
+        for footprint in np.array([2e5, 3e6, 1e7, 2.3e7, 6e7]) * rng.uniform(0.7, 1.3, 5):
+            width = pick(32, 64, 128, 256, 1024, 4096) if op.startswith("softmax") else pick(16, 32, 64, 128)
+            rows = max(16, int(footprint / DTYPE_BYTES[dtype] / width) // 16 * 16)
+            found.append(Probe(op=op, dtype=dtype, shape={"B": rows, "H": width}))
     for op, count in (("attention", 14), ("attention_backward", 6)):
         for at in range(count):
             length = _log_uniform(rng, 256, 8192 if at % 2 else 1500, 16)
@@ -199,7 +206,8 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
 
 # In place with a trailing underscore; row: the second operand is (1, H), column: (B, 1).
 CPU_ROWS = ("add", "mul", "div", "relu", "exp", "elu", "gelu", "tanh", "addu_", "exp_", "sub_column_", "mul_row", "div_column",
-            "sum", "amax", "transpose", "softmax", "softmax_backward")  # fmt: skip
+            "sum", "amax", "where", "transpose", "softmax", "softmax_backward")  # fmt: skip
+_CPU_ONLY = set(CPU_ROWS) - {"add", "mul", "div", "relu", "exp", "gelu", "tanh", "softmax"}
 
 
 def probes_for(device: Device, dtypes: Sequence[str]) -> list[Probe]:
@@ -234,6 +242,9 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
         case "bmm":
             left, right = tensor(size["B"], size["M"], size["N"]), tensor(size["B"], size["N"], size["K"])
             return lambda: torch.bmm(left, right)
+        case "bmm_shared":
+            left, right = tensor(size["M"], size["N"]), tensor(size["B"], size["N"], size["K"])
+            return lambda: torch.bmm(left.expand(size["B"], -1, -1), right)
         case "attention" | "attention_backward":
             keys = size.get("num_keys", size["seq_len"])
             q, k, v = (tensor(size["batch"], size["num_heads"], n, size["head_dim"]) for n in (size["seq_len"], keys, keys))
@@ -243,18 +254,7 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
             backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
             return lambda: backward(out, q, k, v, out, sums, 0.0, False)
     x = tensor(size["B"], size["H"])
-    if probe.op in (
-        "softmax_backward",
-        "transpose",
-        "addu_",
-        "exp_",
-        "sub_column_",
-        "mul_row",
-        "div_column",
-        "sum",
-        "amax",
-        "elu",
-    ):
+    if probe.op in _CPU_ONLY:
         return _cpu_rows(torch, probe, x)
     if probe.op in ("add", "mul", "div"):
         y, binary = tensor(size["B"], size["H"]), getattr(torch, probe.op)
@@ -272,11 +272,9 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
 
 
 def _cpu_rows(torch: Any, probe: Probe, x: Any) -> Callable[[], Any]:
-    """The operators of ``CPU_ROWS`` that no published file has."""
+    """The operators of ``CPU_ROWS`` that no published file has: ``_CPU_ONLY``."""
     column, row = x[:, :1].clone() * 1e-9, x[:1].clone()
-    heads = next(count for count in (8, 4, 2, 1) if x.shape[0] % count == 0)
-    tokens = x.view(heads, -1, x.shape[1])
-    result = torch.empty_like(x)
+    result, mask = torch.empty_like(x), x > 0
     calls: dict[str, Callable[[], Any]] = {
         "addu_": lambda: x.add_(1e-9),
         "exp_": lambda: torch.exp(x, out=result),  # in place again and again it would overflow
@@ -285,8 +283,9 @@ def _cpu_rows(torch: Any, probe: Probe, x: Any) -> Callable[[], Any]:
         "div_column": lambda: x / column,
         "sum": lambda: x.sum(-1, keepdim=True),
         "amax": lambda: x.amax(-1, keepdim=True),
+        "where": lambda: torch.where(mask, x, 0.0),
         "elu": lambda: torch.nn.functional.elu(x),
-        "transpose": lambda: tokens.transpose(0, 1).contiguous(),
+        "transpose": lambda: x.view(8, -1, x.shape[1]).transpose(0, 1).contiguous(),
         "softmax_backward": lambda: torch.ops.aten._softmax_backward_data(x, x, -1, x.dtype),
     }
     return calls[probe.op]

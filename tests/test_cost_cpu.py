@@ -1,0 +1,96 @@
+"""A CPU's model: terms that move as they should, a heap that reuses, constants found again from rows they made."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from flurka_bench.cost.cpu import MAPPED_BYTES, ROW_OPS, CpuConstants, calibrate_cpu, cpu_terms, fresh_pages, predict_rows
+from flurka_bench.cost.fitting import Rows
+from flurka_bench.cost.predict import predict
+from flurka_bench.errors import RequestError
+from flurka_bench.hardware.detect import detect_cpu
+from flurka_bench.measure.microbenchmarks import cpu_probes
+from flurka_bench.ops import Op, Tensor
+from flurka_bench.workload import Case
+
+CPU = detect_cpu(2)
+
+
+def op(kind="elementwise", name="add", reads=("x",), writes=("y",), numel=1_000_000, **sizes):
+    tensors = {each: Tensor(name=each, numel=numel, dtype="float32") for each in (*reads, *writes)}
+    reads, writes = (tuple(tensors[each] for each in group) for group in (reads, writes))
+    return Op(stage="other", kind=kind, name=name, dtype="float32", rows=numel, reads=reads, writes=writes, **sizes)
+
+
+def seconds(one, **options):
+    return float(cpu_terms(one, CPU, np.float32(0.5), "eager", 1, **options).seconds[0])
+
+
+def rows_of(constants=None):
+    """The probes' rows as a machine with these constants would time them."""
+    groups = []
+    probes = cpu_probes("float32")
+    for name in dict.fromkeys(probe.op for probe in probes):
+        mine = [probe.shape for probe in probes if probe.op == name]
+        columns = {key: np.array([float(shape[key]) for shape in mine]) for key in mine[0]}
+        one = Rows(op=name, dtype="float32", device="", columns=columns, seconds=np.ones(len(mine)))
+        groups.append(replace(one, seconds=predict_rows(CPU, one, constants=constants)))
+    return groups
+
+
+def test_fresh_results_cost_page_faults_and_results_in_place_do_not():
+    small, large = (op(numel=int(factor * MAPPED_BYTES / 4)) for factor in (0.9, 1.1))
+    in_place = op(numel=int(1.1 * MAPPED_BYTES / 4), writes=("x",))
+    assert seconds(large) - seconds(in_place) > 0.9 * large.bytes_written * CpuConstants().fault_s_per_byte
+    assert seconds(small) < 0.5 * seconds(large)
+    assert seconds(large, faulting=0.0) == pytest.approx(seconds(large) - large.bytes_written * 4e-10, rel=1e-3)
+
+
+def test_the_heap_serves_again_what_was_freed():
+    """Two results that are never alive together need one piece; one larger than the threshold finds no room and is mapped."""
+    ops = [op(reads=("x",), writes=("a",)), op(reads=("a",), writes=("b",)), op(reads=("b",), writes=("c",))]
+    assert [float(each) for each in fresh_pages(ops, {})] == [0, 0, 0]  # the heap of the round before
+    huge = op(reads=("x",), writes=("d",), numel=MAPPED_BYTES)
+    assert [float(each) for each in fresh_pages([*ops, huge], {})] == [0, 0, 0, 4 * MAPPED_BYTES]
+
+
+@pytest.mark.parametrize("side", ["rows", "inner", "cols"])
+def test_short_sides_waste_a_products_rate(side):
+    def rate(length):
+        sizes = {"rows": 512, "inner": 512, "cols": 512, side: length}
+        x, y, z = (
+            Tensor(name=name, numel=sizes[a] * sizes[b], dtype="float32")
+            for name, a, b in (("x", "rows", "inner"), ("y", "inner", "cols"), ("z", "rows", "cols"))
+        )
+        one = Op(stage="other", kind="matmul", name="m", dtype="float32", reads=(x, y), writes=(z,), **sizes)
+        return sizes["rows"] * sizes["inner"] * sizes["cols"] / seconds(one)
+
+    assert rate(16) < 0.8 * rate(128) < rate(512)
+
+
+def test_every_probe_has_a_model():
+    assert {probe.op for probe in cpu_probes("float32")} <= set(ROW_OPS)
+    with pytest.raises(RequestError, match="fft"):
+        predict_rows(CPU, Rows(op="fft", dtype="float32", device="", columns={"B": np.ones(1)}, seconds=np.ones(1)))
+    with pytest.raises(RequestError, match="lack the column 'H'"):
+        predict_rows(CPU, Rows(op="add", dtype="float32", device="", columns={"B": np.ones(1)}, seconds=np.ones(1)))
+
+
+def test_calibration_finds_a_machine_again():
+    truth = CpuConstants(fault_s_per_byte=9e-10, exp_cycles=1.5, matmul_efficiency=0.6, score_cycles=5.0, dram_efficiency=2.0)
+    groups = rows_of(truth)
+    fitted = calibrate_cpu(CPU, groups)
+    for group in groups:
+        error = np.abs(predict_rows(fitted, group) / group.seconds - 1)
+        assert error.mean() < 0.05, group.op
+    assert fitted.measured["cpu.float32.fault_s_per_byte"] == pytest.approx(9e-10, rel=0.1)
+    before, after = (predict([Case(mechanism="full-sdpa", seq_len=2048)], each)[0].seconds for each in (CPU, fitted))
+    assert after > 1.1 * before  # each score takes twice as long besides its products
+
+
+def test_arrays_and_single_cases_agree():
+    cases = [Case(mechanism="flurka-favor", level="layer", rank=64, num_features=32, seq_len=n) for n in (1024, 4096, 8192)]
+    together = [each.seconds for each in predict(cases, CPU)]
+    assert together == pytest.approx([predict([case], CPU)[0].seconds for case in cases], rel=1e-4)
+    assert together == sorted(together)
