@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from flurka_bench.analysis.recommend import own_dtype
 from flurka_bench.cost.predict import Prediction, predict
 from flurka_bench.hardware import Profile
 from flurka_bench.mechanisms import MECHANISMS, canonical
@@ -14,6 +13,11 @@ SEQ_LENS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 RANKS = (64, 128, 256, 512, 1024)
 NUM_FEATURES = (16, 32, 64, 128, 256)
 BACKENDS = ("eager", "compiled")
+
+
+def own_dtype(profile: Profile) -> str:
+    """The dtype one would use there: bfloat16 or float16 where matrix units take it, else float32."""
+    return next((name for name in ("bfloat16", "float16") if f"tensor.{name}" in profile.peaks), "float32")
 
 
 def sweep(

@@ -110,7 +110,7 @@
       const gap = (s) => (theirs[s] || 0) - (mine[s] || 0);
       const won = stages.reduce((t, s) => t + gap(s), 0) > 0;
       const stage = stages.sort((s, t) => (won ? gap(t) - gap(s) : gap(s) - gap(t)))[0];
-      parts.push(`${won ? "saves" : "loses"} most in ${stage} (${seconds(theirs[stage] || 0)} against ${seconds(mine[stage] || 0)}, ${word})`);
+      parts.push(`${won ? "saves" : "loses"} most in ${stage} (${seconds(mine[stage] || 0)} against ${seconds(theirs[stage] || 0)}, ${word})`);
       break;
     }
     if (bound(a) && bound(b)) parts.push(bound(a) === bound(b) ? `both ${bound(a)}-bound` : `${bound(a)}-bound, the other ${bound(b)}-bound`);

@@ -1,0 +1,214 @@
+"""Speedups, crossovers and agreement against answers known by hand, and the shapes of data that break such code."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import synthetic
+
+from flurka_bench.analysis import agreement, answer, crossover, ratio, speedup, stages
+from flurka_bench.analysis.baselines import BASELINES, FAMILY_OF, baseline, knobs, subject_mechanisms
+from flurka_bench.errors import RequestError
+from flurka_bench.workload import Case
+
+
+def cell(cells, **at):
+    for name, value in at.items():
+        cells = cells[cells[name] == value]
+    assert len(cells) == 1
+    return cells.iloc[0]
+
+
+@pytest.fixture(scope="module")
+def frame():
+    return synthetic.frame()
+
+
+def test_a_speedup_is_baseline_over_subject_of_the_right_records(frame):
+    cells = speedup.speedups(frame, "flurka-relu", "paper-low-rank")
+    one = cell(cells, seq_len=4096, rank=128, num_features=32)
+    by_id = frame.set_index("case_id")["median_s"]
+    own = [by_id[i] for i in by_id.index if i.startswith("flurka-relu.") and ".n4096." in i and ".k128.m32" in i]
+    paper = by_id["low-rank.layer.forward.project_first.eager.float32.b1.h8.n4096.d64.k128"]
+    assert one["subject_s"] == min(own) and one["baseline_s"] == paper
+    assert one["speedup"] == pytest.approx(paper / min(own), rel=0.02)  # the paired median, not the medians' ratio
+    assert one["speedup_low"] < one["speedup"] < one["speedup_high"] and one["verdict"] == "FASTER"
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_each_baseline_faces_the_fastest_of_its_kind(frame, name):
+    cells = speedup.speedups(frame, "flurka-relu", name)
+    assert len(cells) == 5 * 16 - 0 and (cells["baseline_row"] >= 0).all()
+    for one in cells.sample(12, random_state=1).to_dict("records"):
+        rivals = []
+        for record in frame.to_dict("records"):
+            allowed = baseline(name).mechanisms("flurka-relu")
+            if record["mechanism"] not in allowed or record["seq_len"] != one["seq_len"]:
+                continue
+            if any(record[knob] != one[knob] for knob in knobs(record["mechanism"]) if knob in ("rank", "num_features")):
+                continue
+            if not name.startswith("paper") or (record["backend"], record["order"]) == ("eager", "project_first"):
+                rivals.append(record["median_s"])
+        assert one["baseline_s"] == min(rivals)
+
+
+def test_the_best_of_all_others_is_never_easier_than_a_parent(frame):
+    hardest = speedup.speedups(frame, "flurka-relu", "best-other")["predicted_speedup"]
+    for name in set(BASELINES) - {"best-other"}:
+        assert (hardest <= speedup.speedups(frame, "flurka-relu", name)["predicted_speedup"] + 1e-12).all()
+
+
+def test_a_subject_without_a_knob_takes_the_opponents(frame):
+    cells = speedup.speedups(frame, "kernel-relu", "low-rank-sdpa")
+    assert len(cells) == 5 * 4 * 4 and set(cells["rank"]) == {64, 128, 256, 512}
+
+
+def test_a_mechanism_against_itself_is_one_and_the_reverse_is_the_inverse(frame):
+    same = speedup.speedups(frame, "kernel-relu", "kernel-relu")
+    assert (same["speedup"] == 1).all() and set(same["verdict"]) == {"SAME"}
+    there = speedup.speedups(frame, "kernel-relu", "full-sdpa")
+    back = speedup.speedups(frame, "full-sdpa", "kernel-relu")
+    assert np.allclose(there.sort_values(["seq_len", "num_features"])["speedup"],
+                       1 / back.sort_values(["seq_len", "num_features"])["speedup"])  # fmt: skip
+
+
+def test_a_failure_is_a_cell_that_says_why():
+    failures = {("full-math", 8192): ("oom", "wanted 9 GB"), ("full-sdpa", 8192): ("timeout", None)}
+    cells = speedup.speedups(synthetic.frame(failures=failures), "flurka-relu", "paper-full")
+    gone = cells[cells["seq_len"] == 8192]
+    assert set(gone["missing"]) == {"full-math: oom (wanted 9 GB)"} and set(gone["verdict"]) == {"MISSING"}
+    assert gone["predicted_speedup"].notna().all() and cells.loc[cells["seq_len"] < 8192, "missing"].isna().all()
+    absent = speedup.speedups(synthetic.frame(mechanisms=("flurka-relu",)), "flurka-relu", "strong-full")
+    assert set(absent["missing"]) == {"strong-full: not in this run"}
+
+
+def test_two_runs_on_one_device_stay_apart():
+    one = synthetic.frame(seq_lens=(512,), ranks=(64,), features=(16,))
+    both = pd.concat([one.assign(run="a", run_id="1"), one.assign(run="b", run_id="2", median_s=one["median_s"] / 9)])
+    cells = speedup.speedups(both, "flurka-relu", "strong-full")
+    assert sorted(cells["device"]) == ["cpu: Test CPU [a]", "cpu: Test CPU [b]"]
+
+
+@pytest.mark.parametrize(
+    "rows", [synthetic.EMPTY, synthetic.frame(mechanisms=("flurka-relu",), seq_lens=(512,), ranks=(64,), features=(16,))]
+)
+def test_empty_and_single_frames_give_empty_answers(rows):
+    cells = speedup.speedups(rows)
+    assert not cells["speedup"].notna().any()
+    assert len(crossover.crossovers(rows, cells, "seq_len", "rank")) == 0
+    assert len(speedup.summary(rows)) == len(cells)
+    found = agreement.agreement(rows, "flurka", {"best-other": cells})
+    assert found.signs["decided"].sum() == 0 and len(found.worst) == 0
+
+
+def test_unknown_names_offer_the_nearest(frame):
+    with pytest.raises(RequestError, match="strong-kernel"):
+        speedup.speedups(frame, "flurka", "strong-kernl")
+    with pytest.raises(RequestError, match="flurka-relu"):
+        subject_mechanisms("flurka-rel")
+    with pytest.raises(RequestError, match="seq_len"):
+        crossover.crossovers(frame, speedup.speedups(frame), "seqlen")
+
+
+def test_crossing_interpolates_in_logs():
+    axis = np.array([1024.0, 4096.0])
+    assert crossover.crossing(axis, np.array([-1.0, 1.0]), rising=True)[0] == pytest.approx(2048)
+    assert crossover.crossing(axis, np.array([-1.0, 3.0]), rising=True)[0] == pytest.approx(1024 * 4**0.25)
+    assert crossover.crossing(axis, np.array([1.0, 2.0]), rising=True)[0] == 0
+    assert crossover.crossing(axis, np.array([-2.0, -1.0]), rising=True)[0] == math.inf
+    assert crossover.crossing(axis, np.array([1.0, -1.0]), rising=False)[0] == pytest.approx(2048)
+
+
+def test_a_known_crossover_lies_in_its_interval_and_noise_widens_it():
+    def true_crossing():
+        for k in range(64, 512):
+            ours = synthetic.true_seconds("flurka-relu", "compress_first", 512, k, 16, 8, 64, 1)
+            if ours > synthetic.true_seconds("kernel-relu", "project_first", 512, 0, 16, 8, 64, 1):
+                return k
+        raise AssertionError
+
+    widths = []
+    for noise in (0.005, 0.05):
+        rows = synthetic.frame(
+            seq_lens=(512,), ranks=(32, 64, 128, 256, 320, 384, 448, 512), features=(16,), noise=noise, rounds=15
+        )
+        found = crossover.crossovers(rows, speedup.speedups(rows, "flurka-relu", "strong-kernel"), "rank").iloc[0]
+        assert found["wins"] == "up to" and found["crossing_low"] <= true_crossing() * 1.02
+        assert found["crossing_high"] >= true_crossing() * 0.98
+        widths.append(found["crossing_high"] - found["crossing_low"])
+    assert widths[1] > 2 * widths[0]
+
+
+def test_predictions_share_the_devices_scale():
+    pairs = np.array([[0, 1]])
+    seconds, shape, scale = np.array([1.0, 2.0]), 0.1, 0.5
+    low, high = seconds * np.exp(-math.hypot(shape, scale)), seconds * np.exp(math.hypot(shape, scale))
+    known = ratio.predicted(seconds, low, high, np.array([scale, scale]), pairs)[0]
+    assert known[0] == pytest.approx(2) and known[2] == pytest.approx(2 * math.exp(math.hypot(shape, shape)))
+    assert ratio.predicted(seconds, low, high, np.zeros(2), pairs)[0][2] > known[2]
+    assert (ratio.predicted(seconds, low, high, np.zeros(2), np.array([[0, 0]]))[0] == 1).all()
+
+
+def test_agreement_counts_by_hand():
+    won, expected = np.array([1, 1, 1, 0, 0], bool), np.array([1, 1, 0, 1, 0], bool)
+    assert agreement.overlap(won, expected) == pytest.approx(2 / 4)
+    assert agreement.overlap(np.zeros(3, bool), np.zeros(3, bool)) == 1
+    rows = synthetic.frame(bias=0.0, noise=0.001)
+    views = {name: speedup.speedups(rows, "flurka", name) for name in ("best-other", "strong-full")}
+    perfect = agreement.agreement(rows, "flurka", views)
+    assert (perfect.signs["iou"] == 1).all() and (perfect.signs["sign_agreement"] == 1).all()
+    assert perfect.times.iloc[0]["mape"] < 0.002 and perfect.times.iloc[0]["coverage"] == 1
+    biased = synthetic.frame(bias=0.3, noise=0.001)
+    worse = agreement.agreement(biased, "flurka", {"best-other": speedup.speedups(biased, "flurka", "best-other")})
+    assert worse.signs.iloc[0]["iou"] < 0.8 and worse.times.iloc[0]["mape"] == pytest.approx(0.3, abs=0.01)
+    assert len(worse.worst) == 10 and "predicted 1.30× too slow" in worse.worst.iloc[0]["explanation"]
+
+
+def test_explanation_names_the_stage_that_is_off():
+    own = pd.Series(
+        {
+            "mechanism": "flurka-relu",
+            "predicted_s": 2.0,
+            "seconds": 1.0,
+            "stages_s": {"project": 0.5, "compress": 0.5},
+            "predicted_stages_s": {"project": 0.5, "compress": 1.5},
+        }
+    )
+    other = pd.Series(
+        {"mechanism": "full-sdpa", "predicted_s": 1.0, "seconds": 1.0, "stages_s": None, "predicted_stages_s": None}
+    )
+    told = agreement.explain(own, other)
+    assert told.startswith("flurka-relu predicted 2.00× too slow (mostly compress: 1.5e+03 ms predicted, 500 ms measured)")
+
+
+def test_answer_and_reason_in_words(frame):
+    views = {"best-other": speedup.speedups(frame, "flurka", "best-other")}
+    row = answer.answers(views).iloc[0]
+    assert row["FASTER"] + row["SLOWER"] + row["SAME"] + row["AMBIGUOUS"] + row["MISSING"] == row["cells"] == 80
+    assert f"in {row['FASTER']} of 80 cells" in answer.in_words(row)[0]
+    records = speedup.prepare(frame)
+    own = records[records["mechanism"] == "flurka-relu"].iloc[0].to_dict() | {
+        "predicted_stages_s": {"project": 1e-3, "compress": 1e-3}
+    }
+    other = records[records["mechanism"] == "full-sdpa"].iloc[0].to_dict() | {
+        "predicted_stages_s": {"project": 1e-3, "scores": 5e-3}
+    }
+    told = stages.reason(own, other)
+    assert "saves most in scores (0 ns against 5 ms, predicted)" in told and "compute-bound, as is the other" in told
+    assert "flurka-relu needs" in told
+
+
+def test_a_record_gives_its_case_back_and_stages_carry_all_flops():
+    case = Case(mechanism="flurka-relu", level="layer", order="absorbed", seq_len=512, rank=64, num_features=32)
+    assert stages.case_of(case.as_record() | {"rank": 64.0}) == case
+    from flurka_bench.mechanisms import lower
+    from flurka_bench.ops import total
+
+    counts = stages.stage_counts(case)
+    assert sum(entry["flops"] for entry in counts.values()) == total(lower(case), "flops")
+
+
+def test_families_cover_every_mechanism():
+    assert len(FAMILY_OF) == 10 and {"flurka", "kernel", "low-rank", "full"} == set(FAMILY_OF.values())
+    assert baseline("strong-kernel").mechanisms("flurka-relu") == ("kernel-relu",)

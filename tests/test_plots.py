@@ -1,0 +1,144 @@
+"""Each picture against a golden one, within a tolerance that a missing line exceeds; and what breaks pictures."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic
+from matplotlib.image import imread
+
+from flurka_bench.analysis.speedup import all_speedups, prepare, speedups
+from flurka_bench.errors import RequestError
+from flurka_bench.plots import curves, heatmap, model, style, terminal, tradeoff
+
+GOLDENS = Path(__file__).parent / "pictures"
+TOLERANCE = 4.0  # root mean square difference of 255 levels on pictures shrunk fourfold: fonts may differ a little, lines may not
+
+
+def records(**options):
+    found = prepare(synthetic.frame(noise=0.02, failures={("flurka-relu", 8192): ("oom", "out of memory")}, **options))
+    found["stages_s"] = [
+        {"project": s * 0.5, "compress": s * 0.2, "scores": s * 0.3} if s == s else None for s in found["median_s"]
+    ]
+    found["predicted_stages_s"] = [{"project": s * 0.6, "compress": s * 0.1, "scores": s * 0.3} for s in found["predicted_s"]]
+    return found
+
+
+def few(rows):
+    picked = rows[
+        (rows["seq_len"] == 4096)
+        & rows["rank"].isin([0, 256])
+        & rows["num_features"].isin([0, 64])
+        & (rows["order"] == "project_first")
+    ]
+    return picked[picked["mechanism"].isin(["full-sdpa", "low-rank-sdpa", "kernel-relu", "flurka-relu"])]
+
+
+def two_devices():
+    import pandas as pd
+
+    return speedups(
+        pd.concat([synthetic.frame(seed=1), synthetic.frame(device="Other", bias=0.3, seed=2)]), "flurka", "best-other"
+    )
+
+
+PICTURES = {
+    "heatmap": lambda rows: heatmap.heat_map(speedups(rows, "flurka-relu", "best-other"), "seq_len", "rank"),
+    "scaling": curves.scaling_curves,
+    "crossover": lambda rows: curves.crossover_curves(
+        rows, all_speedups(rows, "flurka-favor", ["best-other", "strong-kernel", "paper-low-rank"]), "rank"
+    ),
+    "predicted": model.predicted_against_measured,
+    "error": model.error_map,
+    "roofline": lambda rows: model.roofline(few(rows), 1e12, 5e10, "Test CPU"),
+    "stages": lambda rows: model.stage_bars(few(rows), "Test"),
+    "pareto": lambda rows: tradeoff.pareto(rows[rows["seq_len"] == 4096], "peak_memory_bytes"),
+    "memory": tradeoff.memory,
+    "devices": lambda _: tradeoff.devices(two_devices()),
+}
+
+
+def shrunk(path):
+    image = imread(path)[..., :3]
+    height, width = (size // 4 * 4 for size in image.shape[:2])
+    return image[:height, :width].reshape(height // 4, 4, width // 4, 4, 3).mean(axis=(1, 3))
+
+
+def difference(a, b):
+    """Root mean square difference in levels of 255; infinite where the sizes differ."""
+    first, second = shrunk(a), shrunk(b)
+    return 255 * float(np.sqrt(((first - second) ** 2).mean())) if first.shape == second.shape else np.inf
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_picture(name, tmp_path):
+    drawn = style.save(PICTURES[name](records()), tmp_path / name, ["png"])[0]
+    golden = GOLDENS / f"{name}.png"
+    if os.environ.get("FLURKA_BENCH_NEW_PICTURES"):
+        GOLDENS.mkdir(exist_ok=True)
+        golden.write_bytes(drawn.read_bytes())
+    assert difference(drawn, golden) < TOLERANCE, "look at the picture; FLURKA_BENCH_NEW_PICTURES=1 accepts it"
+
+
+def test_the_tolerance_notices_another_map(tmp_path):
+    other = heatmap.heat_map(speedups(records(), "flurka-relu", "paper-full"), "seq_len", "rank")
+    drawn = style.save(other, tmp_path / "other", ["png"])[0]
+    assert difference(drawn, GOLDENS / "heatmap.png") > TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "rows", [synthetic.EMPTY, synthetic.frame(mechanisms=("flurka-relu",), seq_lens=(512,), ranks=(64,), features=(16,))]
+)
+def test_empty_and_single_records_give_a_picture_that_says_so(rows, tmp_path):
+    rows = prepare(rows)
+    cells = speedups(rows)
+    figures = [
+        heatmap.heat_map(cells),
+        curves.scaling_curves(rows),
+        curves.crossover_curves(rows, cells),
+        model.predicted_against_measured(rows),
+        model.error_map(rows),
+        model.stage_bars(rows),
+        model.roofline(rows, 1e12, 1e10),
+        tradeoff.memory(rows),
+        tradeoff.devices(cells),
+        tradeoff.pareto(rows, "peak_memory_bytes"),
+    ]
+    for number, figure in enumerate(figures):
+        assert style.save(figure, tmp_path / str(number), ["svg"])[0].stat().st_size > 1000
+
+
+def test_equal_figures_give_equal_files(tmp_path):
+    first, second = (style.save(PICTURES["heatmap"](records()), tmp_path / name)[1].read_bytes() for name in "ab")
+    assert first == second
+
+
+def test_the_map_holds_the_numbers_and_says_why_a_cell_is_empty():
+    cells = speedups(records(), "flurka-relu", "best-other")
+    axis = PICTURES["heatmap"](records()).axes[0]
+    texts = [text.get_text() for text in axis.texts]
+    one = cells[(cells["seq_len"] == 512) & (cells["rank"] == 64) & (cells["num_features"] == 16)].iloc[0]
+    assert f"{one['speedup']:.2f}" in texts and texts.count("flurka-relu\noom") == 4
+
+
+def test_terminal_map_degrades_to_signs():
+    from rich.console import Console
+
+    cells = speedups(records(), "flurka-relu", "best-other")
+    plain, colour = Console(width=120, record=True, color_system=None, file=open(os.devnull, "w")), None  # noqa: SIM115
+    plain.print(terminal.terminal_map(cells))
+    text = plain.export_text()
+    one = cells[(cells["seq_len"] == 4096) & (cells["rank"] == 256) & (cells["num_features"] == 16)].iloc[0]
+    assert f"+{one['speedup']:.2f}×" in text and "best-other" in text and "layer" in text
+    assert colour is None and terminal.default_axes(cells) == ("seq_len", "rank")
+
+
+def test_an_axis_must_exist():
+    with pytest.raises(RequestError, match="did you mean 'rank'"):
+        heatmap.heat_map(speedups(records()), "seq_len", "ranks")
+
+
+def test_pareto_front_by_hand():
+    x, y = np.array([1.0, 2.0, 3.0, 2.0]), np.array([5.0, 3.0, 4.0, 6.0])
+    assert tradeoff.pareto_front(x, y).tolist() == [True, True, False, False]
