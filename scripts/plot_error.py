@@ -1,7 +1,7 @@
 """Figures of an error run: curves against k and m, FLuRKA beside its parents and, with a timing run, error against time.
 
     python scripts/plot_error.py results/error --out results/error
-    python scripts/plot_error.py results/error --timing results/trained-cpu --seq-len 512 --out results/error
+    python scripts/plot_error.py results/error --timing results/error-time-cpu --seq-len 512 --out results/error
 
 Prints the sentence that goes with error against time: what is fastest at which error, from the data alone.
 """
@@ -29,8 +29,9 @@ def sentence(rows, family: str) -> str:
         knobs = ", ".join(
             f"{s} = {int(row[n])}" for n, s in (("rank", "k"), ("num_features", "m")) if row[n] == row[n] and row[n]
         )
+        pooled = "mean-pool, " if row["rank"] > 0 and row["compression"] == "mean-pool" else ""
         low, middle, high = (f"{row[f'error_{part}']:.2f}" for part in ("low", "median", "high"))
-        return f"{row['mechanism']} ({knobs}) with a relative output error of {middle} ({low} to {high})"
+        return f"{row['mechanism']} ({pooled}{knobs}) with a relative output error of {middle} ({low} to {high})"
 
     return (
         f"At {size}, exact attention takes {format_seconds(strong)} (full-sdpa); of what is faster, the most accurate is "
