@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 BLOCK_BYTES = 1024 * 16384 * 8  # all working arrays together stay within one block of 1024 x N float64 at N = 16384
-_WORKING_ARRAYS = 4  # the block of A, the block of the approximation, and room for two temporaries
+_WORKING_ARRAYS = 4  # the block of A, that of the approximation, one temporary, and as much again for all that is thin
 _LANCZOS_STEPS, _LANCZOS_TOLERANCE = 40, 1e-3
 
 
@@ -61,7 +61,7 @@ class Reference:
         self.block_bytes = block_bytes
         self._scaled_keys = k.mT / math.sqrt(d)
         self._whole: Tensor | None = None
-        self._norms: tuple[Tensor, Tensor] | None = None
+        self._buffers: list[Tensor] = []
         self._output: Tensor | None = None
 
     @property
@@ -79,28 +79,41 @@ class Reference:
         if self._whole is not None:
             yield slice(0, self.q.shape[1]), self._whole
             return
-        h, N, _ = self.shape
-        buffer = self.q.new_empty(h, self.block_rows, N)
+        N = self.q.shape[1]
         for start in range(0, N, self.block_rows):
             rows = slice(start, min(start + self.block_rows, N))
-            block = buffer[:, : rows.stop - start]
+            block = self.buffer(0, rows.stop - start)
             torch.matmul(self.q[:, rows], self._scaled_keys, out=block)
             block.sub_(block.amax(dim=-1, keepdim=True)).exp_().div_(block.sum(dim=-1, keepdim=True))
             if self.fits:
                 self._whole = block
             yield rows, block
 
+    def buffer(self, index: int, num_rows: int) -> Tensor:
+        """Room (h, n, N) for a block, the same each time: made afresh per block, blocks and the small results kept between
+        them tear the heap into pieces that are never reused, and a long input's memory grows to N x N after all."""  # fmt: skip
+        h, N, _ = self.shape
+        while len(self._buffers) <= index:
+            self._buffers.append(self.q.new_empty(h * self.block_rows * N))
+        return self._buffers[index][: h * num_rows * N].view(h, num_rows, N)
+
     @property
     def output(self) -> Tensor:
         """Full attention's output (h, N, d)."""
         if self._output is None:
-            self._output = torch.cat([block @ self.v for _, block in self.blocks()], dim=1)
+            output = torch.empty_like(self.v)
+            for rows, block in self.blocks():
+                output[:, rows] = block @ self.v
+            self._output = output
         return self._output
 
 
-def _multiply(left: Tensor, right: Tensor) -> Tensor:
-    """L R for R per head or shared; the shared case as one plain product, so that R is not repeated per head."""
-    return left @ right if right.dim() == 3 else (left.reshape(-1, left.shape[-1]) @ right).view(*left.shape[:-1], -1)
+def _multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """L R into ``out`` (h, n, N). An R that heads share makes one plain product, so that it is not repeated per head."""
+    if right.dim() == 3:
+        return torch.matmul(left, right, out=out)
+    torch.mm(left.reshape(-1, left.shape[-1]), right, out=out.view(-1, out.shape[-1]))
+    return out
 
 
 def spectral_norms(reference: Reference, candidates: list[Candidate], source: torch.Generator) -> Tensor:
@@ -165,15 +178,17 @@ def measure(reference: Reference, candidates: list[Candidate], source: torch.Gen
     """The errors of each candidate, with one pass over the blocks of A for all and one more for each Lanczos step."""
     h, N, _ = reference.shape
     sums = [_Sums(h) for _ in candidates]
-    norm, outputs = torch.zeros(h, dtype=torch.float64), []
+    norm, full_square = torch.zeros(2, h, dtype=torch.float64)
+    values = [candidate.right @ reference.v for candidate in candidates]
     for rows, block in reference.blocks():
         q, full = reference.q[:, rows], block @ reference.v
-        outputs.append(full)
+        full_square += _square(full)
         norm += _square(block)
-        entropy = torch.xlogy(block, block).sum(dim=(1, 2)) if any(item.is_distribution for item in candidates) else None
-        for candidate, sum_ in zip(candidates, sums):
+        room, scratch = (reference.buffer(index, block.shape[1]) for index in (1, 2))
+        entropy = torch.xlogy(block, block, out=scratch).sum(dim=(1, 2))
+        for candidate, compressed, sum_ in zip(candidates, values, sums):
             left = candidate.left(q, block)
-            by_factors = left @ (candidate.right @ reference.v)
+            by_factors = left @ compressed
             output = by_factors if candidate.output is None else candidate.output(q)
             sum_.output += _square(output - full)
             sum_.cosine += torch.nn.functional.cosine_similarity(output, full, dim=-1).sum(-1)
@@ -183,14 +198,11 @@ def measure(reference: Reference, candidates: list[Candidate], source: torch.Gen
                 errors = sum_.parents.setdefault(name, [0.0, 0.0])
                 errors[0] += float((other - full).square().sum())
                 errors[1] += float((other - output).square().sum())
-            approximation = _multiply(left, candidate.right)
-            sum_.matrix += _square(approximation - block)
+            approximation = _multiply(left, candidate.right, room)
+            sum_.matrix += _square(torch.sub(approximation, block, out=scratch))
             if candidate.is_distribution:  # an entry that is exactly 0 where A's is not counts as 1e-300, not as infinity
-                approximation.clamp_(min=1e-300).log_()
-                sum_.kl += entropy - torch.linalg.vecdot(block.flatten(1), approximation.flatten(1))
-            del approximation
-    del block
-    full_square = torch.cat(outputs, dim=1).square().sum(dim=(1, 2))
+                logs = approximation.clamp_(min=1e-300).log_()
+                sum_.kl += entropy - torch.mul(block, logs, out=scratch).sum(dim=(1, 2))
     total = float(full_square.sum())
     spectra = spectral_norms(reference, candidates, source) if spectral else None
     return [
