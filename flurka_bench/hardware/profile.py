@@ -5,6 +5,7 @@ substring: a name or an alias matches exactly, or the error offers the nearest.
 """
 
 import math
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -198,10 +199,34 @@ class Profile:
         return replace(self, measured=dict(measured), measured_about=dict(about))
 
 
+_LARGEST = sys.float_info.max  # TOML's integers have no end, and nan is not below it either
+
+
+def _short(value: Any) -> str:
+    try:
+        return repr(value)[:80]
+    except (ValueError, RecursionError):  # thousands of digits (from hexadecimal), or dotted keys nested too deeply
+        return f"a {type(value).__name__} too long to show"
+
+
 def _is_measured(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return bool(value) and all(map(_is_measured, value))
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
+
+
+def _is_told(value: Any) -> bool:
+    """Whether it is what ``write_profile`` can write and read back: text, a flag, finite numbers, lists of those."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_told, value))
+    return isinstance(value, (str, bool)) or _is_measured(value)
+
+
+def _as_floats(value: Any) -> Any:
+    """Numbers as floats, at any depth; what is none is left for the check to refuse."""
+    if isinstance(value, list):
+        return [_as_floats(entry) for entry in value]
+    return float(value) if _is_measured(value) else value
 
 
 def _check(profile: Profile) -> None:
@@ -242,7 +267,13 @@ def _check(profile: Profile) -> None:
         raise wrong(f"SMs x lanes x 2 x clock gives {lanes_peak:.4g} FLOP/s, but vector.float32 says {quoted:.4g}")
     for name, value in profile.measured.items():
         if not _is_measured(value):
-            raise wrong(f"measured {name} must be a finite number or rows of them, got {value!r}")
+            raise wrong(f"measured {name!r} must be a finite number or rows of them, got {_short(value)}")
+    for name, value in profile.sources.items():
+        if not isinstance(value, str):
+            raise wrong(f"source {name!r} must be text, got {_short(value)}")
+    for name, value in profile.measured_about.items():
+        if not _is_told(value):
+            raise wrong(f"measured_about {name!r} must be text, a flag, a finite number or a list of them, got {_short(value)}")
 
 
 def _figures(where: str, table: Any) -> dict[str, Figure]:
@@ -250,12 +281,13 @@ def _figures(where: str, table: Any) -> dict[str, Figure]:
         raise RequestError(f"{where} must be a table of figures")
     figures = {}
     for name, entry in table.items():
+        here = f"{where}.{name}" if name.isprintable() else f"{where}.{name!r}"
         if not isinstance(entry, dict) or not {"value", "unit", "source"} <= set(entry) <= {"value", "unit", "source", "note"}:
-            raise RequestError(f"{where}.{name} must be {{ value = …, unit = …, source = … }} (note is optional), got {entry!r}")
-        if isinstance(entry["value"], bool) or not isinstance(entry["value"], (int, float)):
-            raise RequestError(f"{where}.{name}: value must be a number, got {entry['value']!r}")
+            raise RequestError(f"{here} must be {{ value = …, unit = …, source = … }} (note is optional), got {_short(entry)}")
+        if isinstance(entry["value"], bool) or not isinstance(entry["value"], (int, float)) or abs(entry["value"]) > _LARGEST:
+            raise RequestError(f"{here}: value must be a number, got {_short(entry['value'])}")
         if not all(isinstance(entry.get(key, ""), str) for key in ("unit", "source", "note")):
-            raise RequestError(f"{where}.{name}: unit, source and note must be text")
+            raise RequestError(f"{here}: unit, source and note must be text")
         figures[name] = Figure(**{**entry, "value": float(entry["value"])})
     return figures
 
@@ -268,17 +300,17 @@ def parse_profile(text: str, where: str) -> Profile:
     """A profile from TOML text; RequestError says what is wrong and where."""
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError; integers of thousands of digits; arrays nested too deeply
         raise RequestError(f"{where}: not valid TOML: {error}") from None
-    if data.get("schema") != SCHEMA:
-        raise RequestError(f"{where}: schema must be {SCHEMA}, got {data.get('schema')!r}")
+    if isinstance(data.get("schema"), bool) or data.get("schema") != SCHEMA:
+        raise RequestError(f"{where}: schema must be {SCHEMA}, got {_short(data.get('schema'))}")
     for key in data:
         if key not in _HEADER:
             raise unknown(f"{where}: key", key, _HEADER)
     words = {}
     for key in ("name", "title", "vendor", "kind", "architecture", "matmul_library", "attention_kernel"):
         if not isinstance(data.get(key), str) or not data[key]:
-            raise RequestError(f"{where}: {key} must be text, got {data.get(key)!r}")
+            raise RequestError(f"{where}: {key} must be text, got {_short(data.get(key))}")
         words[key] = data[key]
     for key, kind in (
         ("aliases", list),
@@ -289,7 +321,7 @@ def parse_profile(text: str, where: str) -> Profile:
         ("measured_about", dict),
     ):
         if not isinstance(data.get(key, kind()), kind):
-            raise RequestError(f"{where}: {key} must be a {'list' if kind is list else 'table'}, got {data[key]!r}")
+            raise RequestError(f"{where}: {key} must be a {'list' if kind is list else 'table'}, got {_short(data[key])}")
     datasheet = dict(data.get("datasheet", {}))
     peaks = _figures(f"{where}: [datasheet.peak_flops]", datasheet.pop("peak_flops", {}))
     for key in ("aliases", "device_names"):
@@ -302,7 +334,7 @@ def parse_profile(text: str, where: str) -> Profile:
         sources=data.get("sources", {}),
         datasheet=_figures(f"{where}: [datasheet]", datasheet),
         peaks=peaks,
-        measured=data.get("measured", {}),
+        measured={name: _as_floats(value) for name, value in data.get("measured", {}).items()},
         measured_about=data.get("measured_about", {}),
     )
 
