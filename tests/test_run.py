@@ -1,5 +1,6 @@
 """The runner, its worker and its group: whole runs with fake cases, and the rules of sampling with a fake clock."""
 
+import itertools
 import json
 import random
 import subprocess
@@ -14,6 +15,7 @@ from flurka_bench.measure.group import GroupRun, Options, Tools
 from flurka_bench.measure.probe import find_device
 from flurka_bench.measure.protocol import case_from_message, case_to_message, is_out_of_memory, is_poisoned
 from flurka_bench.measure.runner import Peaks, run_suite
+from flurka_bench.measure.timers import ProfilerTimer
 from flurka_bench.results import read_run
 from flurka_bench.suite import parse_suite
 
@@ -251,6 +253,24 @@ def test_the_order_within_rounds_is_drawn_anew(monkeypatch):
     assert len(whole) == 6  # all orders of three
 
 
+@pytest.mark.parametrize("every", [2, 1])
+def test_throttled_samples_are_counted_and_do_not_count(monkeypatch, every):
+    """Every second (or each) reading is throttled."""
+    from flurka_bench.measure.device import Reading
+
+    readings = itertools.count()
+    monkeypatch.setattr(
+        Clock, "reading", lambda clock: Reading(reasons=("hardware thermal",) if next(readings) % every == 0 else ())
+    )
+    outcomes, _ = race(monkeypatch, {"flurka-relu": 0.01}, budget_s=3, case_time_s=1)
+    entry = outcomes["flurka-relu"]
+    if every == 1:
+        assert entry["status"] == "invalid" and "hardware thermal" in entry["error"] and "median_s" not in entry
+    else:
+        assert abs(entry["num_dropped"] - len(entry["samples_s"])) <= 1 and entry["num_dropped"] >= 3
+        assert len(entry["round_ids"]) == len(entry["samples_s"]) and all(round_id % 2 for round_id in entry["round_ids"])
+
+
 def test_no_flurka_is_no_trouble(monkeypatch):
     outcomes, _ = race(monkeypatch, {"full-math": 0.05, "full-sdpa": 0.02}, budget_s=10, case_time_s=2)
     assert {entry["reference"].partition(".")[0] for entry in outcomes.values()} == {"full-sdpa"}
@@ -277,10 +297,8 @@ class Launched:
         self.gpu.free(5000)
 
 
-def test_a_gpu_case_carries_three_latencies(monkeypatch):
-    from fake_cuda import open_fake
-
-    gpu, device = open_fake(monkeypatch)
+def on_fake_gpu(monkeypatch, gpu, device, **options):
+    """Outcomes by mechanism of three cases with two kernels each."""
     monkeypatch.setattr("flurka_bench.measure.group.time.monotonic", lambda: gpu.host_s)
     arithmetic = {"full-math": 2e-3, "kernel-relu": 3e-6, "flurka-relu": 1e-3}
     tools = Tools(
@@ -289,13 +307,51 @@ def test_a_gpu_case_carries_three_latencies(monkeypatch):
     )  # fmt: skip
     said = []
     cases = parse_suite('axes = {mechanism = ["full-math", "kernel-relu", "flurka-relu"], rank = 8, num_features = 8}').cases()
-    GroupRun(tools, Options(budget_s=5, case_time_s=1), said.append, lambda index: None).measure(cases)
-    outcomes = {cases[message["index"]].mechanism: message for message in said if message["say"] == "outcome"}
+    GroupRun(tools, Options(budget_s=5, case_time_s=1, **options), said.append, lambda index: None).measure(cases)
+    return {cases[message["index"]].mechanism: message for message in said if message["say"] == "outcome"}
+
+
+def test_a_gpu_case_carries_three_latencies(monkeypatch):
+    from fake_cuda import open_fake
+
+    outcomes = on_fake_gpu(monkeypatch, *open_fake(monkeypatch))
     assert {entry["status"] for entry in outcomes.values()} == {"ok"}
     assert outcomes["full-math"]["graph_s"] is None and outcomes["full-math"]["device_s"] == pytest.approx(2e-3, rel=0.05)
     small = outcomes["kernel-relu"]  # its launches cost more than its work, which a graph hides
     assert small["median_s"] > 1.3 * small["graph_s"] and small["graph_s"] == pytest.approx(small["device_s"], rel=0.05)
     assert small["peak_memory_bytes"] == 5700 and small["timer"] == "eager, cold cache"
+
+
+@pytest.mark.parametrize(("cache", "flushed"), [("cold", True), ("warm", False)])
+def test_the_three_latencies_are_of_one_cache(monkeypatch, cache, flushed):
+    """Graph and device time of a warm case must be warm too, or the verdict compares two things."""
+    from fake_cuda import open_fake
+
+    gpu, device = open_fake(monkeypatch)
+    flushes = []
+    flush = device.flush_cache
+    monkeypatch.setattr(device, "flush_cache", lambda: (flushes.append(1), flush()))
+    outcomes = on_fake_gpu(monkeypatch, gpu, device, cache=cache)
+    assert outcomes["flurka-relu"]["timer"] == f"eager, {cache} cache" and outcomes["flurka-relu"]["graph_s"] > 0
+    assert bool(flushes) is flushed
+
+
+def test_throttled_samples_are_in_no_latency(monkeypatch):
+    from fake_cuda import open_fake
+
+    from flurka_bench.measure.device import Reading
+
+    gpu, device = open_fake(monkeypatch)
+    prepare = ProfilerTimer.prepare
+
+    def throttle(timer, *arguments, **options):
+        monkeypatch.setattr(device, "reading", lambda: Reading(reasons=("hardware thermal",)))
+        return prepare(timer, *arguments, **options)
+
+    monkeypatch.setattr(ProfilerTimer, "prepare", throttle)  # the first case's device time is the first thing throttled
+    outcomes = on_fake_gpu(monkeypatch, gpu, device)
+    assert outcomes["full-math"]["status"] == "ok" and outcomes["full-math"]["device_s"] is None
+    assert outcomes["flurka-relu"]["graph_s"] is None
 
 
 def test_the_runner_and_the_probe_import_no_torch():

@@ -79,6 +79,7 @@ class _Competitor:
     samples_s: list[float] = field(default_factory=list)
     round_ids: list[int] = field(default_factory=list)
     dropped: int = 0
+    last_drop: str = ""
     spent_s: float = 0.0
     ratio_error: float = math.inf
     stop_reason: str | None = None
@@ -208,6 +209,7 @@ class GroupRun:
         competitor.spent_s += spent_s
         if sample.dropped:
             competitor.dropped += 1
+            competitor.last_drop = sample.dropped
             if competitor.dropped >= MAX_ROUNDS:
                 competitor.stop_reason = "max_rounds"
         else:
@@ -265,9 +267,8 @@ class GroupRun:
             return  # its outcome was said
         outcome = competitor.outcome
         if not competitor.samples_s:
-            self._say_failure(
-                competitor.index, "invalid", f"all {competitor.dropped} samples were taken while throttled", outcome
-            )
+            why = f"all {competitor.dropped} samples were dropped, the last as {competitor.last_drop}"
+            self._say_failure(competitor.index, "invalid", why, outcome)
             return
         self.beat(competitor.index)
         prepared = competitor.prepared
@@ -302,8 +303,11 @@ class GroupRun:
         for key, name, num_samples in (("graph_s", "graph", 5), ("device_s", "profiler", 3)):
             try:
                 with self._counting("extra"):
-                    prepared = make_timer(name, self.tools.device).prepare(competitor.built.run, warmup_budget_s=0.05)
-                    found[key] = statistics.median(prepared.sample().seconds for _ in range(num_samples))
+                    timer = make_timer(name, self.tools.device, cold=self.timer.cold)  # the verdict compares it with eager
+                    prepared = timer.prepare(competitor.built.run, warmup_budget_s=0.05)
+                    samples = [prepared.sample() for _ in range(num_samples)]
+                kept = [sample.seconds for sample in samples if not sample.dropped]
+                found[key] = statistics.median(kept) if kept else None
             except Exception as error:  # a call that cannot be captured still has its eager time
                 if is_poisoned(error):
                     raise

@@ -109,7 +109,7 @@ def noticed(rows: pd.DataFrame) -> list[str]:
                 f"{few} of {len(timed)} cases have fewer than five samples: their speedups are AMBIGUOUS (give more time)."
             )
         if "num_dropped" in timed and (dropped := int(pd.to_numeric(timed["num_dropped"]).fillna(0).sum())):
-            found.append(f"{dropped} samples were dropped because the clock was throttled.")
+            found.append(f"{dropped} samples were dropped: the device was throttled, or its clock stepped back.")
         if not timed["predicted_s"].notna().any():
             found.append("No record carries a prediction: the predicted side is empty.")
     for status, count in rows.loc[~rows["status"].isin(["ok", "predicted"]), "status"].value_counts().items():

@@ -69,11 +69,11 @@ FIELDS: dict[str, Field] = {
     "timer": Field(kind="text", meaning="how the samples were taken"),
     "num_calls": _size("calls per sample", required=False),
     "num_warmup": _size("calls before the first sample", required=False, least=0),
-    "num_dropped": _size("samples dropped because the clock was throttled", required=False, least=0),
+    "num_dropped": _size("samples dropped because the device was throttled or the clock stepped back", required=False, least=0),
     "stop_reason": Field(kind="text", meaning="why no more samples were taken", accepted=("interval", "budget", "max_rounds")),
     "ratio_error": Field(kind="number", meaning="width of the interval of the ratio to the reference, over the ratio", least=0),
     "reference": Field(kind="text", meaning="case_id of the competitor that decided when to stop"),
-    "graph_s": _seconds("one call replayed as a CUDA graph, cold cache"),
+    "graph_s": _seconds("one call replayed as a CUDA graph, cache as in timer"),
     "device_s": _seconds("time the device itself was busy in one call"),
     "limited_by": Field(
         kind="text", meaning="what the clock says bounds it", accepted=("launch-bound", "compute-bound", "memory-bound")
