@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 import types
 
 import pytest
@@ -51,6 +52,23 @@ def test_the_heavy_stage_gets_the_time_forward_and_backward(ranges, train):
         assert forward > 1.5 * only_forward  # the backward of a matmul is two matmuls
     else:
         assert set(times) == {"project", "output"}
+
+
+def test_a_slow_first_call_and_one_interruption_are_in_no_stage(ranges):
+    """The profiler sets itself up during the first call, and a neighbour may take the core during another."""
+    calls = []
+
+    def call():
+        with ranges("project"):
+            calls.append(1)
+            pause_s = {2: 0.2, 4: 0.1}.get(len(calls), 0.0)  # the second is the first that is profiled
+            time.sleep(0.002 + pause_s)
+        with ranges("output"):
+            time.sleep(0.002)
+
+    times = stage_times(CpuDevice(), call, num_calls=5)
+    assert len(calls) == 7
+    assert 0.002 < times["project"] < 0.02 and 0.002 < times["output"] < 0.02
 
 
 def forward_only(ranges, x, heavy):

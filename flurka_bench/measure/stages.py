@@ -5,6 +5,7 @@ thread of its own, so a node is booked to the stage whose forward op created it,
 The profiler's own cost is inside these times: they show shares, and the case's samples show the time.
 """
 
+import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,15 +13,17 @@ from flurka_bench.measure.device import Device
 from flurka_bench.workload import STAGES
 
 _PREFIX = "stage:"
+_CALL = "flurka_bench: one call"
 _BACKWARD = "autograd::engine::evaluate_function"
 
 
 def stage_times(device: Device, call: Callable[[], Any], *, num_calls: int = 5) -> dict[str, float]:
     """Seconds per call by stage, in the order of ``workload.STAGES``; on a GPU the kernels', on a CPU the ops' time.
 
+    Each is the median over ``num_calls``. One more goes before, because the profiler sets itself up within its first call.
     ``other`` is what no stage holds (accumulating gradients, the loss). A call without ranges gives an empty table.
     """
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import ProfilerActivity, profile, record_function
 
     from flurka_bench.attention.stages import profiled_stages
 
@@ -28,11 +31,20 @@ def stage_times(device: Device, call: Callable[[], Any], *, num_calls: int = 5) 
     call()
     device.synchronize()
     with profiled_stages(), profile(activities=activities) as profiler:
-        for _ in range(num_calls):
-            call()
-        device.synchronize()
-    totals_us = attribute(profiler.events(), on_device=device.is_queue)
-    return {stage: totals_us[stage] / num_calls * 1e-6 for stage in STAGES if totals_us.get(stage)}
+        for _ in range(num_calls + 1):
+            with record_function(_CALL):
+                call()
+                device.synchronize()
+    calls_us = [attribute(events, on_device=device.is_queue) for events in _by_call(profiler.events())[1:]]
+    medians_us = {stage: statistics.median(call_us.get(stage, 0.0) for call_us in calls_us) for stage in STAGES}
+    return {stage: spent_us * 1e-6 for stage, spent_us in medians_us.items() if spent_us}
+
+
+def _by_call(events: Iterable[Any]) -> list[list[Any]]:
+    """The host events that began inside each call, on whatever thread."""
+    host = [event for event in events if "CPU" in str(event.device_type)]
+    spans = sorted((event.time_range.start, event.time_range.end) for event in host if event.name == _CALL)
+    return [[event for event in host if start <= event.time_range.start < end] for start, end in spans]
 
 
 def attribute(events: Iterable[Any], *, on_device: bool) -> dict[str, float]:
