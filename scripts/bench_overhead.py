@@ -20,7 +20,6 @@ from flurka_bench.results import RunWriter, read_run
 from flurka_bench.units import format_bytes, format_seconds
 from flurka_bench.workload import Case
 
-
 MEASURING = ("timed", "warmup", "gate")
 
 

@@ -48,7 +48,8 @@ class Event:
 @dataclass(slots=True, kw_only=True)
 class Summary:
     """What a run did. ``wall_s`` counts from when the worker was up; ``time_in_calls_s`` is the part spent inside calls of the
-    cases, of every kind: timed, warm-up and gate, to find the peak memory, and extra (stages, graph and device time)."""  # fmt: skip
+    cases, of every kind: timed, warm-up and gate, for the peak memory, and extra (stages, graph and device time).
+    """
 
     folder: Path
     num_cases: int
