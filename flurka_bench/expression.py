@@ -50,7 +50,7 @@ class Expression:
         match node:
             case ast.Name(id=name):
                 if name not in names:
-                    raise unknown(f"name in the expression {self.text!r}", name, names)
+                    raise unknown(f"name in the expression {self.text!r}", name, {entry.rstrip("_") for entry in names})
                 children: list[ast.expr] = []
             case ast.Constant(value=bool() | int() | float() | str()):
                 children = []

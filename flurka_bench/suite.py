@@ -31,7 +31,6 @@ so full attention is one case and not one per rank. Files are data: expressions 
 
 import math
 import re
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from itertools import product
@@ -41,13 +40,13 @@ from typing import Any
 from flurka_bench import mechanisms
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.expression import Expression
+from flurka_bench.toml import parse_toml
 from flurka_bench.units import parse_bytes, parse_fraction, parse_seconds
-from flurka_bench.workload import BACKENDS, COMPRESSIONS, DTYPES, LEVELS, ORDERS, PASSES, Case
+from flurka_bench.workload import BACKENDS, COMPRESSIONS, DTYPES, LARGEST_SIZE, LEVELS, ORDERS, PASSES, Case
 
 SHIPPED = Path(__file__).parent / "suites"
 MAX_COMBINATIONS = 200_000  # before collapsing; a second or two of work, and a guard against a slip of the keyboard
 MAX_CASES = 10_000
-LARGEST_SIZE = 2**40
 
 CHOICES = {
     "mechanism": tuple(mechanisms.MECHANISMS), "level": LEVELS, "pass": PASSES, "order": ORDERS, "backend": BACKENDS,
@@ -163,12 +162,7 @@ def load_suite(name_or_path: str | Path, device_kind: str = "cpu") -> Suite:
 
 def parse_suite(text: str, *, device_kind: str = "cpu", name: str = "suite") -> Suite:
     """A suite from the text of its file; ``name`` serves where the text gives none. Raises RequestError as load_suite does."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RequestError(f"suite {name!r} is not valid TOML: {error}") from None
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits, arrays nested too deeply
-        raise RequestError(f"suite {name!r} is not valid TOML: {type(error).__name__}: {error}") from None
+    data = parse_toml(text, f"suite {name!r}")
     _check_keys(data, _KEYS, "key")
     name = _text(data.get("name", name), "name")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):  # it becomes the name of a folder

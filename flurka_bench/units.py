@@ -53,6 +53,11 @@ def format_seconds(seconds: float | None, digits: int = 3) -> str:
     """``0.00123`` -> ``"1.23 ms"``; None and nan -> ``"n/a"``."""
     if seconds is None or math.isnan(seconds):
         return "n/a"
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.{digits}g} days"
+    if seconds >= 2 * 3600:
+        hours, rest = divmod(round(seconds / 60), 60)
+        return f"{hours} h {rest} min"
     if seconds >= 120:
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes} min {rest} s"

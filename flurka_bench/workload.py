@@ -27,6 +27,9 @@ DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "bool": 
 # "ffn" and "other" (norms, residuals, embedding, optimizer) exist at level model only.
 STAGES = ("project", "compress", "features", "scores", "key_value", "output", "merge", "ffn", "other")
 
+# No size of a case is larger: beyond it a number is a slip, and products of a few sizes leave what floats can hold.
+LARGEST_SIZE = 2**40
+
 # The sizes of a case, in the order in which ids, tables and records give them.
 SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features")
 

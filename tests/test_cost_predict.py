@@ -229,6 +229,16 @@ def test_table_and_errors(capsys):
     code, out = run(capsys, "--hardware", "h100", "--mechanism", "low-rank", "--seq-len", "64", "--rank", "128")
     assert code == 2
     assert "--rank" in out.err
+    for sizes in (["--seq-len", "9" * 30], ["--seq-len", str(2**40), "--batch", str(2**40)]):
+        code, out = run(capsys, "--hardware", "h100", *sizes)
+        assert code == 2
+        assert "--seq-len" in out.err and "2^" in out.err
+    huge = ["--seq-len", str(2**40), "--batch", "2000", "--json"]
+    code, out = run(capsys, "--hardware", "h100", "--mechanism", "full-math", *huge)
+    assert code == 0
+    assert json.loads(out.out)[0]["peak_memory_bytes"] > 2**64  # more bytes than a machine's integer counts
+    code, out = run(capsys, "--hardware", "h100,h100-sxm", "--mechanism", "full-math", "--json")
+    assert len(json.loads(out.out)) == 1  # two names of one target
     code, out = run(
         capsys,
         "--hardware",

@@ -80,6 +80,7 @@ def test_unknown_name_offers_the_nearest():
         ('vendor = "nvidia"', "vendor = 3", "vendor"),
         ("num_sms = { value = 108", "num_sms = { value = true", "number"),
         ("num_sms = {", "num_sms = [", "not valid TOML"),
+        ("schema = 1", "schema = " + "[" * 5000, "not valid TOML"),
     ],
 )
 def test_a_slip_of_the_pen_is_an_error(old, new, message):

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "flurka_bench"
-WORDS = {"errors", "units", "workload", "ops"}
+WORDS = {"errors", "units", "toml", "workload", "ops"}
 
 # Each part of the package and what it may import from the others (docs/architecture.md holds the same table in words).
 MAY_IMPORT = {
     "errors": set(),
     "units": {"errors"},
+    "toml": {"errors"},
     "workload": {"errors", "units"},
     "ops": {"errors", "units", "workload"},
     "mechanisms": WORDS,
@@ -121,6 +122,7 @@ def test_every_verb_shows_an_example():
     app = build_app()
     texts = {command.name: command.callback.__doc__ for command in app.registered_commands}
     for group in app.registered_groups:
+        texts[group.name] = group.typer_instance.info.help
         for command in group.typer_instance.registered_commands:
             texts[f"{group.name} {command.name or command.callback.__name__}"] = command.callback.__doc__
     assert {name.split()[0] for name in texts} == set(VERBS)

@@ -52,6 +52,7 @@ def test_a_run_from_the_command_line_and_again(command, tmp_path):
     run = read_run(folder)
     assert [entry["status"] for entry in run.records] == ["ok"] * 8
     for entry in run.records:
+        assert entry["error"] is None and entry["predicted_s"] > 0
         assert entry["peak_memory_bytes"] > 0 and entry["median_s"] > 0 and entry["stamp"]["time"] > 0
         assert set(entry["stages_s"]) & {"scores", "features", "compress", "key_value", "output"}
     assert run.meta["environment"]["cpu"]["model"] and run.meta["device"] == run.records[0]["device"]

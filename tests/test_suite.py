@@ -13,6 +13,7 @@ from flurka_bench import mechanisms
 from flurka_bench.errors import RequestError
 from flurka_bench.expression import Expression
 from flurka_bench.suite import AXES, load_suite, parse_suite, shipped_suites
+from flurka_bench.units import format_seconds
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -133,6 +134,7 @@ MISTAKES = {
     'baselines = ["ful-math"]' + BASIC: r"unknown mechanism 'ful-math' \(did you mean 'full-math'\?\)",
     "axes = 5": r"axes must be a table",
     "name = 'a'\naxes = {mechanism = [}": r"not valid TOML: .*line 2, column 22",
+    "name = 'a'\n[axes]\nseq_len = [128\n\n": r"not valid TOML: .*line 3, column 15",
     "a = " + "[" * 5000: r"not valid TOML",
     "a = " + "9" * 5000: r"not valid TOML",
 }  # fmt: skip
@@ -214,3 +216,17 @@ def test_loading_a_suite_imports_neither_torch_nor_pandas():
     code += "; print('torch' in sys.modules, 'pandas' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
     assert output.split() == ["False", "False"]
+
+
+def test_names_in_an_expression_are_offered_as_suites_write_them():
+    with pytest.raises(RequestError, match=r"did you mean 'pass'") as error:
+        Expression("pas == 'train'", ("pass", "rank"))
+    assert "pass_" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(119, "119 s"), (185, "3 min 5 s"), (3 * 3600 + 300, "3 h 5 min"), (86400 * 3.5, "3.5 days"), (float("nan"), "n/a")],
+)
+def test_long_times_read_as_people_say_them(seconds, text):
+    assert format_seconds(seconds) == text

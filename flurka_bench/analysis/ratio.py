@@ -63,8 +63,8 @@ def predicted(seconds: np.ndarray, low: np.ndarray, high: np.ndarray, scale: np.
     """(cells, 3) ratio, low, high of predictions.
 
     ``scale`` is the part of a band's half-width (log-seconds) that all cases on the device share: of it only the difference
-    remains in a ratio, as in ``cost.uncertainty.ratio_band``. The rest adds in quadrature, each side its own. Records hold no
-    scale (it is 0), which leaves the band of an uncalibrated device on the wide side.
+    remains in a ratio, as in ``cost.uncertainty.ratio_band``. The rest adds in quadrature, each side its own. It is 0 for
+    records of before it was kept, which leaves their band on the wide side.
     """
     own, other = pairs[:, 0], pairs[:, 1]
     result = np.full((len(pairs), 3), np.nan)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from flurka_bench.errors import RequestError, unknown
+from flurka_bench.workload import LARGEST_SIZE
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ def comma_list(text: str, convert: Callable[[str], T], option: str) -> list[T]:
 
 
 def positive_int(option: str) -> Callable[[str], int]:
-    """A converter for sizes: a whole number of at least 1, or a RequestError that names the option."""
+    """A converter for sizes: a whole number from 1 to 2^40, or a RequestError that names the option."""
 
     def convert(text: str) -> int:
         try:
@@ -37,6 +38,8 @@ def positive_int(option: str) -> Callable[[str], int]:
             value = 0
         if value < 1:
             raise RequestError(f"{option} must be a whole number of at least 1, got {text!r}")
+        if value > LARGEST_SIZE:
+            raise RequestError(f"{option} must be at most 2^40, got {text!r}")
         return value
 
     return convert

@@ -7,7 +7,10 @@ import typer
 from flurka_bench.cli.common import print_json, print_table
 from flurka_bench.units import format_bytes
 
-app = typer.Typer(no_args_is_help=True, help="The hardware targets that ship with flurka-bench, and your own profiles.")
+_HELP = """The hardware targets that ship with flurka-bench, and your own profiles.
+
+Example: flurka-bench hardware show h100"""
+app = typer.Typer(no_args_is_help=True, help=_HELP)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flurka_bench import __version__
-from flurka_bench.errors import FlurkaError, nearest
+from flurka_bench.errors import FlurkaError, Interrupted, nearest
 
 # In the order of a first session: measure, look, predict, decide, then the housekeeping. Modules are light to import;
 # torch, pandas, matplotlib and sympy are imported inside the functions that need them.
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(error.format_message() if no_arguments else _usage_line(error), file=sys.stderr)
         code = 2
     except FlurkaError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)

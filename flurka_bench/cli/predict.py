@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json, print_table
+from flurka_bench.cli.targets import load_targets
 from flurka_bench.errors import RequestError
 from flurka_bench.units import format_bytes, format_seconds
 from flurka_bench.workload import SIZES
@@ -65,22 +66,12 @@ def predict(
         option = f"--{name.replace('_', '-')}"
         axes[name] = comma_list(text, positive_int(option), option)
     records = []
-    for target in comma_list(hardware, str, "--hardware"):
-        records += [prediction.as_record() for prediction in predictions(axes, _profile(target), launch, cache)]
+    for profile in load_targets(hardware):
+        records += [prediction.as_record() for prediction in predictions(axes, profile, launch, cache)]
     if json:
         print_json(records)
     else:
         _print(records)
-
-
-def _profile(target: str) -> Any:
-    from flurka_bench.hardware import load
-
-    if target == "cpu":
-        from flurka_bench.hardware.detect import detect_cpu
-
-        return detect_cpu()
-    return load(target)
 
 
 def predictions(axes: dict[str, list], profile: Any, launch: str = "eager", cache: str = "warm") -> list[Any]:

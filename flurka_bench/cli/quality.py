@@ -12,7 +12,10 @@ from flurka_bench.cli.common import comma_list, positive_int, print_json, print_
 if TYPE_CHECKING:
     from flurka_bench.quality.frontier import Summary
 
-app = typer.Typer(no_args_is_help=True, help="What speed costs: the approximation error of each mechanism, and bounds on it.")
+_HELP = """What speed costs: the approximation error of each mechanism, and bounds on it.
+
+Example: flurka-bench quality error error-quick"""
+app = typer.Typer(no_args_is_help=True, help=_HELP)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 

@@ -232,7 +232,7 @@ class _Progress:
 
 def headline(records: "tuple[dict[str, Any], ...]") -> str:
     """The news of one workload in a line: the fastest FLuRKA against the fastest of each other family."""
-    from flurka_bench import mechanisms
+    from flurka_bench.analysis.baselines import FAMILY_OF
 
     if not records:
         return "nothing to measure"
@@ -241,8 +241,7 @@ def headline(records: "tuple[dict[str, Any], ...]") -> str:
     place += f" N={first['seq_len']}"
     best: dict[str, dict[str, Any]] = {}
     for record in records:
-        cell = mechanisms.get(record["mechanism"])
-        family = "flurka" if cell.is_flurka else "kernel" if cell.is_kernel else "low-rank" if cell.compressed else "full"
+        family = FAMILY_OF[record["mechanism"]]
         if record["status"] == "ok" and (family not in best or record["median_s"] < best[family]["median_s"]):
             best[family] = record
     if not best:

@@ -6,7 +6,10 @@ import typer
 
 from flurka_bench.cli.common import one_of, print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, help="The suites that ship with flurka-bench, and your own TOML files.")
+_HELP = """The suites that ship with flurka-bench, and your own TOML files.
+
+Example: flurka-bench suites show quick"""
+app = typer.Typer(no_args_is_help=True, help=_HELP)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Kind = Annotated[str, typer.Option("--device", help="Kind of device whose cases to show: cpu or cuda.")]

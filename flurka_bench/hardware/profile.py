@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flurka_bench.errors import RequestError, unknown
+from flurka_bench.toml import parse_toml
 
 SCHEMA = 1
 FOLDER = Path(__file__).parent / "profiles"
@@ -298,10 +299,7 @@ _HEADER = {"schema", "name", "title", "vendor", "kind", "architecture", "matmul_
 
 def parse_profile(text: str, where: str) -> Profile:
     """A profile from TOML text; RequestError says what is wrong and where."""
-    try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError; integers of thousands of digits; arrays nested too deeply
-        raise RequestError(f"{where}: not valid TOML: {error}") from None
+    data = parse_toml(text, where)
     if isinstance(data.get("schema"), bool) or data.get("schema") != SCHEMA:
         raise RequestError(f"{where}: schema must be {SCHEMA}, got {_short(data.get('schema'))}")
     for key in data:

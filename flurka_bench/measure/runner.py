@@ -349,6 +349,7 @@ class _Run:
             "round_ids": [],
             "flops": figures.flops,
             "bytes": figures.bytes,
+            **dict.fromkeys(("median_s", "peak_memory_bytes", "predicted_s", "error")),  # each record has them, null or not
         }
         if self.predict is not None:
             record |= self.predict(case)

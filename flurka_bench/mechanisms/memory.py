@@ -49,7 +49,7 @@ def peak_live_bytes(ops: Sequence[Op], leaves: Sequence[Tensor], held_until: Map
             if tensor.name not in born:
                 born.add(tensor.name)
                 live = live + tensor.bytes
-        peak = np.maximum(peak, live)
+        peak = max(peak, live) if isinstance(peak, int) and isinstance(live, int) else np.maximum(peak, live)
         for tensor in dead:
             live = live - tensor.bytes
     return peak if isinstance(peak, np.ndarray) else int(peak)

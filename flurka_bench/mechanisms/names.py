@@ -12,6 +12,7 @@ import numpy as np
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.workload import BACKENDS, COMPRESSIONS, DTYPES, LEVELS, ORDERS, PASSES, Case, Number
 
+LARGEST_INPUT = 2**62  # elements: what is counted on it still fits the integers and floats that count it
 SIMILARITIES = ("softmax", "sdpa", "favor", "relu", "elu")
 
 
@@ -107,6 +108,9 @@ def canonical(case: Case) -> Case:
     changes: dict[str, object] = {}
     for name in ("batch", "num_heads", "seq_len", "head_dim"):
         _check_count(name, getattr(case, name))
+    num_elements = case.batch * case.num_heads * case.seq_len * case.head_dim
+    if isinstance(num_elements, int) and num_elements > LARGEST_INPUT:
+        raise RequestError("the input would hold more than 2^62 elements (--batch, --num-heads, --seq-len, --head-dim)")
 
     if not mechanism.compressed:
         changes |= {"rank": None, "compression": "dense", "share_kv": False, "share_heads": True}

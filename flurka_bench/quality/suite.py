@@ -23,7 +23,6 @@
 """
 
 import json
-import tomllib
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import Any
 from flurka_bench import mechanisms
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.quality import projections
+from flurka_bench.toml import parse_toml
 
 SHIPPED = Path(__file__).parent / "suites"  # beside the code that reads them: `flurka-bench run` has its own
 MECHANISMS = ("low-rank", "kernel-favor", "kernel-relu", "kernel-elu", "flurka-favor", "flurka-relu", "flurka-elu")
@@ -174,10 +174,7 @@ def load(name_or_path: str) -> ErrorSuite:
 
 def parse(text: str, *, name: str = "error") -> ErrorSuite:
     """An error suite from its text. Raises RequestError for malformed TOML, unknown keys, names and values."""
-    try:
-        data = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RequestError(f"suite {name!r} is not valid TOML: {error}") from None
+    data = parse_toml(text, f"suite {name!r}")
     for key in data:
         if key not in _KEYS:
             raise unknown("key of an error suite", key, _KEYS)
