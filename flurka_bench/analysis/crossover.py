@@ -10,8 +10,8 @@ import pandas as pd
 from flurka_bench.analysis import ratio
 from flurka_bench.analysis.speedup import CELL, prepare
 from flurka_bench.errors import unknown
+from flurka_bench.workload import SIZES
 
-AXES = ("seq_len", "rank", "num_features", "head_dim", "num_heads", "batch")
 REPLICATES = 400
 _SPEEDUPS = ("speedup", "predicted_speedup", "predicted_speedup_low", "predicted_speedup_high")
 
@@ -99,8 +99,8 @@ def crossovers(frame: pd.DataFrame, cells: pd.DataFrame, *axes: str) -> pd.DataF
     RequestError for an unknown axis.
     """
     for axis in axes:
-        if axis not in AXES:
-            raise unknown("axis", axis, AXES)
+        if axis not in SIZES:
+            raise unknown("axis", axis, SIZES)
     rows = prepare(frame)
     cells = cells.reset_index(drop=True)
     numbers = {name: cells[name].to_numpy(dtype=float) for name in [*axes, *_SPEEDUPS]}

@@ -26,7 +26,7 @@ from flurka_bench.mechanisms.fusion import fuse
 from flurka_bench.mechanisms.lowering import record
 from flurka_bench.mechanisms.memory import peak_live_bytes
 from flurka_bench.ops import Op
-from flurka_bench.workload import DTYPE_BYTES, Case, Number
+from flurka_bench.workload import DTYPE_BYTES, SIZES, Case, Number
 
 CACHES = ("cold", "warm")
 BOUNDS = ("launch", "compute", "memory", "special")
@@ -35,8 +35,7 @@ CHUNK = 4096  # cases at once: their arrays stay in a core's cache, and memory s
 # No data at hand settles it.
 COMPILED_DISPATCH = 0.4
 DISPATCH_FIGURE = "microbenchmark.launch_eager_s"  # what ``calibrate`` measures: an empty op in a loop without synchronisation
-_SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features", "num_layers", "ffn_dim", "vocab_size")
-_WHOLE = ("num_layers", "vocab_size")  # these decide which ops there are, so an op list is of one value of each
+_VARYING = (*SIZES, "ffn_dim")  # sizes that may differ within one op list; layers and vocabulary decide which ops there are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,7 +296,7 @@ def predict_many(
     Only a chunk's arrays are alive at a time, so ten million cases need no more memory than ``chunk``. Sizes that do not
     vary in a chunk are taken as numbers. Raises RequestError for impossible sizes or arrays of different lengths.
     """
-    arrays = {name: np.asarray(value) for name in _SIZES if isinstance(value := getattr(case, name), np.ndarray)}
+    arrays = {name: np.asarray(value) for name in _VARYING if isinstance(value := getattr(case, name), np.ndarray)}
     lengths = {len(array) for array in arrays.values()} or {1}
     if len(lengths) > 1:
         raise RequestError(f"all sizes must be arrays of one length, got lengths {sorted(lengths)}")
@@ -321,7 +320,7 @@ def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", c
     groups: dict[tuple, list[int]] = {}
     for i, case in enumerate(cases):
         key = tuple(
-            (value is None, name == "batch" and value == 1) if name in _SIZES and name not in _WHOLE else value
+            (value is None, name == "batch" and value == 1) if name in _VARYING else value
             for name, value in case.as_record().items()
         )
         groups.setdefault(key, []).append(i)
@@ -329,9 +328,7 @@ def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", c
     for members in groups.values():
         first = cases[members[0]]
         columns = {
-            name: np.array([getattr(cases[i], name) for i in members])
-            for name in _SIZES
-            if getattr(first, name) is not None and name not in _WHOLE
+            name: np.array([getattr(cases[i], name) for i in members]) for name in _VARYING if getattr(first, name) is not None
         }
         at = 0
         for part in predict_many(first.replace(**columns), profile, launch=launch, cache=cache):

@@ -13,11 +13,11 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from flurka_bench.analysis.baselines import baseline
-from flurka_bench.analysis.crossover import AXES
 from flurka_bench.analysis.speedup import CELL
-from flurka_bench.errors import unknown
+from flurka_bench.errors import RequestError, unknown
 from flurka_bench.plots import style
 from flurka_bench.units import format_ratio
+from flurka_bench.workload import SIZES
 
 # Brown to blue-green through white: the two ends differ in hue and equally in lightness for every common colour vision.
 COLOURS = "BrBG"
@@ -38,9 +38,25 @@ class Grid:
 
 def axis_name(name: str) -> str:
     """An axis that a map can have. Raises RequestError naming the nearest."""
-    if name not in AXES:
-        raise unknown("axis", name, AXES)
+    if name not in SIZES:
+        raise unknown("axis", name, SIZES)
     return name
+
+
+def map_axes(cells: pd.DataFrame, x: str | None = None, y: str | None = None) -> tuple[str, str]:
+    """The axes asked for; where none is, one with most values among N, k, m: those a first look wants to see.
+
+    Raises RequestError for an axis that a map cannot have, and for one axis twice.
+    """
+    counts = {name: cells[name].nunique() for name in ("seq_len", "rank", "num_features")}
+    first, second = sorted(counts, key=lambda name: -counts[name])[:2]
+    if second == "seq_len":
+        first, second = second, first
+    x = axis_name(x or (first if first != y else second))
+    y = axis_name(y or (second if second != x else first))
+    if x == y:
+        raise RequestError(f"--x and --y must be two different axes, got {x!r} twice")
+    return x, y
 
 
 def grids(cells: pd.DataFrame, x: str, y: str) -> list[Grid]:

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 
 from flurka_bench.analysis.answer import in_words
 from flurka_bench.plots import curves, heatmap, model, style, tradeoff
-from flurka_bench.plots.terminal import default_axes
 from flurka_bench.report.content import Content
 from flurka_bench.report.page import agreement_tables, answer_row, empty_words, fastest_words, slices, subtitle
 
@@ -55,7 +54,7 @@ def write_pdf(content: Content, path: Path) -> None:
     for name in ("best-other", "strong-low-rank", "strong-kernel"):
         cells = first.get(name)
         if cells is not None and len(cells):
-            figures.append(heatmap.heat_map(cells, *default_axes(cells)))
+            figures.append(heatmap.heat_map(cells, *heatmap.map_axes(cells)))
     if not content.answer.empty:
         figures += [curves.scaling_curves(content.records), tradeoff.memory(content.records)]
         if len(content.agreement.times):
