@@ -129,10 +129,10 @@ def _title(rows: "pd.DataFrame") -> str:
 
 
 def _profile(frame: "pd.DataFrame", hardware: str | None) -> "Profile | None":
-    from flurka_bench.cli.targets import load_targets
-    from flurka_bench.hardware.detect import cpu_name, detect_cpu, recognise
+    from flurka_bench.cli.targets import load_targets, own_profile
+    from flurka_bench.hardware.detect import cpu_name
 
     if hardware is not None:
         return load_targets(hardware)[0]
     device = str(frame["device"].iloc[0]) if len(frame) else ""
-    return recognise(device) or (detect_cpu() if cpu_name() in device else None)
+    return own_profile(None if cpu_name() in device else device)
