@@ -25,7 +25,7 @@ def sweep(
     for cell in MECHANISMS.values():
         for pass_ in passes:
             for n in seq_lens:
-                for k in [k for k in ranks if k <= n] if cell.uses_rank else (None,):
+                for k in [k for k in ranks if k <= n] if cell.compressed else (None,):
                     for m in num_features if cell.uses_features else (None,):
                         for order in cell.orders:
                             for backend in BACKENDS:

@@ -142,7 +142,7 @@ def space(request: Request) -> list[Case]:
         ranks = _from(request.rank_floor, RANKS, request.seq_len)
         counts = _from(request.features_floor(head_dim), NUM_FEATURES, NUM_FEATURES[-1])
         for cell in MECHANISMS.values():
-            for rank in ranks if cell.uses_rank else (None,):
+            for rank in ranks if cell.compressed else (None,):
                 for count in counts if cell.uses_features else (None,):
                     for order in cell.orders:
                         for backend in request.backends:

@@ -11,8 +11,6 @@ from flurka_bench.plots import style
 from flurka_bench.plots.heatmap import axis_name, caption
 from flurka_bench.workload import SIZES
 
-_KNOBS = ("rank", "num_features")
-
 
 def _middle(values: pd.Series) -> int:
     """The middle one of the values that a knob takes (0: it does not exist)."""
