@@ -21,9 +21,7 @@ from flurka_bench.cost.terms import LAUNCHES, Terms, resident_share
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.mechanisms import canonical
-from flurka_bench.mechanisms.builder import Tape
-from flurka_bench.mechanisms.fusion import fuse
-from flurka_bench.mechanisms.lowering import record
+from flurka_bench.mechanisms.lowering import Lowered, lower_with_lifetimes
 from flurka_bench.mechanisms.memory import peak_live_bytes
 from flurka_bench.ops import Op
 from flurka_bench.workload import DTYPE_BYTES, SIZES, Case, Number
@@ -106,7 +104,7 @@ def predict_ops(
         launch: ``eager`` (the host dispatches each op), ``graph`` or ``none`` (device time alone).
         cache: ``warm`` (the list runs again and again) or ``cold`` (nothing of it is in L2 before).
         length: of the arrays.
-        held_until: as ``mechanisms.lowering.record`` gives it: what variables keep alive. Only a CPU's allocator asks.
+        held_until: as ``mechanisms.lowering.Lowered`` gives it: what variables keep alive. Only a CPU's allocator asks.
 
     Raises:
         RequestError: an unknown launch or cache.
@@ -215,18 +213,14 @@ def predict_lowered(
     length: int = 1,
     launch: str = "eager",
     cache: str = "warm",
-    tape: Tape | None = None,
+    own: Lowered | None = None,
 ) -> Predictions:
     """Predictions for an op list, by default one for which sizes are numbers; ``case`` says whose list it is.
 
-    ``tape`` is the record that the list was read off, for its leaves and lifetimes; by default the case is recorded anew.
+    The list may be another's than this project's (see scripts/whole_cases.py); memory is that of the case's ``own``.
     """
-    recorded = ops
-    if tape is None:  # the list may be another's than this project's (see scripts/whole_cases.py): memory is that of the case
-        tape = record(case, _device_of(profile))
-        recorded = fuse(tape.ops) if case.backend == "compiled" else tape.ops
-    held = None if case.backend == "compiled" else tape.held_until  # compiled code frees at the last use
-    predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length, held_until=held)
+    own = own or lower_with_lifetimes(case, _device_of(profile))
+    predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length, held_until=own.held_until)
     overlap = 0.0 if profile.kind == "cpu" else elementwise_constants(profile).host_overlap
     dispatch = _dispatch(profile, case.backend)
     total = host = device = np.zeros(length, dtype=np.float32)
@@ -266,7 +260,7 @@ def predict_lowered(
         bound=np.stack([waits[name] for name in BOUNDS]).argmax(axis=0).astype(np.int8),
         stages={name: np.broadcast_to(value, (length,)) for name, value in stages.items()},
         flops=column(sum(op.flops for op in ops)), bytes=column(sum(op.bytes_read + op.bytes_written for op in ops)),
-        peak_memory_bytes=column(peak_live_bytes(recorded, tape.leaves, held)), log_scale=scale, log_shape=shape,
+        peak_memory_bytes=column(peak_live_bytes(own.ops, own.leaves, own.held_until)), log_scale=scale, log_shape=shape,
     )  # fmt: skip
 
 
@@ -305,9 +299,8 @@ def predict_many(
         length = len(next(iter(part.values()))) if part else 1
         single = {name: int(array[0]) if (array == array[0]).all() else array for name, array in part.items()}
         part_case = case.replace(**single)
-        tape = record(part_case, _device_of(profile))
-        ops = fuse(tape.ops) if part_case.backend == "compiled" else tape.ops
-        yield predict_lowered(ops, part_case, profile, length=length, launch=launch, cache=cache, tape=tape)
+        lowered = lower_with_lifetimes(part_case, _device_of(profile))
+        yield predict_lowered(lowered.ops, part_case, profile, length=length, launch=launch, cache=cache, own=lowered)
 
 
 def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", cache: str = "warm") -> list[Prediction]:
