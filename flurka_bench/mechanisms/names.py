@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from flurka_bench.errors import RequestError, unknown
-from flurka_bench.workload import BACKENDS, COMPRESSIONS, DTYPES, LEVELS, ORDERS, PASSES, Case, Number
+from flurka_bench.workload import CHOICES, Case, Number
 
 LARGEST_INPUT = 2**62  # elements: what is counted on it still fits the integers and floats that count it
 SIMILARITIES = ("softmax", "sdpa", "favor", "relu", "elu")
@@ -144,18 +144,10 @@ def canonical(case: Case) -> Case:
 
 
 def _check_names(case: Case) -> None:
-    accepted = {
-        "level": LEVELS,
-        "pass_": PASSES,
-        "backend": BACKENDS,
-        "dtype": DTYPES,
-        "compression": COMPRESSIONS,
-    }
-    for name, values in accepted.items():
-        if getattr(case, name) not in values:
-            raise unknown(name.rstrip("_"), getattr(case, name), values)
-    if case.order is not None and case.order not in ORDERS:
-        raise unknown("order", case.order, ORDERS)
+    for name, accepted in CHOICES.items():
+        value = getattr(case, "pass_" if name == "pass" else name)
+        if value not in accepted and not (name == "order" and value is None):
+            raise unknown(name, value, accepted)
     for name in ("share_kv", "share_heads"):
         if not isinstance(getattr(case, name), bool):
             raise RequestError(f"{name} must be true or false, got {getattr(case, name)!r} (--{name.replace('_', '-')})")
