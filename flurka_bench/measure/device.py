@@ -133,13 +133,13 @@ class CpuDevice:
 
     def peak_memory_bytes(self, call: Callable[[], Any]) -> int:
         """Exact, from the allocator's own events as torch's profiler sees them (resident size would hide reuse)."""
-        from torch.profiler import ProfilerActivity, profile
+        from torch.autograd.profiler import profile  # what torch.profiler wraps, without the seconds its first use imports for
 
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with profile(profile_memory=True, use_kineto=True) as profiler:
             result = call()
         del result
         live = peak = 0
-        memory = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+        memory = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
         for event in sorted(memory, key=lambda event: event.start_ns()):
             live += event.nbytes()
             peak = max(peak, live)
