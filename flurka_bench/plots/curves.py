@@ -105,7 +105,7 @@ def crossover_curves(frame: pd.DataFrame, cells: pd.DataFrame, axis: str = "rank
         part = part.drop_duplicates(axis).sort_values(axis)
         x = part[axis].to_numpy()
         bounded = part["speedup_high"].where(np.isfinite(part["speedup_high"]), part["speedup"])
-        words = crossovers(frame, part, axis)
+        words = crossovers(part, axis)
         prefix = "" if part["speedup"].notna().any() else "predicted_"
         label = f"{name}: {in_words(words.iloc[0].to_dict(), prefix)}" if len(words) else str(name)
         plot.fill_between(
