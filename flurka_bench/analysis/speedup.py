@@ -62,7 +62,7 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     frame["seconds"] = frame["median_s"].where(frame["status"] == "ok")
     frame["family"] = frame["mechanism"].map(FAMILY_OF)
     # Columns with one value tell no cells apart: matching by the others alone is several times faster.
-    frame.attrs = {"prepared": True, "varying": [name for name in CELL if frame[name].nunique() > 1] or CELL[:1]}
+    frame.attrs = {"prepared": True, "varying": " ".join(name for name in CELL if frame[name].nunique() > 1)}
     return frame
 
 
@@ -76,9 +76,14 @@ def _paper(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows["backend"] == "eager") & (rows["order"].isna() | (rows["order"] == "project_first"))]
 
 
+def _telling(keys: list[str], rows: pd.DataFrame) -> list[str]:
+    """Those of the keys that tell rows apart; never none."""
+    return [name for name in keys if name in rows.attrs["varying"].split()] or keys[:1]
+
+
 def _match(grid: pd.DataFrame, rows: pd.DataFrame, keys: list[str], value: str) -> pd.Series:
     """Per cell of ``grid``, the index in ``rows`` of the best row that shares ``keys``; -1 where there is none."""
-    keys = [name for name in keys if name in rows.attrs["varying"]] or keys[:1]
+    keys = _telling(keys, rows)
     best = _best(rows, keys, value)
     if best.empty:
         return pd.Series(-1, index=grid.index, dtype="int64")
@@ -106,11 +111,13 @@ def _fastest(grid: pd.DataFrame, rows: pd.DataFrame, opponent: Baseline, subject
 
 def _subjects(cells: pd.DataFrame, own: pd.DataFrame, keys: list[str]) -> pd.Series:
     """Per cell, which of the subject's mechanisms have a time there, as ``"flurka-elu, flurka-relu"``."""
-    keys = [name for name in keys if name in own.attrs["varying"]] or keys[:1]
+    keys = _telling(keys, own)
     timed = own[own["seconds"].notna() | own["predicted_s"].notna()]
-    names = timed[[*keys, "mechanism"]].drop_duplicates().sort_values("mechanism")
-    joined = names.groupby(keys, sort=False)["mechanism"].agg(", ".join).rename("subjects").reset_index()
-    return cells[keys].merge(joined, on=keys, how="left")["subjects"].fillna("").set_axis(cells.index)
+    held: dict[tuple, set[str]] = {}
+    for *key, mechanism in timed[[*keys, "mechanism"]].itertuples(index=False, name=None):
+        held.setdefault(tuple(key), set()).add(mechanism)
+    names = [", ".join(sorted(held.get(key, ()))) for key in cells[keys].itertuples(index=False, name=None)]
+    return pd.Series(names, index=cells.index, dtype=object)
 
 
 def _grid(rows: pd.DataFrame, mechanisms: tuple[str, ...], opponents: set[str]) -> pd.DataFrame:
