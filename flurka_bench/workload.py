@@ -33,6 +33,11 @@ LARGEST_SIZE = 2**40
 # The sizes of a case, in the order in which ids, tables and records give them.
 SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features")
 
+# What competitors share to be compared: everything but the mechanism and its knobs. Under the names that records use.
+WORKLOAD = (
+    "level", "pass", "dtype", "batch", "num_heads", "seq_len", "head_dim", "num_layers", "ffn_dim", "vocab_size",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
@@ -74,9 +79,8 @@ class Case:
 
     @property
     def workload_key(self) -> tuple:
-        """What competitors must share to be compared: everything but the mechanism and its knobs."""
-        return (self.level, self.pass_, self.dtype, self.batch, self.num_heads, self.seq_len, self.head_dim,
-                self.num_layers, self.ffn_dim, self.vocab_size)  # fmt: skip
+        """Its values of ``WORKLOAD``."""
+        return tuple(getattr(self, "pass_" if name == "pass" else name) for name in WORKLOAD)
 
     @property
     def case_id(self) -> str:

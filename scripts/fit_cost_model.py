@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
+from flurka_bench import hardware
 from flurka_bench.cost import matmul
 from flurka_bench.cost.fitting import Rows, fit_log, read_rows
 from flurka_bench.cost.operators import operator_of
-from flurka_bench.hardware import profile as hardware
 
 ROWS_PER_DEVICE = 500  # of each file; more change the constants by less than their own uncertainty
 SEED = 0

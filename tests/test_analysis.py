@@ -176,9 +176,7 @@ def test_the_worst_cells_are_the_farthest_off_of_every_baseline(frame):
 
 
 def test_bottlenecks_are_confused_by_hand(frame):
-    rows = frame.assign(
-        limited_by=np.where(frame["mechanism"].str.startswith("full"), "memory-bound", "compute-bound")
-    )
+    rows = frame.assign(limited_by=np.where(frame["mechanism"].str.startswith("full"), "memory-bound", "compute-bound"))
     found = agreement.agreement(rows, "flurka", {}).bounds
     full = int(frame["mechanism"].str.startswith("full").sum())
     assert {(r["bound"], r["limited_by"]): r["count"] for r in found.to_dict("records")} == {

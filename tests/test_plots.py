@@ -137,15 +137,19 @@ def test_terminal_map_degrades_to_signs():
     from rich.console import Console
 
     cells = speedups(records(), "flurka-relu", "best-other")
-    plain, colour = Console(width=120, record=True, color_system=None, file=open(os.devnull, "w")), None  # noqa: SIM115
+    plain = Console(width=120, record=True, color_system=None, file=open(os.devnull, "w"))  # noqa: SIM115
     plain.print(terminal.terminal_map(cells))
     text = plain.export_text()
     one = cells[(cells["seq_len"] == 4096) & (cells["rank"] == 256) & (cells["num_features"] == 16)].iloc[0]
     assert f"+{one['speedup']:.2f}×" in text and "best-other" in text and "layer" in text
-    assert colour is None and terminal.default_axes(cells) == ("seq_len", "rank")
 
 
-def test_an_axis_must_exist():
+def test_axes_are_filled_in_and_checked():
+    cells = speedups(records(), "flurka-relu", "best-other")
+    assert heatmap.map_axes(cells) == ("seq_len", "rank")
+    assert heatmap.map_axes(cells, "rank") == ("rank", "seq_len")
+    with pytest.raises(RequestError, match="two different axes"):
+        heatmap.map_axes(cells, "rank", "rank")
     with pytest.raises(RequestError, match="did you mean 'rank'"):
         heatmap.heat_map(speedups(records()), "seq_len", "ranks")
 

@@ -20,7 +20,7 @@ SMALL = Request(seq_len=1024, model_dim=256, dtype="bfloat16", head_dims=(64,), 
 
 def keeps(case, rank=ASSUMED_MIN_RANK, features=64):
     cell = MECHANISMS[case.mechanism]
-    return (not cell.uses_rank or case.rank >= rank) and (not cell.uses_features or case.num_features >= features)
+    return (not cell.compressed or case.rank >= rank) and (not cell.uses_features or case.num_features >= features)
 
 
 def test_the_ranking_is_the_model_s_own_and_sorted():

@@ -196,7 +196,8 @@ def tables(found: Agreement) -> list[Table]:
          [[word, *(str(counts.get((word, other), 0)) for other in VERDICTS)] for word in VERDICTS if counts], ()),
         ("Bottlenecks, as measured (down) against predicted (across), in cases", ("", *kinds),
          [[down, *(str(bounds.get((across, down), 0)) for across in kinds)] for down in kinds if bounds], ()),
-        (f"The {len(worst)} cells whose speedup is farthest off", ("baseline", "cell", "measured", "predicted", "why"), worst, (4,)),
+        (f"The {len(worst)} cells whose speedup is farthest off",
+         ("baseline", "cell", "measured", "predicted", "why"), worst, (4,)),
     ]  # fmt: skip
     return [table for table in every if table[2]]
 

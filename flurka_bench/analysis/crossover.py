@@ -9,8 +9,8 @@ import pandas as pd
 
 from flurka_bench.analysis.speedup import CELL
 from flurka_bench.errors import unknown
+from flurka_bench.workload import SIZES
 
-AXES = ("seq_len", "rank", "num_features", "head_dim", "num_heads", "batch")
 REPLICATES = 400
 _NORMAL_95 = 1.959964  # half-width of a 95 % interval in standard deviations
 _UNKNOWN = 100.0  # log-speedup that stands for "anything": exp of it still computes
@@ -98,8 +98,8 @@ def crossovers(cells: pd.DataFrame, *axes: str) -> pd.DataFrame:
     RequestError for an unknown axis.
     """
     for axis in axes:
-        if axis not in AXES:
-            raise unknown("axis", axis, AXES)
+        if axis not in SIZES:
+            raise unknown("axis", axis, SIZES)
     cells = cells.reset_index(drop=True)
     numbers = {name: cells[name].to_numpy(dtype=float) for name in [*axes, *_SPEEDUPS]}
     curves = replicates(cells)

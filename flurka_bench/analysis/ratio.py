@@ -7,7 +7,7 @@ import numpy as np
 from flurka_bench.measure.statistics import paired_ratio, unpaired_ratio, verdict
 
 MISSING = "MISSING"
-# Beyond this many records a fifth of the resamples does: the interval's own noise, about 5 % of its width, is not visible on a map.
+# Beyond this many records a fifth of the resamples does: the interval's own noise, about 5 % of its width, shows on no map.
 MANY_RECORDS, FEW_RESAMPLES = 2000, 200
 
 

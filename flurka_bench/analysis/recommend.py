@@ -139,11 +139,11 @@ def space(request: Request) -> list[Case]:
     """Every configuration from a step below the floors upwards (to show what they cost), canonical and each once."""
     found: dict[str, Case] = {}
     for head_dim in request.splits:
-        ranks = _from(_below(request.rank_floor, RANKS), RANKS, request.seq_len) + [request.rank_floor]
+        ranks = [*_from(_below(request.rank_floor, RANKS), RANKS, request.seq_len), request.rank_floor]
         floor = request.features_floor(head_dim)
-        counts = _from(_below(floor, NUM_FEATURES), NUM_FEATURES, NUM_FEATURES[-1]) + [floor]
+        counts = [*_from(_below(floor, NUM_FEATURES), NUM_FEATURES, NUM_FEATURES[-1]), floor]
         for cell in MECHANISMS.values():
-            for rank in sorted(set(ranks)) if cell.uses_rank else (None,):
+            for rank in sorted(set(ranks)) if cell.compressed else (None,):
                 for count in sorted(set(counts)) if cell.uses_features else (None,):
                     for order in cell.orders:
                         for backend in request.backends:
@@ -168,7 +168,7 @@ def _below(floor: int, grid: Sequence[int]) -> int:
 def _above(case: Case, rank: int, features: float, request: Request) -> bool:
     """Whether a case keeps to floors; ``features`` counts in the request's own floor at that head width."""
     cell = MECHANISMS[case.mechanism]
-    enough = not cell.uses_rank or case.rank >= rank
+    enough = not cell.compressed or case.rank >= rank
     return enough and (not cell.uses_features or case.num_features >= features * request.features_floor(case.head_dim))
 
 
@@ -303,7 +303,9 @@ def _by_floor(request: Request, possible: Sequence[Candidate]) -> tuple[tuple[st
         return tuple((f"error <= {bar:.3g}", first(request.rank_floor, 1, bar)) for bar in bars)
     own = request.rank_floor
     ranks = _from(_below(own, RANKS), RANKS, request.seq_len)[:5]
-    rows = [(f"rank >= {rank}" + (" (assumed)" if request.floor_assumed and rank == own else ""), first(rank, 1)) for rank in ranks]
+    rows = [
+        (f"rank >= {rank}" + (" (assumed)" if request.floor_assumed and rank == own else ""), first(rank, 1)) for rank in ranks
+    ]
     base = "head_dim" if request.floor_assumed else str(request.features_floor(0))
     for step, words in ((0.5, "half of"), (2, "twice"), (4, "four times")):
         rows.append((f"rank >= {own}, features >= {words} {base}", first(own, step)))

@@ -8,22 +8,11 @@ predicted speedup is what one would have believed without a clock.
 import numpy as np
 import pandas as pd
 
+from flurka_bench import workload
 from flurka_bench.analysis import ratio
 from flurka_bench.analysis.baselines import BASELINES, FAMILY_OF, Baseline, baseline, knobs, subject_mechanisms
 
-WORKLOAD = [
-    "device",
-    "level",
-    "pass",
-    "dtype",
-    "batch",
-    "num_heads",
-    "seq_len",
-    "head_dim",
-    "num_layers",
-    "ffn_dim",
-    "vocab_size",
-]
+WORKLOAD = ["device", *workload.WORKLOAD]
 KNOBS = ["rank", "num_features", "compression", "share_kv", "share_heads"]
 CELL = WORKLOAD + KNOBS
 SHOWN = ["case_id", "mechanism", "order", "backend"]

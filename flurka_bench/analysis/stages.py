@@ -79,7 +79,7 @@ _FORM = ["mechanism", "level", "order", "pass", "share_kv", "share_heads", "comp
 
 
 def flop_conditions(rows: pd.DataFrame, pairs: Sequence[tuple[int, int]]) -> list[str]:
-    """Per pair of rows of ``prepare``'s frame where the first needs fewer matmul FLOPs than the second, and whether it is so here.
+    """Per pair of rows of ``prepare``'s frame where the first needs fewer matmul FLOPs than the second, and whether it does.
 
     ``"m*(N + k) < N*k (holds)"``; empty at level model, which has no closed form. Imports SymPy.
     """

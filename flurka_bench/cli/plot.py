@@ -33,19 +33,15 @@ def plot(
 
     Example: flurka-bench plot results/layer-cpu --kind heatmap --baseline strong-kernel --x num_features --y rank
     """
-    from flurka_bench.analysis.crossover import AXES
     from flurka_bench.analysis.speedup import prepare, speedups
-    from flurka_bench.plots import style, terminal
+    from flurka_bench.plots import heatmap, style, terminal
     from flurka_bench.results import read_run, to_frame
 
     kinds = KINDS if kind == "all" else comma_list(kind, one_of(KINDS, "--kind"), "--kind")
-    for name, axis in (("--x", x), ("--y", y)):
-        if axis is not None:
-            one_of(AXES, name)(axis)
     found = [read_run(folder) for folder in run]
     frame = prepare(to_frame(found))
     cells = speedups(frame, subject, baseline)
-    across, up = _axes(terminal.default_axes(cells), x, y)
+    across, up = heatmap.map_axes(cells, x, y)
     folder = out or run[0] / "plots"
     paths = []
     for name in kinds:
@@ -61,17 +57,6 @@ def plot(
     for path in paths:
         if path.suffix == ".png":
             print(path)
-
-
-def _axes(default: tuple[str, str], x: str | None, y: str | None) -> tuple[str, str]:
-    """The axes asked for, the others filled in; never the same twice."""
-    first = x or (default[0] if default[0] != y else default[1])
-    second = y or (default[1] if default[1] != first else default[0])
-    if first == second:
-        from flurka_bench.errors import RequestError
-
-        raise RequestError(f"--x and --y must be two different axes, got {first!r} twice")
-    return first, second
 
 
 def _figures(
@@ -149,11 +134,12 @@ def _title(rows: "pd.DataFrame") -> str:
 
 def _profile(meta: Mapping[str, Any], hardware: str | None) -> "Profile | None":
     """The target asked for, or the run's own device where it is known or is this machine's CPU."""
-    from flurka_bench.cli.targets import load_targets
-    from flurka_bench.hardware.detect import cpu_name, detect_cpu, recognise
+    from flurka_bench.cli.targets import load_targets, own_profile
+    from flurka_bench.hardware.detect import cpu_name, detect_cpu
 
     if hardware is not None:
         return load_targets(hardware)[0]
     device = str(meta.get("device", ""))
+    own = own_profile(None if cpu_name() in device else device)
     threads = (meta.get("environment", {}).get("torch") or {}).get("num_threads")
-    return recognise(device) or (detect_cpu(threads) if cpu_name() in device else None)
+    return detect_cpu(threads) if own is not None and own.vendor == "cpu" and not own.is_calibrated else own

@@ -71,7 +71,7 @@ def recommend(
     errors, records = _errors(error_run, max_error), _records(run, targets[0])
     found = []
     for target in targets:
-        chosen = one_of(DTYPES, "--dtype")(dtype) if dtype else own_dtype(target)
+        chosen = one_of(DTYPES, "--dtype")(dtype) if dtype else target.own_dtype
         found.append(search(Request(dtype=chosen, **fields), target, errors=errors, records=records))
     if json:
         print_json([each.as_record() for answer in found for each in answer.candidates[:limit]])
@@ -80,11 +80,6 @@ def recommend(
         _print(answer, limit)
     if len(found) > 1:
         _print_across(found)
-
-
-def own_dtype(profile: Any) -> str:
-    """The dtype one would use there: bfloat16 or float16 where matrix units take it, else float32."""
-    return next((name for name in ("bfloat16", "float16") if f"tensor.{name}" in profile.peaks), "float32")
 
 
 def _errors(folder: Path | None, max_error: float | None) -> Any:

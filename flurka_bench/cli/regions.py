@@ -10,11 +10,10 @@ from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json
 from flurka_bench.cli.targets import load_targets
 from flurka_bench.errors import RequestError
 from flurka_bench.units import format_ratio
+from flurka_bench.workload import SIZES
 
 if TYPE_CHECKING:
     import pandas as pd
-
-AXES = ("seq_len", "rank", "num_features", "head_dim", "num_heads", "batch")
 
 
 def regions(
@@ -51,7 +50,7 @@ def regions(
     one_of(PASSES, "--pass")(pass_)
     for name, axis in (("--x", x), ("--y", y)):
         if axis is not None:
-            one_of(AXES, name)(axis)
+            one_of(SIZES, name)(axis)
     sizes = {
         name: None if text is None else comma_list(text, positive_int(option), option)
         for name, text, option in (
@@ -251,11 +250,10 @@ def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) ->
 def _print_map(views: "dict[str, pd.DataFrame]", x: str | None, y: str | None) -> None:
     from rich.console import Console
 
-    from flurka_bench.plots.terminal import default_axes, terminal_map
+    from flurka_bench.plots.heatmap import map_axes
+    from flurka_bench.plots.terminal import terminal_map
 
     cells = next(iter(views.values()))
     for _, part in cells.groupby("device", sort=False):
-        across, up = default_axes(part)
-        across, up = x or (across if across != y else up), y or (up if up != x else across)
         print()
-        Console().print(terminal_map(part, across, up, which=-1))  # of each device the last map: the longest sequences
+        Console().print(terminal_map(part, *map_axes(part, x, y), which=-1))  # of each device the last map: the longest sequences

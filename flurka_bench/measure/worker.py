@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from flurka_bench.errors import RequestError
-from flurka_bench.measure.group import GroupRun, Options, Tools
+from flurka_bench.measure.group import GroupRun, Tools
 from flurka_bench.measure.protocol import NOBODY, Heartbeat, case_from_message, encode, one_line
+from flurka_bench.measure.race import Options
 
 POISONED_EXIT = 70
 

@@ -31,11 +31,6 @@ class Mechanism:
     parents: dict[str, str | None]
 
     @property
-    def uses_rank(self) -> bool:
-        """Whether ``rank`` is one of its knobs."""
-        return self.compressed
-
-    @property
     def uses_features(self) -> bool:
         """Whether ``num_features`` is one of its knobs (elu + 1 has as many features as ``head_dim``: no choice)."""
         return self.similarity in ("favor", "relu")
@@ -219,16 +214,6 @@ def _check_window(case: Case) -> None:
             f"compression {case.compression!r} needs a rank that divides seq_len, got rank {case.rank}, seq_len {case.seq_len}"
             " (--rank, --seq-len)"
         )
-
-
-def paper_baseline(case: Case) -> Case:
-    """The case as the paper times it: keys and values projected first, one kernel per operation."""
-    return case.replace(order=None if case.level == "core" else "project_first", backend="eager")
-
-
-def strong(case: Case) -> Case:
-    """The case in its mechanism's best-known order: absorbed before compress_first before project_first."""
-    return case.replace(order=None if case.level == "core" else get(case.mechanism).orders[-1])
 
 
 def as_floats(case: Case) -> Case:

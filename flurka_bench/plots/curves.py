@@ -5,12 +5,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from flurka_bench.analysis.baselines import FAMILY_OF
-from flurka_bench.analysis.crossover import AXES, crossovers, in_words
+from flurka_bench.analysis.crossover import crossovers, in_words
 from flurka_bench.analysis.speedup import CELL, WORKLOAD, prepare
 from flurka_bench.plots import style
 from flurka_bench.plots.heatmap import axis_name, caption
-
-_KNOBS = ("rank", "num_features")
+from flurka_bench.workload import SIZES
 
 
 def _middle(values: pd.Series) -> int:
@@ -95,7 +94,7 @@ def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
         return style.says_nothing("No cell has both sides: nothing to draw.")
     for name in CELL:
         if name != axis and cells[name].nunique() > 1:
-            keep = _middle(cells[name]) if name in AXES else cells[name].mode().iloc[0]
+            keep = _middle(cells[name]) if name in SIZES else cells[name].mode().iloc[0]
             cells = cells[cells[name] == keep]
     if cells.empty:
         return style.says_nothing(f"No line along {axis}.")

@@ -13,11 +13,11 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from flurka_bench.analysis.baselines import baseline
-from flurka_bench.analysis.crossover import AXES
 from flurka_bench.analysis.speedup import CELL
-from flurka_bench.errors import unknown
+from flurka_bench.errors import RequestError, unknown
 from flurka_bench.plots import style
 from flurka_bench.units import format_ratio
+from flurka_bench.workload import SIZES
 
 # Brown to blue-green through white: the two ends differ in hue and equally in lightness for every common colour vision.
 COLOURS = "BrBG"
@@ -38,9 +38,25 @@ class Grid:
 
 def axis_name(name: str) -> str:
     """An axis that a map can have. Raises RequestError naming the nearest."""
-    if name not in AXES:
-        raise unknown("axis", name, AXES)
+    if name not in SIZES:
+        raise unknown("axis", name, SIZES)
     return name
+
+
+def map_axes(cells: pd.DataFrame, x: str | None = None, y: str | None = None) -> tuple[str, str]:
+    """The axes asked for; where none is, one with most values among N, k, m: those a first look wants to see.
+
+    Raises RequestError for an axis that a map cannot have, and for one axis twice.
+    """
+    counts = {name: cells[name].nunique() for name in ("seq_len", "rank", "num_features")}
+    first, second = sorted(counts, key=lambda name: -counts[name])[:2]
+    if second == "seq_len":
+        first, second = second, first
+    x = axis_name(x or (first if first != y else second))
+    y = axis_name(y or (second if second != x else first))
+    if x == y:
+        raise RequestError(f"--x and --y must be two different axes, got {x!r} twice")
+    return x, y
 
 
 def grids(cells: pd.DataFrame, x: str, y: str) -> list[Grid]:
@@ -109,7 +125,9 @@ def heat_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "num_features", w
     fixed = grid.fixed
     bar.set_label(f"← {fixed['baseline']} faster      {fixed['subject']} faster →")
     told = f"\n* {note}" if note else ""
-    fig.suptitle(f"Speedup of {fixed['subject']} over {baseline(str(fixed['baseline'])).label}\n{caption(fixed)}{told}", fontsize=10)
+    fig.suptitle(
+        f"Speedup of {fixed['subject']} over {baseline(str(fixed['baseline'])).label}\n{caption(fixed)}{told}", fontsize=10
+    )
     handles = [Patch(facecolor="white", edgecolor="0.35", hatch="////", label="undecided or the same"),
                Patch(facecolor="0.88", edgecolor="0.6", label="no measurement (why: in the cell)")]  # fmt: skip
     drawn = [(side, line) for side, line in (("measured", "-"), ("predicted", "--"))]
@@ -152,7 +170,9 @@ def _draw(axis: Axes, grid: Grid, side: str, norm: LogNorm, thin: dict[tuple[str
                       color="white" if dark else "black", path_effects=[withStroke(linewidth=3, foreground=colour)])  # fmt: skip
     axis.set_xlim(-0.5, len(grid.xs) - 0.5)
     axis.set_ylim(-0.5, len(grid.ys) - 0.5)
-    across, up = ([f"{v}*" if (name, v) in thin else str(v) for v in values] for name, values in ((grid.x, grid.xs), (grid.y, grid.ys)))
+    across, up = (
+        [f"{v}*" if (name, v) in thin else str(v) for v in values] for name, values in ((grid.x, grid.xs), (grid.y, grid.ys))
+    )
     axis.set_xticks(range(len(grid.xs)), across, rotation=45 if len(grid.xs) > 8 else 0)
     axis.set_yticks(range(len(grid.ys)), up)
     axis.set_xlabel(style.SYMBOLS[grid.x])

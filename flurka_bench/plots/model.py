@@ -183,7 +183,9 @@ def stage_bars(rows: pd.DataFrame, title: str = "") -> Figure:
                     left = min(left + width, total)
             length = stage_total(row, name)
             text = f" {'→ ' if length > total else ''}{format_seconds(length)} {'predicted' if hatch else 'measured'}"
-            if not hatch and not 0.8 < length / (row.get("seconds") or length) < 1.25:  # the profiled call was not like the timed ones
+            if (
+                not hatch and not 0.8 < length / (row.get("seconds") or length) < 1.25
+            ):  # the profiled call was not like the timed ones
                 text += f" (the timed calls: {format_seconds(row['seconds'])})"
             axis.text(left, line + offset, text, va="center", fontsize=7)
     for stage in [stage for stage in STAGES if stage in seen]:

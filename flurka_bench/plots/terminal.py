@@ -61,10 +61,3 @@ def terminal_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "rank", which
     key = Text(f"{key.plain}\n* {note}", style="dim") if note else key
     body = [both] if wide else [_table(grid, side) for side in sides]
     return Group(head, Text(caption(grid.fixed), style="dim"), *body, key)
-
-
-def default_axes(cells: pd.DataFrame) -> tuple[str, str]:
-    """The two axes with most values among N, k, m: those a first look wants to see."""
-    counts = {name: cells[name].nunique() for name in ("seq_len", "rank", "num_features")}
-    x, y = sorted(counts, key=lambda name: -counts[name])[:2]
-    return (y, x) if y == "seq_len" else (x, y)

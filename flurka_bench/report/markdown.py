@@ -51,7 +51,13 @@ def markdown(content: Content) -> str:
     sides = [side for side in ("", "predicted_") if crossings[f"{side}wins"].notna().any()]
     if len(crossings):
         parts.append(f"## Crossovers: where {content.subject} beats the best of all others\n")
-        head = ("axis", "device", "level, pass, dtype", "at", *("predicted: wins" if side else "measured: wins" for side in sides))
+        head = (
+            "axis",
+            "device",
+            "level, pass, dtype",
+            "at",
+            *("predicted: wins" if side else "measured: wins" for side in sides),
+        )
         rows = []
         for row in crossings.head(MAX_CROSSINGS).to_dict("records"):
             sizes = [f"{symbol} = {row[name]}" for name, symbol in SIZES.items() if row[name]]

@@ -151,6 +151,11 @@
       `${form(P.other[p])}: ${time(P.other[p])}`, offWords(i), ...reason(p).split("; ")].filter(Boolean);
   }
 
+  const fold = (text, most) => text.split(" ").reduce((done, word) => { // hover labels do not wrap by themselves
+    if (done.length && done[done.length - 1].length + word.length < most) done[done.length - 1] += " " + word; else done.push(word);
+    return done;
+  }, []);
+
   // ---- the maps --------------------------------------------------------------------------------------------------------
   function scale() {
     const all = ["measured", "predicted"].flatMap((side) => [...shown.at.values()].map((i) => at(side, i)).filter((p) => p >= 0).map((p) => Math.abs(Math.log2(P.ratio[p]))));
@@ -184,7 +189,7 @@
     const { xs, ys } = shown, style = getComputedStyle(document.documentElement), ink = style.getPropertyValue("--ink").trim();
     const cell = (x, y) => shown.at.get(x + "|" + y);
     const pair = (x, y) => at(side, cell(x, y));
-    const label = (x, y) => lines(side, cell(x, y), x, y).map(escapeLabel).join("<br>");
+    const label = (x, y) => lines(side, cell(x, y), x, y).flatMap((line) => fold(line, innerWidth < 760 ? 40 : 90)).map(escapeLabel).join("<br>");
     const small = xs.length * ys.length <= (innerWidth < 760 ? 64 : 240);
     const heat = { type: "heatmap", z: numbers(side), x: xs.map((_, c) => c), y: ys.map((_, r) => r), zmin: -limit, zmax: limit, xgap: 1, ygap: 1, showscale: false,
       colorscale: ramp.map((colour, i) => [i / (ramp.length - 1), colour]), customdata: ys.map((y) => xs.map((x) => label(x, y))), hoverongaps: false,

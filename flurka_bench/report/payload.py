@@ -120,7 +120,10 @@ def views_payload(content: Content) -> dict[str, Any]:
             view["missing"] = _column(reasons) if any(reasons) and not content.predicted_only else None
             views[subject][name] = view
     rows = list(zip(pairs.columns["own"], pairs.columns["other"]))
-    columns = pairs.columns | {"verdict": _column(pairs.columns["verdict"]), "flops": _column(flop_conditions(content.records, rows))}
+    columns = pairs.columns | {
+        "verdict": _column(pairs.columns["verdict"]),
+        "flops": _column(flop_conditions(content.records, rows)),
+    }
     return {"grids": grids, "pairs": columns, "views": views}
 
 
