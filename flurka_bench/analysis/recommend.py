@@ -319,11 +319,13 @@ def because(best: Candidate, other: Candidate) -> str:
     stage = max(gap, key=lambda name: (gap[name], name))
     band = speedup(best.prediction, other.prediction)
     flops = best.prediction.flops / other.prediction.flops
+    bounds = best.prediction.bound, other.prediction.bound
+    told = f"both are {bounds[0]}-bound" if bounds[0] == bounds[1] else f"it is {bounds[0]}-bound, the other {bounds[1]}-bound"
     name, rival = best.prediction.case.mechanism, other.prediction.case.mechanism
     return (
         f"{name} is {band.ratio:.2f}x ({band.low:.2f} to {band.high:.2f}) as fast as {rival}"
         f": it saves most in {stage} ({format_seconds(mine.get(stage, 0.0))} against {format_seconds(theirs.get(stage, 0.0))}),"
-        f" needs {flops:.2f}x the FLOPs, and is {best.prediction.bound}-bound (the other {other.prediction.bound}-bound)"
+        f" needs {flops:.2f}x the FLOPs; {told}"
     )
 
 
