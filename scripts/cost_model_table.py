@@ -135,7 +135,9 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no epilogue, no prologue": {"epilogue_cycles": 0.0, "prologue_cycles": 0.0},
     "no power limit": {"picojoules_per_flop": 0.0, "picojoules_per_byte": 0.0},
     "no L2: all operands from DRAM": {"l2_capacity": 1e-6},
-    "no stride penalty": {"stride_reach_bytes": 1e15},
+    "no translation misses": {"walk_price": 0.0},
+    "no exposed read": {"exposed_read": 0.0},
+    "no dispatch beside the kernel": {"host_overlap": 0.0},
 }
 
 

@@ -46,7 +46,7 @@ class Fit:
     throttled: tuple[str, ...] = ()
 
 
-FAMILY_WIDTH = 0.25
+FAMILY_WIDTH = 0.35
 
 
 WIDTHS = {
@@ -88,7 +88,7 @@ def _fit(
     return Fit(files=files, path=path, prior=prior, free=free, **more)
 
 
-_BOTH = {"common.l2_capacity": 0.3, "common.overlap_exponent": 2.0, "common.power_window_s": 3e-4,
+_BOTH = {"common.overlap_exponent": 2.0, "common.power_window_s": 3e-4,
          "common.dram_efficiency": 0.85, "common.l2_bytes_per_clock_per_sm": 64.0}  # fmt: skip
 MATMUL_TENSOR = _fit(
     ("linear_bf16", "linear_fp16"),
@@ -97,14 +97,15 @@ MATMUL_TENSOR = _fit(
     {**_BOTH, "common.split_s": 2.5e-6, "common.launch_events_s": 2e-6, "generations.early.launch_graph_s": 1.5e-6,
      "generations.late.launch_graph_s": 1.5e-6},
     {
-        "compute_efficiency": {"mma": 0.9, "wgmma": 0.9},
-        "tile_overhead": {"mma": 0.2, "wgmma": 0.1},
+        "compute_efficiency": {"mma": 0.75, "wgmma": 0.8},
+        "tile_overhead": {"mma": 0.17, "wgmma": 0.09},
         "feed_bytes_per_clock_per_sm": {"mma": 64.0, "wgmma": 128.0},
         "wave_rounding": {"mma": 0.8, "wgmma": 0.2},  # one tile a block; persistent blocks of many sizes
         "prologue_cycles": {"mma": 500.0, "wgmma": 1500.0},
         "epilogue_cycles": {"mma": 3000.0, "wgmma": 1500.0},
         "epilogue_exponent": {"mma": 0.5, "wgmma": 0.5},
         "picojoules_per_flop": {"mma": 1.5, "wgmma": 0.8},
+        "l2_capacity": {"l2-split": 0.1, "l2-whole": 0.4},  # two halves, each with copies of what the other holds
     },
 )  # fmt: skip
 # 0.85 (TDP - 30 W) / peak of each architecture's board with the most power for its peak, as the boards are built to sustain:
@@ -124,12 +125,12 @@ MATMUL_VECTOR = _fit(
     ("bmm", "linear"),
     matmul.CONSTANTS,
     "vector",
-    {**{name: value for name, value in _BOTH.items() if name not in ("common.dram_efficiency", "common.l2_capacity")},
+    {**{name: value for name, value in _BOTH.items() if name != "common.dram_efficiency"},
      "common.host_overlap": 0.3,
      "common.power_window_s": 1e-3, "common.epilogue_exponent": 0.5,
      "layouts.linear.split_s": 3e-6},
     {
-        "compute_efficiency": dict.fromkeys(_SIMT, 0.95),
+        "compute_efficiency": dict.fromkeys(_SIMT, 0.9),
         "tile_overhead": dict.fromkeys(_SIMT, 0.1),
         "walk_price": {"maxwell": 1.5, "volta-simt": 0.3, "ampere-simt": 0.3},
         "walk_reach_bytes": dict.fromkeys(_SIMT, 2e8),
