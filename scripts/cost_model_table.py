@@ -139,6 +139,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no power limit": {"picojoules_per_flop": 0.0, "picojoules_per_byte": 0.0},
     "no L2: all operands from DRAM": {"l2_capacity": 1e-6},
     "no translation misses": {"walk_price": 0.0},
+    "no bands read again": {"read_again": 0.0},
     "no exposed read": {"exposed_read": 0.0},
     "no dispatch beside the kernel": {"host_overlap": 0.0},
 }

@@ -18,7 +18,7 @@ A100, H100, V100 = "a100-sxm-80gb", "h100-sxm-80gb", "v100-pcie-32gb"
 # Every effect switched off: one tile of 128 x 128, full waves, no overheads, everything in L2, no power limit.
 BARE = MatmulConstants(
     compute_efficiency=1.0, feed_bytes_per_clock_per_sm=1e9, feed_exponent=8.0, tile_overhead=0.0, walk_reach_bytes=1e15,
-    walk_price=0.0, exposed_read=0.0, host_overlap=0.0,
+    walk_price=0.0, read_again=0.0, exposed_read=0.0, host_overlap=0.0,
     wave_rounding=1.0, prologue_cycles=0.0, epilogue_cycles=0.0, epilogue_exponent=1.0, split_s=-1.0, min_split_inner=512,
     inner_step=1, l2_capacity=1e9, l2_sharpness=2.0, dram_efficiency=1.0, l2_bytes_per_clock_per_sm=1e9,
     overlap_exponent=8.0, picojoules_per_flop=0.0, picojoules_per_byte=0.0, static_w=0.0, clock_exponent=0.25,

@@ -23,6 +23,7 @@ from flurka_bench.hardware.profile import Profile
 from flurka_bench.workload import DTYPE_BYTES
 
 CONSTANTS = Path(__file__).parent / "constants" / "matmul.json"
+IN_FLIGHT_PER_SM = 4 * 64 * 64  # results that the blocks of an SM work on at once
 LAUNCHES = ("eager", "graph", "events", "none")
 LAYOUTS = ("linear", "batched")
 BOUNDS = ("launch", "compute", "dram", "l2", "latency", "power")
@@ -36,6 +37,7 @@ class MatmulConstants:
     feed_bytes_per_clock_per_sm: float  # operands from L2 to one SM while it works
     walk_reach_bytes: float  # operands this large lose half of walk_price: their rows lie on more pages than are translated at once
     walk_price: float  # how much longer a step along the inner dimension takes when every translation misses
+    read_again: float  # share of the right operand's further reads that miss L2; 0: tiles in flight form a square
     exposed_read: float  # share of the left operand's way from DRAM that hides behind nothing
     tile_overhead: float  # how much longer a multiplication takes where a tile has twice the border for its area
     feed_exponent: float  # p-norm of feed and compute inside a tile
@@ -213,6 +215,11 @@ def matmul_terms(
         else:
             latency = np.where(candidate < compute, fixed, latency)
             compute = np.minimum(candidate, compute)
+    if c.read_again:  # tiles in flight lie along the columns: the right operand is read for every band of rows that they cover
+        bands = rows * np.minimum(cols * real(1 / (IN_FLIGHT_PER_SM * num_sms)), real(1 / 64))
+        right = size * inner * cols
+        again = batch * right * np.maximum(bands - 1, 0) * _miss(right, l2_bytes, c.l2_sharpness)
+        compulsory = compulsory + real(c.read_again) * again
     dram = compulsory * real(1 / bandwidth)
     l2 = moved * real(1 / (num_sms * clock_hz * c.l2_bytes_per_clock_per_sm))
     busy = _norm((compute, dram, l2), c.overlap_exponent) + exposed

@@ -92,6 +92,7 @@ MATMUL = Operator(
         "split_s": 0.5,
         "dram_efficiency": 0.08,
         "l2_capacity": 0.3,
+        "read_again": 0.5,
         "exposed_read": 0.7,
         "walk_price": 0.5,
         "walk_reach_bytes": 0.5,
