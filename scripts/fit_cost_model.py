@@ -142,7 +142,7 @@ MATMUL_VECTOR = _fit(
         "picojoules_per_flop": _SIMT_ENERGY,
     },
     own_scale=0.01,
-    hosts={"bmm": ("vector", "layouts", "batched", "launch_eager_s"), "linear": ("vector", "layouts", "linear", "launch_eager_s")},
+    hosts={op: ("vector", "layouts", layout, "launch_eager_s") for op, layout in (("bmm", "batched"), ("linear", "linear"))},
     throttled=("p4", "t4"),
 )  # fmt: skip
 
