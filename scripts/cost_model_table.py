@@ -6,8 +6,8 @@ Datasheet only: the global constants are fitted again without the device (all it
 known`` adds the dispatch time of the host, which float32 rows hold and no datasheet of a device gives.
 Calibrated: the same constants, moved by 20 (``--rows``) of the device's rows (stratified by shape), predict its other
 rows; the mean over SEEDS. Seen: the shipped constants on the rows they were fitted to, for comparison. ``own regime`` draws
-the calibration rows from the line's own shapes. ``--ablation`` switches one term off at a time, fits all constants again without each device and
-prints the error on the devices left out.
+the calibration rows from the line's own shapes. ``--ablation`` switches one term off at a time, fits all constants
+again without each device and prints the error on the devices left out.
 """
 
 import argparse
