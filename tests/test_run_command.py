@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import synthetic
 
-from flurka_bench.cli.run import headline
+from flurka_bench.analysis.speedup import summary
+from flurka_bench.cli.run import _leading, _print_workload, headline
 from flurka_bench.measure.runner import run_suite
 from flurka_bench.results import read_run
 from flurka_bench.suite import parse_suite
@@ -160,3 +162,12 @@ def test_suites_are_listed_and_shown(command):
     shown = json.loads(command("suites", "show", "tiny.toml", "--json").stdout)
     assert shown["text"] == TINY and len(shown["cases"]) == 8
     assert "8 cases at 2 workloads on cpu" in command("suites", "show", "tiny.toml").stdout
+
+
+def test_the_answer_names_the_fastest_where_flurka_has_no_time(capsys):
+    failed = {(name, 512): ("oom", "out of memory") for name in synthetic.MECHANISMS if name.startswith("flurka")}
+    for _, cell in _leading(summary(synthetic.frame(seq_lens=(512, 1024), failures=failed))).iterrows():
+        _print_workload(cell)
+    text = capsys.readouterr().out
+    assert "N=512 d=64\nfastest  low-rank-sdpa compress_first: " in text
+    assert "FLuRKA   none of its cases has a time" in text and text.count("fastest  ") == 2 and "nan" not in text

@@ -281,8 +281,8 @@ def _leading(cells: "pd.DataFrame") -> "pd.DataFrame":
     """Per workload the cell in which FLuRKA is fastest, with the workload's fastest mechanism of all beside it."""
     from flurka_bench.analysis.speedup import WORKLOAD
 
-    if cells.empty or cells["subject_s"].isna().all():
-        return cells.iloc[:0]
+    if cells.empty:
+        return cells
     leading = cells.sort_values("subject_s", kind="stable").drop_duplicates(WORKLOAD).sort_index().set_index(WORKLOAD)
     fastest = cells.sort_values("fastest_s", kind="stable").drop_duplicates(WORKLOAD).set_index(WORKLOAD)
     for name in ("mechanism", "order", "backend", "s"):
@@ -294,6 +294,9 @@ def _print_workload(cell: Any) -> None:
     sizes = f"b={cell['batch']} h={cell['num_heads']} N={cell['seq_len']} d={cell['head_dim']}"
     print(f"\n{cell['level']} {cell['pass']} {cell['dtype']} {sizes}")
     print(f"fastest  {_form(cell, 'fastest')}: {format_seconds(cell['fastest_s'])}")
+    if not _form(cell, "subject"):
+        print("FLuRKA   none of its cases has a time")
+        return
     knobs = f" k={cell['rank']} m={cell['num_features']}"
     print(f"FLuRKA   {_form(cell, 'subject')}{knobs}: {format_seconds(cell['subject_s'])}; its speedup over")
 
@@ -314,8 +317,8 @@ def _print_workload(cell: Any) -> None:
 
 def _form(cell: Any, side: str) -> str:
     order, backend = cell[f"{side}_order"], cell[f"{side}_backend"]
-    parts = [cell[f"{side}_mechanism"], order if isinstance(order, str) else "", "" if backend == "eager" else backend]
-    return " ".join(part for part in parts if part)
+    parts = [cell[f"{side}_mechanism"], order, "" if backend == "eager" else backend]
+    return " ".join(part for part in parts if part and isinstance(part, str))  # nan where there is no time, None at level core
 
 
 def _draw(folder: Path) -> None:
