@@ -1,5 +1,6 @@
 """``run``: measure a suite on the device at hand, resumable, and say what came out."""
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -185,14 +186,15 @@ class _Progress:
         if sys.stderr.isatty() and not self.quiet:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+            from rich.table import Column
 
             columns = (
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=16),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[left]}"),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),  # gives way in a narrow terminal
             )
-            self.bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+            self.bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True, expand=True)
             self.bar.start()
             self.task = self.bar.add_task("starting", total=None, left="")
         return self
@@ -218,8 +220,9 @@ class _Progress:
 
         for line in lines:
             self.bar.console.print(escape(line), highlight=False)
-        left = f"{format_seconds(event.left_s, 2)} left" if event.left_s is not None else ""
-        fields = {"description": escape(event.text)} if event.kind == "phase" else {}
+        left = f"{format_seconds(math.ceil(event.left_s), 2)} left" if event.left_s else ""
+        case, _, phase = event.text.rpartition(": ")  # the phase first: a narrow terminal cuts the end off
+        fields = {"description": escape(f"{phase} {case}")} if event.kind == "phase" else {}
         self.bar.update(self.task, total=event.num_cases, completed=event.num_done, left=left, **fields)
         self.bar.refresh()
 
