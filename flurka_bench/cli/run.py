@@ -296,9 +296,10 @@ def _leading(cells: "pd.DataFrame") -> "pd.DataFrame":
 def _print_workload(cell: Any) -> None:
     sizes = f"b={cell['batch']} h={cell['num_heads']} N={cell['seq_len']} d={cell['head_dim']}"
     print(f"\n{cell['level']} {cell['pass']} {cell['dtype']} {sizes}")
-    print(f"fastest  {_form(cell, 'fastest')}: {format_seconds(cell['fastest_s'])}")
+    if _form(cell, "fastest"):
+        print(f"fastest  {_form(cell, 'fastest')}: {format_seconds(cell['fastest_s'])}")
     if not _form(cell, "subject"):
-        print("FLuRKA   none of its cases has a time")
+        print("FLuRKA   not measured (its records say why)")
         return
     knobs = f" k={cell['rank']} m={cell['num_features']}"
     print(f"FLuRKA   {_form(cell, 'subject')}{knobs}: {format_seconds(cell['subject_s'])}; its speedup over")
