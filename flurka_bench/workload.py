@@ -21,6 +21,10 @@ ORDERS = ("project_first", "compress_first", "absorbed")
 BACKENDS = ("eager", "compiled", "fused")
 COMPRESSIONS = ("dense", "mean-pool", "conv")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+# The fields of a case that are one of a few names, with those names (``mechanisms.MECHANISMS`` has the mechanism's).
+CHOICES = {
+    "level": LEVELS, "pass": PASSES, "order": ORDERS, "backend": BACKENDS, "dtype": DTYPES, "compression": COMPRESSIONS,
+}  # fmt: skip
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "bool": 1, "int64": 8}
 
 # The stages a mechanism runs, in this order where it has them; the same names in op lists, code, profiler and plots.

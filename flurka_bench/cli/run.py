@@ -293,6 +293,9 @@ def _leading(cells: "pd.DataFrame") -> "pd.DataFrame":
 def _print_workload(cell: Any) -> None:
     sizes = f"b={cell['batch']} h={cell['num_heads']} N={cell['seq_len']} d={cell['head_dim']}"
     print(f"\n{cell['level']} {cell['pass']} {cell['dtype']} {sizes}")
+    if cell["subject_s"] != cell["subject_s"]:
+        print("FLuRKA   not measured (its records say why)")
+        return
     print(f"fastest  {_form(cell, 'fastest')}: {format_seconds(cell['fastest_s'])}")
     knobs = f" k={cell['rank']} m={cell['num_features']}"
     print(f"FLuRKA   {_form(cell, 'subject')}{knobs}: {format_seconds(cell['subject_s'])}; its speedup over")

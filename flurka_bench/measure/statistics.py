@@ -11,9 +11,20 @@ fewer than ``FEW_ROUNDS`` are taken to have an autocorrelation of 0.8 whatever t
 this makes few rounds AMBIGUOUS, which is what they are; a quiet machine's few rounds still tell a difference from its noise.
 
 Share of A/A trials called FASTER or SLOWER (noise of 5 % on each side, 1,000 trials a cell), by autocorrelation of the noise;
-then of trials with a true difference of 10 % called so, by the noise of each side (autocorrelation 0.2):
+then of trials with a true difference of 10 % called so, by the noise of each side (autocorrelation 0.2). Printed by
+``scripts/error_rates.py``:
 
-TABLE
+======  ====  ====  ====  ====  =====  =====  =====  =====
+rounds   0.0   0.3   0.5   0.8  0.5 %  1.0 %  2.0 %  3.0 %
+======  ====  ====  ====  ====  =====  =====  =====  =====
+     5   0 %   0 %   1 %   2 %   94 %   53 %   18 %    9 %
+     8   0 %   0 %   1 %   4 %  100 %   92 %   47 %   20 %
+    12   0 %   0 %   0 %   3 %  100 %   99 %   69 %   32 %
+    20   0 %   0 %   0 %   3 %  100 %  100 %   92 %   60 %
+    30   0 %   0 %   0 %   4 %  100 %  100 %  100 %   98 %
+    60   0 %   0 %   0 %   1 %  100 %  100 %  100 %  100 %
+======  ====  ====  ====  ====  =====  =====  =====  =====
+
 The ratios with at least 16 rounds in the reference runs have an autocorrelation of 0.2 (quick) and 0.4 (layer) at the ninth
 decile.
 """

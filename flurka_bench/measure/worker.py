@@ -106,6 +106,8 @@ def serve(open_tools: Callable[[str], tuple[Tools, dict[str, Any]]], arguments: 
             return 2
         if options.memory_limit:
             _limit_memory(options.memory_limit)
+        gc.collect()
+        gc.freeze()  # torch's own million objects stay: collecting between groups need not look at them
         say({"say": "hello", **hello})
         for line in sys.stdin.buffer:
             order = json.loads(line)
