@@ -83,16 +83,10 @@ def run(
 
 
 def _profile(found: "FoundDevice", hardware: str | None) -> "Profile | None":
-    """The profile asked for, or the device's own, as ``calibrate`` left it here; None for a GPU that no profile describes."""
-    from flurka_bench.cli.targets import load_targets
-    from flurka_bench.hardware import load
-    from flurka_bench.hardware.detect import detect_cpu, recognise
+    """The profile asked for, or the device's own; None for a GPU that no profile describes."""
+    from flurka_bench.cli.targets import load_targets, own_profile
 
-    if hardware is not None:
-        return load_targets(hardware)[0]
-    own = detect_cpu() if found.kind == "cpu" else recognise(found.name or "")
-    calibrated = Path(f"hardware-{own.name}.toml") if own is not None else None
-    return load(str(calibrated)) if calibrated is not None and calibrated.is_file() else own
+    return own_profile(found.name) if hardware is None else load_targets(hardware)[0]
 
 
 def _predictions(cases: "list[Case]", profile: "Profile | None", *, stages: bool) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,6 @@ timer that forgets to synchronise, to flush or to warm up reads a wrong time.
 
 import contextlib
 import functools
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware.detect import last_level_cache_bytes
+from flurka_bench.measure.probe import find_device
 
 # Below this share of the default clock a sample is not the device's speed (nvbench's rule).
 MIN_CLOCK_FRACTION = 0.75
@@ -279,20 +279,17 @@ def kernel_time_s(events: Iterable[Any]) -> float:
     return total_us * 1e-6
 
 
-def open_device(name: str = "auto") -> Device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises RequestError for what this machine does not have."""
-    if name == "cpu":
+def open_device(request: str = "auto") -> Device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises RequestError for what the driver or torch does not have here."""
+    found = find_device(request)
+    if found.kind == "cpu":
         return CpuDevice()
-    match = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
-    if not match:
-        raise RequestError(f"unknown device {name!r}; accepted for --device: auto, cpu, cuda, cuda:N")
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto" and count == 0:
-        return CpuDevice()
-    index = int(match[1] or 0)
-    if index >= count:
-        found = f"CUDA devices 0 to {count - 1}" if count else "no CUDA device"
-        raise RequestError(f"device {name!r} is not here: torch {torch.__version__} sees {found}; use --device cpu or auto")
-    return CudaDevice(index)
+    if found.index >= count:
+        raise RequestError(
+            f"device {found.device!r} ({found.name}) is not usable: torch {torch.__version__} sees {count} CUDA devices;"
+            " use --device cpu, or a torch that fits the driver"
+        )
+    return CudaDevice(found.index)
