@@ -21,6 +21,7 @@ import torch
 
 from flurka_bench.attention import build
 from flurka_bench.cli.calibrate import _grouped, fit
+from flurka_bench.cost.cpu import REUSES
 from flurka_bench.cost.fitting import absolute_percentage_error
 from flurka_bench.cost.predict import predict
 from flurka_bench.errors import RequestError
@@ -72,7 +73,9 @@ def draw(workloads: int, mechanisms: int, seed: int) -> list[Case]:
 
 def calibrated(device: CpuDevice, threads: int) -> Profile:
     """This machine's profile, as ``flurka-bench calibrate`` makes it."""
-    return fit(detect_cpu(threads), _grouped(microbenchmarks.measure(device).rows))[0]
+    found = microbenchmarks.measure(device)
+    bare = detect_cpu(threads).with_measured({REUSES: found.figures["reuses_memory"]}, {})
+    return fit(bare, _grouped(found.rows))[0]
 
 
 def measure(cases: Sequence[Case], seconds: float, device: CpuDevice) -> np.ndarray:

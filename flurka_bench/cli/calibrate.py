@@ -76,11 +76,12 @@ def calibrate(
         groups = _grouped(measured.rows)
         stem = (out or _default(profile)).with_suffix("")
         written = _writing(stem, lambda: measured.write_rows(stem))  # before the fit: nothing measured is lost
-    profile, fits = fit(_forget(profile, groups), groups, rows)
     figures = {_FIGURE + name: value for name, value in measured.figures.items()} if measured else {}
+    profile = profile.with_measured({**profile.measured, **figures}, profile.measured_about)
+    profile, fits = fit(_forget(profile, groups), groups, rows)
     about |= {"date": time.strftime("%Y-%m-%d"), "num_rows": sum(len(group) for group in groups)}
     about |= {f"error.{each.op}.{each.dtype}": round(each.after, 4) for each in fits if each.after is not None}
-    profile = profile.with_measured({**profile.measured, **figures}, about)
+    profile = profile.with_measured(profile.measured, about)
     target = out or _default(profile)
     _writing(target, lambda: target.write_text(write_profile(profile), encoding="utf-8"))
     if json:

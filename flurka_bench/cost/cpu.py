@@ -25,6 +25,7 @@ from flurka_bench.ops import Op, Tensor
 # glibc's malloc: what no free chunk holds is mapped afresh from this size on, and given back when freed
 # (DEFAULT_MMAP_THRESHOLD_MAX, where the dynamic threshold ends up).
 MAPPED_BYTES = 32 * 2**20
+REUSES = "microbenchmark.reuses_memory"  # 1: freed memory is kept, as ``calibrate`` found it, and no result is mapped
 GRAIN = 32768  # elements that a thread takes at least (at::internal::GRAIN_SIZE)
 QUERY_BLOCK, KEY_BLOCK = 256, 512  # of the fused kernel at long inputs (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp)
 L2_LOW, L2_HIGH = 0.4, 1.2  # footprints, in units of the last cache, that stay in it and that do not
@@ -106,7 +107,7 @@ def cpu_terms(
         launch: ``none`` leaves out the dispatch; a CPU has no graphs.
         length: of the arrays.
         constants, residual: instead of what the profile holds.
-        faulting: bytes of its results in fresh pages; None: those of results from ``MAPPED_BYTES`` on.
+        faulting: bytes of its results in fresh pages; None: those of results that are mapped where it runs alone.
         real: precision of the arithmetic.
     """
     c = constants or cpu_constants(profile, op.dtype)
@@ -125,7 +126,7 @@ def cpu_terms(
     working = compute + memory
     if op.kind == "matmul" and residual is not None:
         working = working * residual(np.log(np.stack([column(getattr(op, name)) for name in MATMUL_SIZES], axis=1)))
-    faults = column(_fresh_bytes(op) if faulting is None else faulting) * real(c.fault_s_per_byte)
+    faults = column(_fresh_bytes(op, profile) if faulting is None else faulting) * real(c.fault_s_per_byte)
     waking = np.where(threads > 1, real(c.parallel_s), real(0))
     return Terms(
         kernel=working + faults + waking, launch=0.0 if launch == "none" else c.dispatch_s, overlap=0.0,
@@ -137,16 +138,24 @@ def cpu_list_terms(
     ops: Sequence[Op], profile: Profile, l2_shares: Iterable[Any], launch: str, length: int, held_until: Mapping[str, int]
 ) -> list[Terms]:
     """Terms of a list that runs again and again; see ``cpu_terms`` and ``fresh_pages``."""
+    fresh_bytes = [0] * len(ops) if reuses_memory(profile) else fresh_pages(ops, held_until)
     known = {dtype: (cpu_constants(profile, dtype), residual_of(profile, dtype)) for dtype in {op.dtype for op in ops}}
     found = []
-    for op, share, fresh in zip(ops, l2_shares, fresh_pages(ops, held_until)):
+    for op, share, fresh in zip(ops, l2_shares, fresh_bytes):
         constants, residual = known[op.dtype]
         found.append(cpu_terms(op, profile, share, launch, length, constants=constants, residual=residual, faulting=fresh))
     return found
 
 
-def _fresh_bytes(op: Op) -> Any:
-    """Bytes of one op's large results, where it runs alone: they are mapped anew at every call."""
+def reuses_memory(profile: Profile) -> bool:
+    """Whether freed memory is kept: a run sees to it; profiles calibrated before it did say nothing, and then glibc maps."""
+    return bool(profile.measured.get(REUSES, not any(name.startswith("cpu.") for name in profile.measured)))
+
+
+def _fresh_bytes(op: Op, profile: Profile) -> Any:
+    """Bytes of one op's large results, where it runs alone and they are mapped anew at every call."""
+    if reuses_memory(profile):
+        return 0
     return sum((np.where(np.asarray(tensor.bytes) >= MAPPED_BYTES, tensor.bytes, 0) for tensor in _new(op)), start=0)
 
 
@@ -383,6 +392,7 @@ def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
     dtype = groups[0].dtype
     prefix = f"cpu.{dtype}."
     kept = {name: value for name, value in profile.measured.items() if not name.startswith(prefix)}
+    kept[REUSES] = float(reuses_memory(profile))
     bare = profile.with_measured(kept, profile.measured_about)
     start = cpu_constants(bare, dtype)
     names = [field.name for field in fields(CpuConstants)]
@@ -401,7 +411,7 @@ def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
     anchors, logs = [], []
     for rows in (rows for rows in groups if rows.op in MATMULS):
         terms, op = _row_terms(bare, rows, constants=found), op_of(rows)
-        fixed = terms.launch + terms.latency + _fresh_bytes(op) * found.fault_s_per_byte
+        fixed = terms.launch + terms.latency + _fresh_bytes(op, bare) * found.fault_s_per_byte
         working = terms.seconds - fixed
         logs.append(np.log(np.maximum(rows.seconds - fixed, 0.1 * working) / working))
         sizes = [np.broadcast_to(getattr(op, name), working.shape) for name in MATMUL_SIZES]

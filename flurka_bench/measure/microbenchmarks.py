@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from flurka_bench.measure import allocator
 from flurka_bench.measure.device import Device
 from flurka_bench.measure.timers import EventTimer, Timer, make_timer
 from flurka_bench.workload import DTYPE_BYTES
@@ -425,6 +426,8 @@ def _figure_probes(
     yield "launch of an empty op", launch
     if device.is_queue:
         yield "launch inside a graph", graph_launch
+    else:
+        yield "allocator", lambda budget_s: {"reuses_memory": float(allocator.reuses_memory() or 0)}
     yield "memory bandwidth", bandwidth
     yield "cache sweep", lambda budget_s: _cache_figures(torch, device, device_timer, budget_s)
     for dtype in dtypes:
