@@ -68,6 +68,7 @@ def test_figures_of_a_cpu():
     for _, measure_figure in microbenchmarks._figure_probes(torch, CpuDevice(), ["float32"]):
         found |= measure_figure(0.02)
     assert {"launch_eager_s", "copy_bandwidth_bytes_per_s", "matmul_flops_per_s.float32", "sustained_fraction"} <= set(found)
+    assert found.pop("reuses_memory") in (0, 1)
     assert all(math.isfinite(value) and value > 0 for value in found.values())
     assert found["launch_eager_s"] < 1e-3
     assert found["sustained_fraction"] <= 1

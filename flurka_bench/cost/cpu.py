@@ -26,9 +26,9 @@ from flurka_bench.ops import Op, Tensor
 # (DEFAULT_MMAP_THRESHOLD_MAX, where the dynamic threshold ends up).
 MAPPED_BYTES = 32 * 2**20
 REUSES = "microbenchmark.reuses_memory"  # 1: freed memory is kept, as ``calibrate`` found it, and no result is mapped
+NARROW = 32  # four vectors of 256 bits (aten/src/ATen/native/cpu/Reduce.h)
 GRAIN = 32768  # elements that a thread takes at least (at::internal::GRAIN_SIZE)
 QUERY_BLOCK, KEY_BLOCK = 256, 512  # of the fused kernel at long inputs (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp)
-L2_LOW, L2_HIGH = 0.4, 1.2  # footprints, in units of the last cache, that stay in it and that do not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +38,15 @@ class CpuConstants:
     dispatch_s: float = 2e-6
     parallel_s: float = 3e-6  # to wake the threads and wait for the last
     cache_bytes_per_cycle: float = 16.0  # of one thread, beyond its own caches
+    cache_share: float = 0.6  # of the last cache: footprints half of which it holds; neighbours take the rest
     dram_efficiency: float = 1.0  # of the profile's bandwidth
+    matmul_stream: float = 0.4  # of that, where a product reads its panels: packing does not run ahead of itself
     fault_s_per_byte: float = 4e-10  # first touch of mapped memory: the kernel clears a page
     vector_cycles: float = 0.3
     row_cycles: float = 4.0  # a short inner loop, where operands broadcast
     reduction_row_cycles: float = 30.0
+    maximum_row_cycles: float = 50.0
+    narrow_maximum_cycles: float = 8.0  # along an axis with fewer neighbours than ``NARROW``: one element at a time
     division_cycles: float = 0.6
     select_cycles: float = 3.0
     exp_cycles: float = 2.2
@@ -88,6 +92,12 @@ def cpu_constants(profile: Profile, dtype: str) -> CpuConstants:
     return CpuConstants(**values)
 
 
+def cache_bounds(profile: Profile, constants: CpuConstants | None = None) -> tuple[float, float]:
+    """Footprints, in units of the last cache, that stay in it and that do not."""
+    share = (constants or cpu_constants(profile, "float32")).cache_share
+    return 0.6 * share, 1.4 * share
+
+
 def residual_of(profile: Profile, dtype: str) -> Residual | None:
     """What the constants leave unexplained of this machine's matmuls."""
     found = profile.measured.get(f"cpu.{dtype}.residual")
@@ -122,7 +132,8 @@ def cpu_terms(
     compute = cycles / (threads * real(hz))
     bandwidth = profile.memory_bandwidth_bytes_per_s * c.dram_efficiency
     cache = np.maximum(threads * real(c.cache_bytes_per_cycle * hz), real(bandwidth))
-    memory = moved * (l2_share / cache + (1 - l2_share) * real(1 / bandwidth))
+    stream = bandwidth * (c.matmul_stream if op.kind == "matmul" else 1.0)
+    memory = moved * (l2_share / cache + (1 - l2_share) * real(1 / stream))
     working = compute + memory
     if op.kind == "matmul" and residual is not None:
         working = working * residual(np.log(np.stack([column(getattr(op, name)) for name in MATMUL_SIZES], axis=1)))
@@ -251,10 +262,19 @@ def _streaming(op: Op, c: CpuConstants, profile: Profile, column: Any) -> tuple[
     real = rows.dtype.type
     cycles = elements * real(getattr(c, _cycles_of(op)))
     if op.kind == "reduction":
-        cycles = cycles + rows * real(c.reduction_row_cycles)
-    elif _broadcasts(op):
+        return cycles + _reduction(op, c, column, rows, elements), _threads(profile, elements)
+    if _broadcasts(op):
         cycles = cycles + rows * real(c.row_cycles)
     return cycles, _threads(profile, elements)
+
+
+def _reduction(op: Op, c: CpuConstants, column: Any, rows: np.ndarray, elements: np.ndarray) -> np.ndarray:
+    """What a reduction takes beyond its elements: something a row, or, along an axis with few neighbours, no vectors."""
+    real, maximum = rows.dtype.type, "max" in op.name
+    if isinstance(op.inner, int) and op.inner == 1:
+        return rows * real(c.maximum_row_cycles if maximum else c.reduction_row_cycles)
+    narrow = (column(op.inner) < NARROW) & maximum
+    return np.where(narrow, elements * real(c.narrow_maximum_cycles), real(0))
 
 
 def _cycles_of(op: Op) -> str:
@@ -265,6 +285,8 @@ def _cycles_of(op: Op) -> str:
         return "select_cycles"  # by a mask, one element at a time
     if isinstance(op.special_flops, int) and not op.special_flops:
         return "vector_cycles"
+    if op.name.startswith("elu") and op.phase == "backward":
+        return "exp_cycles"  # vectorised, unlike the forward's expm1
     names = ("gelu", "elu", "tanh", "exp")  # gelu before elu, which is part of it
     return next((f"{name}_cycles" for name in names if name in op.name), "division_cycles")
 
@@ -293,6 +315,7 @@ _ROWS: dict[str, tuple[str, str, str, tuple[str, ...], str, bool]] = {
     "sub_column_": ("elementwise", "sub", "vector", ("BH", "B"), "BH", True),
     "div_column": ("elementwise", "divide", "special", ("BH", "B"), "BH", False),
     **{name: ("reduction", name, "vector", ("BH",), "B", False) for name in ("sum", "amax")},
+    "amax_columns": ("reduction", "amax", "vector", ("BH",), "H", False),
     "where": ("elementwise", "where", "vector", ("mask", "BH"), "BH", False),
     "transpose": ("copy", "copy", "", ("BH",), "BH", False),
     "softmax": ("softmax", "softmax", "forward", ("BH",), "BH", False),
@@ -356,6 +379,8 @@ def _streaming_op(rows: Rows) -> Op:
     one = _op(rows, kind, [*(numel[each] for each in operands), numel[result]], len(operands), name=name, rows=b, cols=h,
               special_flops=b * h if does == "special" else 0,
               phase="backward" if does == "backward" else "forward")  # fmt: skip
+    if rows.op == "amax_columns":
+        one = replace(one, rows=8 * h, cols=b / 8, inner=h)  # of eight blocks
     if operands[0] == "mask":
         one = replace(one, reads=(replace(one.reads[0], dtype="bool"), *one.reads[1:]))
     return replace(one, writes=one.reads[:1]) if in_place else one
@@ -369,7 +394,7 @@ def predict_rows(profile: Profile, rows: Rows, **options: Any) -> np.ndarray:
 def _row_terms(profile: Profile, rows: Rows, **options: Any) -> Terms:
     op = op_of(rows)
     options.setdefault("residual", residual_of(profile, rows.dtype))
-    share = resident_share(op.bytes_read + op.bytes_written, profile.l2_bytes, L2_LOW, L2_HIGH)
+    share = resident_share(op.bytes_read + op.bytes_written, profile.l2_bytes, *cache_bounds(profile, options.get("constants")))
     return cpu_terms(op, profile, share, "eager", len(rows), real=np.float64, **options)
 
 

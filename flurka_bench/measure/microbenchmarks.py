@@ -157,7 +157,7 @@ def _attention_flops(probe: Probe) -> float:
 
 def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
     """What a CPU's model asks for: products with short sides, rows that broadcast, in place or into fresh memory, and keys
-    shorter than the queries. Results reach past the size from which the allocator maps them anew.
+    shorter than the queries. Operands reach past the cache, and past the size from which an allocator may map results anew.
     """
     rng = np.random.default_rng(seed)
 
@@ -191,10 +191,15 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
     found = [each for op, count in (("bmm", 52), ("bmm_shared", 10), ("linear", 24)) for each in _stratified(
         [probe for probe in candidates if probe.op == op and probe.num_bytes < 4e8], flops, 2e5, 6e9, count
     )]  # fmt: skip
+    # Few features or a small head: what streams from memory decides, where the sizes above are bound by arithmetic.
+    skinny = [probe for probe in candidates if min(probe.shape[side] for side in "MNK") <= 64 and flops(probe) < 2e9]
+    skinny = [probe for probe in skinny if probe.op != "bmm_shared" and probe not in found]
+    found += _stratified(skinny, lambda probe: probe.num_bytes, 1e7, 1.2e8, 16)
     for op in CPU_ROWS:
         # Small only as far as calls in attention are; the fourth leaves the cache, the last is mapped.
         for footprint in np.array([2e5, 3e6, 1e7, 2.3e7, 6e7]) * rng.uniform(0.7, 1.3, 5):
-            width = pick(32, 64, 128, 256, 1024, 4096) if op.startswith("softmax") else pick(16, 32, 64, 128)
+            widths = (32, 64, 128, 256, 1024, 4096) if op.startswith("softmax") else (16, 32, 64, 128)
+            width = pick(*(widths if op != "amax_columns" else (16, 24, 64)))
             rows = max(16, int(footprint / DTYPE_BYTES[dtype] / width) // 16 * 16)
             found.append(Probe(op=op, dtype=dtype, shape={"B": rows, "H": width}))
     for op, count in (("attention", 14), ("attention_backward", 6)):
@@ -207,7 +212,7 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
 
 # In place with a trailing underscore; row: the second operand is (1, H), column: (B, 1).
 CPU_ROWS = ("add", "mul", "div", "relu", "exp", "elu", "gelu", "tanh", "addu_", "exp_", "sub_column_", "mul_row", "div_column",
-            "sum", "amax", "where", "transpose", "softmax", "softmax_backward")  # fmt: skip
+            "sum", "amax", "amax_columns", "where", "transpose", "softmax", "softmax_backward")  # fmt: skip
 _CPU_ONLY = set(CPU_ROWS) - {"add", "mul", "div", "relu", "exp", "gelu", "tanh", "softmax"}
 
 
@@ -284,6 +289,7 @@ def _cpu_rows(torch: Any, probe: Probe, x: Any) -> Callable[[], Any]:
         "div_column": lambda: x / column,
         "sum": lambda: x.sum(-1, keepdim=True),
         "amax": lambda: x.amax(-1, keepdim=True),
+        "amax_columns": lambda: x.view(8, -1, x.shape[1]).amax(1, keepdim=True),
         "where": lambda: torch.where(mask, x, 0.0),
         "elu": lambda: torch.nn.functional.elu(x),
         "transpose": lambda: x.view(8, -1, x.shape[1]).transpose(0, 1).contiguous(),
