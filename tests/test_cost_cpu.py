@@ -5,17 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flurka_bench.cost.cpu import (
-    MAPPED_BYTES,
-    REUSES,
-    ROW_OPS,
-    CpuConstants,
-    calibrate_cpu,
-    cpu_terms,
-    fresh_pages,
-    predict_rows,
-    reuses_memory,
-)
+from flurka_bench.cost.cpu import MAPPED_BYTES, REUSES, CpuConstants, cpu_terms, fresh_pages, reuses_memory
+from flurka_bench.cost.cpu_rows import ROW_OPS, calibrate_cpu, predict_rows
 from flurka_bench.cost.fitting import Rows
 from flurka_bench.cost.predict import predict
 from flurka_bench.errors import RequestError

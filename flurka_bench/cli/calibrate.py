@@ -150,7 +150,7 @@ def _fit_cpu(profile: "Profile", groups: "list[Rows]", seed: int) -> "tuple[Prof
     """As ``fit``, all ops of a dtype at once: two thirds of each op's rows judge the last third, then all rows are fitted."""
     import numpy as np
 
-    from flurka_bench.cost.cpu import calibrate_cpu, features, op_of, predict_rows
+    from flurka_bench.cost.cpu_rows import calibrate_cpu, features, op_of, predict_rows
     from flurka_bench.cost.fitting import absolute_percentage_error, stratified
 
     known, fits = [], []
