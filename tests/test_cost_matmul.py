@@ -66,9 +66,7 @@ def test_translation_misses_cost_half_of_their_price_at_the_reach():
 
 def test_the_left_operand_alone_is_exposed_on_its_way_from_memory():
     cold = bare(exposed_read=0.25)
-    added = seconds(cold, 1, 4096, 128, 512, working_set_bytes=np.inf) - seconds(
-        BARE, 1, 4096, 128, 512, working_set_bytes=np.inf
-    )
+    added = seconds(cold, 1, 4096, 128, 512, working_set_bytes=np.inf) - seconds(BARE, 1, 4096, 128, 512, working_set_bytes=np.inf)
     assert added == pytest.approx(0.25 * 2 * 4096 * 512 / load(A100).memory_bandwidth_bytes_per_s, rel=1e-3)
     assert seconds(cold, 1, 4096, 128, 512) == pytest.approx(seconds(BARE, 1, 4096, 128, 512), rel=1e-6)  # in L2
 

@@ -35,9 +35,7 @@ class MatmulConstants:
 
     compute_efficiency: float  # of the unit's peak, inside the main loop of a tile of 128 x 128
     feed_bytes_per_clock_per_sm: float  # operands from L2 to one SM while it works
-    walk_reach_bytes: (
-        float  # operands this large lose half of walk_price: their rows lie on more pages than are translated at once
-    )
+    walk_reach_bytes: float  # operands this large lose half of walk_price: their rows lie on more pages than are translated at once
     walk_price: float  # how much longer a step along the inner dimension takes when every translation misses
     read_again: float  # share of the right operand's further reads that miss L2; 0: tiles in flight form a square
     exposed_read: float  # share of the left operand's way from DRAM that hides behind nothing
