@@ -11,7 +11,7 @@ from flurka_bench.cost.fitting import Rows
 from flurka_bench.cost.predict import predict
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware.detect import detect_cpu
-from flurka_bench.measure.microbenchmarks import cpu_probes
+from flurka_bench.measure.shapes import cpu_probes
 from flurka_bench.ops import Op, Tensor
 from flurka_bench.workload import Case
 

@@ -19,19 +19,8 @@ from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load
 from flurka_bench.measure import microbenchmarks
 from flurka_bench.measure.device import CpuDevice, Reading
-from flurka_bench.measure.microbenchmarks import (
-    ATTENTION,
-    MATMUL,
-    ROW,
-    Calibration,
-    Probe,
-    attention_probes,
-    knee,
-    matmul_probes,
-    measure,
-    probes_for,
-    streaming_probes,
-)
+from flurka_bench.measure.microbenchmarks import ATTENTION, MATMUL, ROW, Calibration, knee, measure
+from flurka_bench.measure.shapes import Probe, attention_probes, matmul_probes, probes_for, streaming_probes
 
 SMALL = [
     Probe(op="linear", dtype="float32", shape={"B": 1, "M": 64, "N": 32, "K": 16}),
