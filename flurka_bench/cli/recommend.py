@@ -124,6 +124,11 @@ def _print(answer: "Recommendation", limit: int) -> None:
     print(f"\n{answer.hardware}: N = {request.seq_len}, D = {request.model_dim}, batch {request.batch}, {request.pass_},"
           f" {request.dtype}, level layer; {answer.num_searched} configurations searched")  # fmt: skip
     print(request.floor_in_words())
+    if answer.num_without_error:
+        print(
+            f"{answer.num_without_error} of them are left out: no error was measured for them at N = {request.seq_len} and these"
+            " head widths, and none is extrapolated"
+        )
     if not answer.candidates:
         print(f"Nothing meets what was asked: {answer.why_none}.")
         if answer.nearest is not None:
