@@ -36,7 +36,7 @@ class Op:
     =============  ==================================================================================
     matmul         ``batch`` products (rows, inner) @ (inner, cols)
     softmax        ``batch * rows`` rows of ``cols`` elements (``inner`` is 1)
-    reduction      ``batch * rows`` rows of ``cols`` elements, each to one
+    reduction      ``batch * rows`` rows of ``cols`` elements, each to one; ``inner`` elements apart in memory (1: adjacent)
     elementwise    ``batch * rows * cols`` elements
     copy           the same, nothing computed
     attention      fused softmax(Q K^T / sqrt(d)) V: ``batch`` heads, ``rows`` queries, ``cols`` keys,

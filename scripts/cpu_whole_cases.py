@@ -21,12 +21,13 @@ import torch
 
 from flurka_bench.attention import build
 from flurka_bench.cli.calibrate import _grouped, fit
+from flurka_bench.cost.cpu import REUSES
 from flurka_bench.cost.fitting import absolute_percentage_error
 from flurka_bench.cost.predict import predict
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import Profile, load
 from flurka_bench.hardware.detect import detect_cpu
-from flurka_bench.measure import microbenchmarks
+from flurka_bench.measure import allocator, microbenchmarks
 from flurka_bench.measure.device import CpuDevice
 from flurka_bench.measure.timers import make_timer
 from flurka_bench.mechanisms import MECHANISMS, canonical, get, lower, peak_memory_bytes
@@ -72,7 +73,9 @@ def draw(workloads: int, mechanisms: int, seed: int) -> list[Case]:
 
 def calibrated(device: CpuDevice, threads: int) -> Profile:
     """This machine's profile, as ``flurka-bench calibrate`` makes it."""
-    return fit(detect_cpu(threads), _grouped(microbenchmarks.measure(device).rows))[0]
+    found = microbenchmarks.measure(device)
+    bare = detect_cpu(threads).with_measured({REUSES: found.figures["reuses_memory"]}, {})
+    return fit(bare, _grouped(found.rows))[0]
 
 
 def measure(cases: Sequence[Case], seconds: float, device: CpuDevice) -> np.ndarray:
@@ -92,6 +95,7 @@ def measure(cases: Sequence[Case], seconds: float, device: CpuDevice) -> np.ndar
         for at in members:
             found[at] = statistics.mean(sorted(samples[at])[: -(-len(samples[at]) // 5)])
             benches[at].release()
+        allocator.give_back()
     return np.array([found[at] for at in range(len(cases))])
 
 
@@ -131,6 +135,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="CSV of the cases with measured and predicted seconds")
     parser.add_argument("--cpu-clock", action="store_true", help="one thread, timed by its own clock")
     arguments = parser.parse_args()
+    allocator.reuse_memory()
     if arguments.cpu_clock:
         torch.set_num_threads(1)
     device = CpuDevice(clock_ns=time.thread_time_ns) if arguments.cpu_clock else CpuDevice()

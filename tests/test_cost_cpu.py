@@ -5,16 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flurka_bench.cost.cpu import MAPPED_BYTES, ROW_OPS, CpuConstants, calibrate_cpu, cpu_terms, fresh_pages, predict_rows
+from flurka_bench.cost.cpu import MAPPED_BYTES, REUSES, CpuConstants, cpu_terms, fresh_pages, reuses_memory
+from flurka_bench.cost.cpu_rows import ROW_OPS, calibrate_cpu, predict_rows
 from flurka_bench.cost.fitting import Rows
 from flurka_bench.cost.predict import predict
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware.detect import detect_cpu
-from flurka_bench.measure.microbenchmarks import cpu_probes
+from flurka_bench.measure.shapes import cpu_probes
 from flurka_bench.ops import Op, Tensor
 from flurka_bench.workload import Case
 
 CPU = detect_cpu(2)
+MAPPING = CPU.with_measured({REUSES: 0.0}, {})  # glibc as it is by itself
 
 
 def op(kind="elementwise", name="add", reads=("x",), writes=("y",), numel=1_000_000, **sizes):
@@ -23,11 +25,11 @@ def op(kind="elementwise", name="add", reads=("x",), writes=("y",), numel=1_000_
     return Op(stage="other", kind=kind, name=name, dtype="float32", rows=numel, reads=reads, writes=writes, **sizes)
 
 
-def seconds(one, **options):
-    return float(cpu_terms(one, CPU, np.float32(0.5), "eager", 1, **options).seconds[0])
+def seconds(one, profile=CPU, **options):
+    return float(cpu_terms(one, profile, np.float32(0.5), "eager", 1, **options).seconds[0])
 
 
-def rows_of(constants=None):
+def rows_of(profile, constants=None):
     """The probes' rows as a machine with these constants would time them."""
     groups = []
     probes = cpu_probes("float32")
@@ -35,16 +37,25 @@ def rows_of(constants=None):
         mine = [probe.shape for probe in probes if probe.op == name]
         columns = {key: np.array([float(shape[key]) for shape in mine]) for key in mine[0]}
         one = Rows(op=name, dtype="float32", device="", columns=columns, seconds=np.ones(len(mine)))
-        groups.append(replace(one, seconds=predict_rows(CPU, one, constants=constants)))
+        groups.append(replace(one, seconds=predict_rows(profile, one, constants=constants)))
     return groups
 
 
 def test_fresh_results_cost_page_faults_and_results_in_place_do_not():
     small, large = (op(numel=int(factor * MAPPED_BYTES / 4)) for factor in (0.9, 1.1))
     in_place = op(numel=int(1.1 * MAPPED_BYTES / 4), writes=("x",))
-    assert seconds(large) - seconds(in_place) > 0.9 * large.bytes_written * CpuConstants().fault_s_per_byte
-    assert seconds(small) < 0.5 * seconds(large)
-    assert seconds(large, faulting=0.0) == pytest.approx(seconds(large) - large.bytes_written * 4e-10, rel=1e-3)
+    faults = large.bytes_written * CpuConstants().fault_s_per_byte
+    assert seconds(large, MAPPING) - seconds(in_place, MAPPING) > 0.9 * faults
+    assert seconds(small, MAPPING) < 0.5 * seconds(large, MAPPING)
+    assert seconds(large, MAPPING, faulting=0.0) == pytest.approx(seconds(large, MAPPING) - faults, rel=1e-3)
+    assert seconds(large) == pytest.approx(seconds(large, MAPPING) - faults, rel=1e-3)  # where freed memory is kept
+
+
+def test_profiles_calibrated_before_reuse_say_nothing_and_map():
+    assert reuses_memory(CPU) and not reuses_memory(MAPPING)
+    assert not reuses_memory(CPU.with_measured({"cpu.float32.exp_cycles": 2.0}, {}))
+    case = [Case(mechanism="full-math", seq_len=4096)]
+    assert predict(case, MAPPING)[0].seconds > 1.2 * predict(case, CPU)[0].seconds
 
 
 def test_the_heap_serves_again_what_was_freed():
@@ -53,6 +64,17 @@ def test_the_heap_serves_again_what_was_freed():
     assert [float(each) for each in fresh_pages(ops, {})] == [0, 0, 0]  # the heap of the round before
     huge = op(reads=("x",), writes=("d",), numel=MAPPED_BYTES)
     assert [float(each) for each in fresh_pages([*ops, huge], {})] == [0, 0, 0, 4 * MAPPED_BYTES]
+
+
+def test_a_maximum_along_an_axis_with_few_neighbours_takes_one_element_at_a_time():
+    def cycles(name, apart):
+        one = seconds(replace(op(), kind="reduction", name=name, rows=16, cols=62_500, inner=apart))
+        return (
+            one - seconds(replace(op(), kind="reduction", name="key_mean", rows=16, cols=62_500, inner=64))
+        ) * CPU.boost_clock_hz
+
+    assert cycles("key_maximum", 16) > 1e6 > 100 > abs(cycles("key_maximum", 64))
+    assert abs(cycles("key_mean", 16)) < 100
 
 
 @pytest.mark.parametrize("side", ["rows", "inner", "cols"])
@@ -79,13 +101,13 @@ def test_every_probe_has_a_model():
 
 def test_calibration_finds_a_machine_again():
     truth = CpuConstants(fault_s_per_byte=9e-10, exp_cycles=1.5, matmul_efficiency=0.6, score_cycles=5.0, dram_efficiency=2.0)
-    groups = rows_of(truth)
-    fitted = calibrate_cpu(CPU, groups)
+    groups = rows_of(MAPPING, truth)
+    fitted = calibrate_cpu(MAPPING, groups)
     for group in groups:
         error = np.abs(predict_rows(fitted, group) / group.seconds - 1)
         assert error.mean() < 0.05, group.op
     assert fitted.measured["cpu.float32.fault_s_per_byte"] == pytest.approx(9e-10, rel=0.1)
-    before, after = (predict([Case(mechanism="full-sdpa", seq_len=2048)], each)[0].seconds for each in (CPU, fitted))
+    before, after = (predict([Case(mechanism="full-sdpa", seq_len=2048)], each)[0].seconds for each in (MAPPING, fitted))
     assert after > 1.1 * before  # each score takes twice as long besides its products
 
 

@@ -32,6 +32,7 @@ def quiet(here):
     best["torch"] |= {"num_threads": 1, "cuda_build": "12.8", "cuda_available": True}
     best["packages"] |= {"torch": "2.13.0", "triton": "3.7.1"}
     best |= {"memory_bytes": 10**10, "memory_available_bytes": 9 * 10**9, "disk_free_bytes": 10**10, "variables": {}}
+    best["reuses_memory"] = True
     best["git"] = {"commit": "0" * 40, "dirty": False}
     best["gpu"] = {
         "name": "NVIDIA Test", "num_sms": 132, "l2_bytes": 50_000_000, "nvml": True, "driver": "570.1",
@@ -88,6 +89,7 @@ FAULTS = [
     ("variables", "NVIDIA_TF32_OVERRIDE", "1", "float32 matmuls", "warn", "TF32"),
     ("git", "dirty", True, "source", "warn", "commit before"),
     (None, "memory_available_bytes", 10**8, "memory", "warn", "close other programs"),
+    (None, "reuses_memory", False, "allocator", "warn", "jemalloc"),
     (None, "disk_free_bytes", 10**7, "disk", "bad", "make room"),
     ("gpu", "nvml", False, "gpu state", "warn", "nvidia-ml-py"),
     ("gpu", "throttle_reasons", "hardware thermal", "throttling", "bad", "cool"),

@@ -19,19 +19,8 @@ from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load
 from flurka_bench.measure import microbenchmarks
 from flurka_bench.measure.device import CpuDevice, Reading
-from flurka_bench.measure.microbenchmarks import (
-    ATTENTION,
-    MATMUL,
-    ROW,
-    Calibration,
-    Probe,
-    attention_probes,
-    knee,
-    matmul_probes,
-    measure,
-    probes_for,
-    streaming_probes,
-)
+from flurka_bench.measure.microbenchmarks import ATTENTION, MATMUL, ROW, Calibration, knee, measure
+from flurka_bench.measure.shapes import Probe, attention_probes, matmul_probes, probes_for, streaming_probes
 
 SMALL = [
     Probe(op="linear", dtype="float32", shape={"B": 1, "M": 64, "N": 32, "K": 16}),
@@ -68,6 +57,7 @@ def test_figures_of_a_cpu():
     for _, measure_figure in microbenchmarks._figure_probes(torch, CpuDevice(), ["float32"]):
         found |= measure_figure(0.02)
     assert {"launch_eager_s", "copy_bandwidth_bytes_per_s", "matmul_flops_per_s.float32", "sustained_fraction"} <= set(found)
+    assert found.pop("reuses_memory") in (0, 1)
     assert all(math.isfinite(value) and value > 0 for value in found.values())
     assert found["launch_eager_s"] < 1e-3
     assert found["sustained_fraction"] <= 1

@@ -76,11 +76,12 @@ def calibrate(
         groups = _grouped(measured.rows)
         stem = (out or calibrated_file(profile)).with_suffix("")
         written = _writing(stem, lambda: measured.write_rows(stem))  # before the fit: nothing measured is lost
-    profile, fits = fit(_forget(profile, groups), groups, rows)
     figures = {_FIGURE + name: value for name, value in measured.figures.items()} if measured else {}
+    profile = profile.with_measured({**profile.measured, **figures}, profile.measured_about)
+    profile, fits = fit(_forget(profile, groups), groups, rows)
     about |= {"date": time.strftime("%Y-%m-%d"), "num_rows": sum(len(group) for group in groups)}
     about |= {f"error.{each.op}.{each.dtype}": round(each.after, 4) for each in fits if each.after is not None}
-    profile = profile.with_measured({**profile.measured, **figures}, about)
+    profile = profile.with_measured(profile.measured, about)
     target = out or calibrated_file(profile)
     _writing(target, lambda: target.write_text(write_profile(profile), encoding="utf-8"))
     if json:
@@ -145,7 +146,7 @@ def _fit_cpu(profile: "Profile", groups: "list[Rows]", seed: int) -> "tuple[Prof
     """As ``fit``, all ops of a dtype at once: two thirds of each op's rows judge the last third, then all rows are fitted."""
     import numpy as np
 
-    from flurka_bench.cost.cpu import calibrate_cpu, features, op_of, predict_rows
+    from flurka_bench.cost.cpu_rows import calibrate_cpu, features, op_of, predict_rows
     from flurka_bench.cost.fitting import absolute_percentage_error, stratified
 
     known, fits = [], []
@@ -218,10 +219,11 @@ def _measure(
     """Measure the device; the profile to start from, what was measured, and under which conditions."""
     dtypes = comma_list(dtype, one_of(DTYPES, "--dtype"), "--dtype") if dtype else None
     budget_s = parse_seconds(budget, "--budget") if budget else None
-    from flurka_bench.measure import environment, microbenchmarks
+    from flurka_bench.measure import allocator, environment, microbenchmarks
     from flurka_bench.measure.device import open_device
 
     device = open_device(name)
+    allocator.reuse_memory()
     captured = environment.capture(device)
     for warning in environment.warnings(captured):
         print(f"warning: {warning}", file=sys.stderr)

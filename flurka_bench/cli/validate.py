@@ -134,7 +134,7 @@ def _of_device(profile: "Profile", header: list[str], table: list[list[str]]) ->
 
 
 def _operators(path: Path, profile: "Profile", mine: np.ndarray) -> list[Group]:
-    from flurka_bench.cost.cpu import predict_rows
+    from flurka_bench.cost.cpu_rows import predict_rows
     from flurka_bench.cost.fitting import read_rows
     from flurka_bench.cost.operators import operator_of
 

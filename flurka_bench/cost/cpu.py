@@ -1,8 +1,8 @@
 """Seconds of a CPU's ops: cycles an element or multiply-add over the threads, cache or memory, and page faults.
 
-A CPU differs from a GPU in three things that decide between mechanisms. Results too large for the allocator's arenas are
-mapped anew at each call, and the kernel clears every page at first touch, which costs more than the arithmetic. Matmuls are
-panels packed for a register tile, so each short side costs its share. Exponentials are polynomials on the same lanes.
+A CPU differs from a GPU in three things that decide between mechanisms. Matmuls are panels packed for a register tile, so each
+short side costs its share, and they stream slower than additions. Exponentials are polynomials on the same lanes. And where the
+allocator does not keep what is freed, results are mapped anew and every page is cleared at first touch.
 
     t = dispatch + compute + memory + faults
 
@@ -11,23 +11,23 @@ defaults below are a starting point (one machine, uncalibrated only); calibratio
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from flurka_bench.cost.fitting import Residual, Rows, fit_log
-from flurka_bench.cost.terms import Terms, resident_share
-from flurka_bench.errors import RequestError, unknown
+from flurka_bench.cost.fitting import Residual
+from flurka_bench.cost.terms import Terms
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.ops import Op, Tensor
 
 # glibc's malloc: what no free chunk holds is mapped afresh from this size on, and given back when freed
 # (DEFAULT_MMAP_THRESHOLD_MAX, where the dynamic threshold ends up).
 MAPPED_BYTES = 32 * 2**20
+REUSES = "microbenchmark.reuses_memory"  # 1: freed memory is kept, as ``calibrate`` found it, and no result is mapped
+NARROW = 32  # four vectors of 256 bits (aten/src/ATen/native/cpu/Reduce.h)
 GRAIN = 32768  # elements that a thread takes at least (at::internal::GRAIN_SIZE)
 QUERY_BLOCK, KEY_BLOCK = 256, 512  # of the fused kernel at long inputs (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp)
-L2_LOW, L2_HIGH = 0.4, 1.2  # footprints, in units of the last cache, that stay in it and that do not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +37,15 @@ class CpuConstants:
     dispatch_s: float = 2e-6
     parallel_s: float = 3e-6  # to wake the threads and wait for the last
     cache_bytes_per_cycle: float = 16.0  # of one thread, beyond its own caches
+    cache_share: float = 0.6  # of the last cache: footprints half of which it holds; neighbours take the rest
     dram_efficiency: float = 1.0  # of the profile's bandwidth
+    matmul_stream: float = 0.4  # of that, where a product reads its panels: packing does not run ahead of itself
     fault_s_per_byte: float = 4e-10  # first touch of mapped memory: the kernel clears a page
     vector_cycles: float = 0.3
     row_cycles: float = 4.0  # a short inner loop, where operands broadcast
     reduction_row_cycles: float = 30.0
+    maximum_row_cycles: float = 50.0
+    narrow_maximum_cycles: float = 8.0  # along an axis with fewer neighbours than ``NARROW``: one element at a time
     division_cycles: float = 0.6
     select_cycles: float = 3.0
     exp_cycles: float = 2.2
@@ -73,9 +77,7 @@ class CpuResidual(Residual):
     NOISE = 0.06
 
 
-PRIOR_SD = 1.0  # log units: the defaults are one machine's
 MATMUL_SIZES = ("batch", "rows", "inner", "cols")  # whose logs the residual takes
-NOISE = 0.05
 
 
 def cpu_constants(profile: Profile, dtype: str) -> CpuConstants:
@@ -85,6 +87,12 @@ def cpu_constants(profile: Profile, dtype: str) -> CpuConstants:
         names = (field.name for field in fields(CpuConstants))
         values |= {name: profile.measured[prefix + name] for name in names if prefix + name in profile.measured}
     return CpuConstants(**values)
+
+
+def cache_bounds(profile: Profile, constants: CpuConstants | None = None) -> tuple[float, float]:
+    """Footprints, in units of the last cache, that stay in it and that do not."""
+    share = (constants or cpu_constants(profile, "float32")).cache_share
+    return 0.6 * share, 1.4 * share
 
 
 def residual_of(profile: Profile, dtype: str) -> Residual | None:
@@ -106,7 +114,7 @@ def cpu_terms(
         launch: ``none`` leaves out the dispatch; a CPU has no graphs.
         length: of the arrays.
         constants, residual: instead of what the profile holds.
-        faulting: bytes of its results in fresh pages; None: those of results from ``MAPPED_BYTES`` on.
+        faulting: bytes of its results in fresh pages; None: those of results that are mapped where it runs alone.
         real: precision of the arithmetic.
     """
     c = constants or cpu_constants(profile, op.dtype)
@@ -121,11 +129,12 @@ def cpu_terms(
     compute = cycles / (threads * real(hz))
     bandwidth = profile.memory_bandwidth_bytes_per_s * c.dram_efficiency
     cache = np.maximum(threads * real(c.cache_bytes_per_cycle * hz), real(bandwidth))
-    memory = moved * (l2_share / cache + (1 - l2_share) * real(1 / bandwidth))
+    stream = bandwidth * (c.matmul_stream if op.kind == "matmul" else 1.0)
+    memory = moved * (l2_share / cache + (1 - l2_share) * real(1 / stream))
     working = compute + memory
     if op.kind == "matmul" and residual is not None:
         working = working * residual(np.log(np.stack([column(getattr(op, name)) for name in MATMUL_SIZES], axis=1)))
-    faults = column(_fresh_bytes(op) if faulting is None else faulting) * real(c.fault_s_per_byte)
+    faults = column(fresh_bytes_alone(op, profile) if faulting is None else faulting) * real(c.fault_s_per_byte)
     waking = np.where(threads > 1, real(c.parallel_s), real(0))
     return Terms(
         kernel=working + faults + waking, launch=0.0 if launch == "none" else c.dispatch_s, overlap=0.0,
@@ -137,16 +146,24 @@ def cpu_list_terms(
     ops: Sequence[Op], profile: Profile, l2_shares: Iterable[Any], launch: str, length: int, held_until: Mapping[str, int]
 ) -> list[Terms]:
     """Terms of a list that runs again and again; see ``cpu_terms`` and ``fresh_pages``."""
+    fresh = [0] * len(ops) if reuses_memory(profile) else fresh_pages(ops, held_until)
     known = {dtype: (cpu_constants(profile, dtype), residual_of(profile, dtype)) for dtype in {op.dtype for op in ops}}
     found = []
-    for op, share, fresh in zip(ops, l2_shares, fresh_pages(ops, held_until)):
+    for op, share, faulting in zip(ops, l2_shares, fresh):
         constants, residual = known[op.dtype]
-        found.append(cpu_terms(op, profile, share, launch, length, constants=constants, residual=residual, faulting=fresh))
+        found.append(cpu_terms(op, profile, share, launch, length, constants=constants, residual=residual, faulting=faulting))
     return found
 
 
-def _fresh_bytes(op: Op) -> Any:
-    """Bytes of one op's large results, where it runs alone: they are mapped anew at every call."""
+def reuses_memory(profile: Profile) -> bool:
+    """Whether freed memory is kept: a run sees to it; profiles calibrated before it did say nothing, and then glibc maps."""
+    return bool(profile.measured.get(REUSES, not any(name.startswith("cpu.") for name in profile.measured)))
+
+
+def fresh_bytes_alone(op: Op, profile: Profile) -> Any:
+    """Bytes of one op's large results, where it runs alone and they are mapped anew at every call."""
+    if reuses_memory(profile):
+        return 0
     return sum((np.where(np.asarray(tensor.bytes) >= MAPPED_BYTES, tensor.bytes, 0) for tensor in _new(op)), start=0)
 
 
@@ -242,10 +259,19 @@ def _streaming(op: Op, c: CpuConstants, profile: Profile, column: Any) -> tuple[
     real = rows.dtype.type
     cycles = elements * real(getattr(c, _cycles_of(op)))
     if op.kind == "reduction":
-        cycles = cycles + rows * real(c.reduction_row_cycles)
-    elif _broadcasts(op):
+        return cycles + _reduction(op, c, column, rows, elements), _threads(profile, elements)
+    if _broadcasts(op):
         cycles = cycles + rows * real(c.row_cycles)
     return cycles, _threads(profile, elements)
+
+
+def _reduction(op: Op, c: CpuConstants, column: Any, rows: np.ndarray, elements: np.ndarray) -> np.ndarray:
+    """What a reduction takes beyond its elements: something a row, or, along an axis with few neighbours, no vectors."""
+    real, maximum = rows.dtype.type, "max" in op.name
+    if isinstance(op.inner, int) and op.inner == 1:
+        return rows * real(c.maximum_row_cycles if maximum else c.reduction_row_cycles)
+    narrow = (column(op.inner) < NARROW) & maximum
+    return np.where(narrow, elements * real(c.narrow_maximum_cycles), real(0))
 
 
 def _cycles_of(op: Op) -> str:
@@ -256,6 +282,8 @@ def _cycles_of(op: Op) -> str:
         return "select_cycles"  # by a mask, one element at a time
     if isinstance(op.special_flops, int) and not op.special_flops:
         return "vector_cycles"
+    if op.name.startswith("elu") and op.phase == "backward":
+        return "exp_cycles"  # vectorised, unlike the forward's expm1
     names = ("gelu", "elu", "tanh", "exp")  # gelu before elu, which is part of it
     return next((f"{name}_cycles" for name in names if name in op.name), "division_cycles")
 
@@ -269,144 +297,3 @@ _WORK = {
     "matmul": _matmul, "attention": _attention, "softmax": _softmax,
     "elementwise": _streaming, "reduction": _streaming, "copy": _streaming,
 }  # fmt: skip
-
-
-# Measured rows, by the op's name in the files: kind, name that says what an element takes, phase, operands and result as
-# (elements of B x H, or of one side), and whether the result is written in place.
-_ROWS: dict[str, tuple[str, str, str, tuple[str, ...], str, bool]] = {
-    **{name: ("elementwise", name, "vector", ("BH", "BH"), "BH", False) for name in ("add", "mul")},
-    "div": ("elementwise", "divide", "special", ("BH", "BH"), "BH", False),
-    **{name: ("elementwise", name, "vector", ("BH",), "BH", False) for name in ("addu", "mulu", "relu")},
-    **{name: ("elementwise", name, "special", ("BH",), "BH", False) for name in ("exp", "tanh", "gelu", "elu")},
-    "addu_": ("elementwise", "addu", "vector", ("BH",), "BH", True),
-    "exp_": ("elementwise", "exp", "special", ("BH",), "BH", True),
-    "mul_row": ("elementwise", "mul", "vector", ("BH", "H"), "BH", False),
-    "sub_column_": ("elementwise", "sub", "vector", ("BH", "B"), "BH", True),
-    "div_column": ("elementwise", "divide", "special", ("BH", "B"), "BH", False),
-    **{name: ("reduction", name, "vector", ("BH",), "B", False) for name in ("sum", "amax")},
-    "where": ("elementwise", "where", "vector", ("mask", "BH"), "BH", False),
-    "transpose": ("copy", "copy", "", ("BH",), "BH", False),
-    "softmax": ("softmax", "softmax", "forward", ("BH",), "BH", False),
-    "softmax_backward": ("softmax", "softmax", "backward", ("BH", "BH"), "BH", False),
-}  # fmt: skip
-MATMULS = ("linear", "bmm", "bmm_shared")
-ROW_OPS = (*_ROWS, *MATMULS, "attention", "attention_backward")
-
-
-def op_of(rows: Rows) -> Op:
-    """Measured rows as one op whose sizes are arrays.
-
-    Raises:
-        RequestError: an op that the model does not know, or a size that its rows lack.
-    """
-    try:
-        if rows.op in _ROWS:
-            return _streaming_op(rows)
-        if rows.op in MATMULS:
-            batch, m, inner, cols = (rows.columns[name] for name in "BMNK")
-            if rows.op == "linear":
-                batch, m = np.ones_like(m), batch * m
-            left = m * inner * (1 if rows.op == "bmm_shared" else batch)
-            tensors = [left, batch * inner * cols, batch * m * cols]
-            return _op(rows, "matmul", tensors, 2, batch=batch, rows=m, inner=inner, cols=cols)
-        if rows.op in ("attention", "attention_backward"):
-            heads, queries = rows.columns["batch"] * rows.columns["num_heads"], rows.columns["seq_len"]
-            keys, head_dim = rows.columns.get("num_keys", queries), rows.columns["head_dim"]
-            long, short = heads * queries * head_dim, heads * keys * head_dim
-            tensors = (
-                [long, short, short, long] if rows.op == "attention" else [long, long, long, short, short, long, short, short]
-            )
-            phase = "forward" if rows.op == "attention" else "backward"
-            num_reads = 3 if rows.op == "attention" else 5
-            return _op(rows, "attention", tensors, num_reads, phase=phase, batch=heads, rows=queries, inner=head_dim, cols=keys)
-    except KeyError as missing:
-        raise RequestError(f"rows of op {rows.op!r} lack the column {missing}") from None
-    raise unknown("op", rows.op, ROW_OPS)
-
-
-def _op(measured: Rows, kind: str, numels: Sequence[Any], num_reads: int, **sizes: Any) -> Op:
-    tensors = [Tensor(name=str(at), numel=numel, dtype=measured.dtype) for at, numel in enumerate(numels)]
-    reads, writes = tuple(tensors[:num_reads]), tuple(tensors[num_reads:])
-    return Op(
-        **{
-            "stage": "other",
-            "kind": kind,
-            "name": measured.op,
-            "dtype": measured.dtype,
-            "reads": reads,
-            "writes": writes,
-            **sizes,
-        }
-    )
-
-
-def _streaming_op(rows: Rows) -> Op:
-    kind, name, does, operands, result, in_place = _ROWS[rows.op]
-    b, h = rows.columns["B"], rows.columns["H"]
-    numel = {"BH": b * h, "B": b, "H": h, "mask": b * h}
-    one = _op(rows, kind, [*(numel[each] for each in operands), numel[result]], len(operands), name=name, rows=b, cols=h,
-              special_flops=b * h if does == "special" else 0,
-              phase="backward" if does == "backward" else "forward")  # fmt: skip
-    if operands[0] == "mask":
-        one = replace(one, reads=(replace(one.reads[0], dtype="bool"), *one.reads[1:]))
-    return replace(one, writes=one.reads[:1]) if in_place else one
-
-
-def predict_rows(profile: Profile, rows: Rows, **options: Any) -> np.ndarray:
-    """Seconds (n,) of measured rows: the same call again and again, so its own bytes are what the cache must hold."""
-    return _row_terms(profile, rows, **options).seconds
-
-
-def _row_terms(profile: Profile, rows: Rows, **options: Any) -> Terms:
-    op = op_of(rows)
-    options.setdefault("residual", residual_of(profile, rows.dtype))
-    share = resident_share(op.bytes_read + op.bytes_written, profile.l2_bytes, L2_LOW, L2_HIGH)
-    return cpu_terms(op, profile, share, "eager", len(rows), real=np.float64, **options)
-
-
-def features(rows: Rows) -> np.ndarray:
-    """Logs of the sizes (n, f), for choosing rows spread over the shapes."""
-    sizes = [value for name, value in rows.columns.items() if name != "line"]
-    return np.log(np.stack(sizes, axis=1))
-
-
-def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
-    """The profile with the constants of one dtype fitted to all rows of this machine at once, since ops share them.
-
-    Args:
-        profile: a CPU's.
-        groups: rows by op, of one dtype.
-
-    Raises:
-        RequestError: an op that the model does not know.
-    """
-    dtype = groups[0].dtype
-    prefix = f"cpu.{dtype}."
-    kept = {name: value for name, value in profile.measured.items() if not name.startswith(prefix)}
-    bare = profile.with_measured(kept, profile.measured_about)
-    start = cpu_constants(bare, dtype)
-    names = [field.name for field in fields(CpuConstants)]
-
-    def at(shift: np.ndarray) -> CpuConstants:
-        return replace(start, **{name: float(getattr(start, name) * np.exp(by)) for name, by in zip(names, shift)})
-
-    def left(shift: np.ndarray) -> np.ndarray:
-        constants = at(shift)
-        logs = [np.log(predict_rows(bare, rows, constants=constants) / rows.seconds) for rows in groups]
-        return np.concatenate(logs)
-
-    shift, _ = fit_log(left, np.full(len(names), PRIOR_SD), noise=NOISE)
-    found = at(shift)
-    measured = kept | {prefix + name: getattr(found, name) for name in names}
-    anchors, logs = [], []
-    for rows in (rows for rows in groups if rows.op in MATMULS):
-        terms, op = _row_terms(bare, rows, constants=found), op_of(rows)
-        fixed = terms.launch + terms.latency + _fresh_bytes(op) * found.fault_s_per_byte
-        working = terms.seconds - fixed
-        logs.append(np.log(np.maximum(rows.seconds - fixed, 0.1 * working) / working))
-        sizes = [np.broadcast_to(getattr(op, name), working.shape) for name in MATMUL_SIZES]
-        anchors.append(np.log(np.stack(sizes, axis=1)))
-    if logs:
-        residual = CpuResidual.fitted(np.concatenate(anchors), np.concatenate(logs))
-        measured[prefix + "residual"] = residual.as_rows()
-    return profile.with_measured(measured, profile.measured_about)

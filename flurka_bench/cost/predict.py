@@ -12,7 +12,7 @@ import numpy as np
 
 from flurka_bench.cost import uncertainty
 from flurka_bench.cost.attention import attention_terms
-from flurka_bench.cost.cpu import L2_HIGH, L2_LOW, cpu_list_terms
+from flurka_bench.cost.cpu import cache_bounds, cpu_list_terms
 from flurka_bench.cost.elementwise import elementwise_constants, elementwise_terms
 from flurka_bench.cost.matmul import constants_of as matmul_constants
 from flurka_bench.cost.matmul import matmul_terms
@@ -129,7 +129,8 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
     a first use is that of the whole list. So the small compressed keys and values stay resident between their uses.
     """
     c = elementwise_constants(profile)
-    low, high = (L2_LOW, L2_HIGH) if profile.kind == "cpu" else (c.l2_low, c.l2_high)
+    on_cpu = profile.kind == "cpu"
+    low, high = cache_bounds(profile) if on_cpu else (c.l2_low, c.l2_high)
     real = np.float32
     touched = real(0)
     last: dict[str, Any] = {}
@@ -139,7 +140,10 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
         whole = whole + np.asarray(read + written, dtype=real)
     for op, (read, written) in zip(ops, sizes):
         own = np.asarray(read + written, dtype=real)
-        found = np.asarray(written, dtype=real) * resident_share(own, profile.l2_bytes, low, high)
+        # A line is read before it is written: on a CPU a result is found there only if what its memory held before is.
+        new = sum((tensor.bytes for tensor in op.writes if tensor.name not in last), start=0) if on_cpu and warm else 0
+        found = np.asarray(written - new, dtype=real) * resident_share(own, profile.l2_bytes, low, high)
+        found = found + np.asarray(new, dtype=real) * resident_share(np.maximum(whole, own), profile.l2_bytes, low, high)
         for tensor in op.reads:
             if tensor.name in last:
                 distance = touched - last[tensor.name] + own

@@ -21,16 +21,21 @@ import psutil
 
 import flurka_bench
 from flurka_bench.hardware.detect import cpu_name, last_level_cache_bytes
+from flurka_bench.measure import allocator
 from flurka_bench.measure.device import THROTTLE_REASONS, Device, Nvml
 from flurka_bench.units import format_bytes
 
 _VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "LD_PRELOAD", "MALLOC_CONF",
+    *allocator.VARIABLES, allocator.CHOICE,
     "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING",
     "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG", "TRITON_INTERPRET",
 )  # fmt: skip
 _PACKAGES = ("torch", "triton", "numpy", "nvidia-ml-py")
 _POWER_CAP = 0x4  # nvmlClocksThrottleReasonSwPowerCap
+_ALLOCATOR_ADVICE = (
+    f"page faults are timed, now more, now fewer: unset {allocator.CHOICE} and MALLOC_*, or preload jemalloc or tcmalloc"
+)
 _JUDGEMENTS = ("ok", "warn", "bad")
 
 
@@ -186,6 +191,7 @@ def capture(device: Device, *, watch_s: float = 0.3) -> dict[str, Any]:
         "packages": {package: _version(package) for package in _PACKAGES},
         "cpu": _cpu(watch_s),
         "memory_bytes": memory.total,
+        "reuses_memory": allocator.reuses_memory(),
         "memory_available_bytes": memory.available,
         "disk_free_bytes": shutil.disk_usage(os.getcwd()).free,
         "torch": _torch(),
@@ -277,6 +283,12 @@ def _judge_cpu(environment: dict[str, Any]) -> Iterator[Finding]:
         "memory",
         f"{format_bytes(free)} of {format_bytes(total)} free",
         (free < 0.1 * total, "warn", "close other programs: cases may run out of memory or swap"),
+    )
+    reuses = environment.get("reuses_memory")  # records of before do not say
+    yield _finding(
+        "allocator",
+        None if reuses is None else "freed memory is used again" if reuses else "large results are mapped anew at each call",
+        (reuses is False, "warn", _ALLOCATOR_ADVICE),
     )
     disk = environment["disk_free_bytes"]
     yield _finding(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import flurka_bench
+from flurka_bench.measure.allocator import worker_variables
 from flurka_bench.measure.protocol import NOBODY, Heartbeat, encode
 
 _LOOK_INTERVAL_S = 1.0  # how often the runner wakes to see whether the worker still beats
@@ -77,7 +78,7 @@ class Worker:
             stderr=self._log,
             pass_fds=(reply_end, self.heartbeat.descriptor),
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, **worker_variables(), "PYTHONPATH": path},
         )
         os.close(reply_end)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flurka_bench.errors import RequestError
+from flurka_bench.measure.allocator import give_back
 from flurka_bench.measure.group import GroupRun, Tools
 from flurka_bench.measure.protocol import NOBODY, Heartbeat, case_from_message, encode, one_line
 from flurka_bench.measure.race import Options
@@ -69,6 +70,8 @@ def _release(device: Any) -> None:
     gc.collect()
     if device.is_queue:
         device.torch.cuda.empty_cache()
+    else:
+        give_back()
 
 
 def _stages(device: Any, bench: Any) -> dict[str, float]:

@@ -194,7 +194,8 @@ class Recorder:
         gone = tuple(size for i, size in enumerate(x.shape) if i in axes)
         shape = tuple(1 if i in axes else size for i, size in enumerate(x.shape)) if keepdim else kept
         out = self._new(name, shape, requires_grad=x.requires_grad)
-        self._emit("reduction", name, (1, self.size(*kept), 1, self.size(*gone)), (x,), (out,), vector_flops=self.size(*x.shape))
+        dims = (1, self.size(*kept), self.size(*x.shape[max(axes) + 1 :]), self.size(*gone))
+        self._emit("reduction", name, dims, (x,), (out,), vector_flops=self.size(*x.shape))
         return out
 
     def _flat(self, shape: Shape) -> Shape:
