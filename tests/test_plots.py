@@ -9,6 +9,7 @@ import synthetic
 from matplotlib.image import imread
 
 from flurka_bench.analysis.speedup import all_speedups, prepare, speedups
+from flurka_bench.analysis.tradeoff import pareto_front
 from flurka_bench.errors import RequestError
 from flurka_bench.plots import curves, heatmap, model, style, terminal, tradeoff
 
@@ -141,4 +142,6 @@ def test_an_axis_must_exist():
 
 def test_pareto_front_by_hand():
     x, y = np.array([1.0, 2.0, 3.0, 2.0]), np.array([5.0, 3.0, 4.0, 6.0])
-    assert tradeoff.pareto_front(x, y).tolist() == [True, True, False, False]
+    assert pareto_front(x, y).tolist() == [True, True, False, False]
+    assert pareto_front(x, y, np.array([1.0, 1.0, 0.5, 1.0])).tolist() == [True, True, True, False]
+    assert pareto_front(np.ones(2), np.ones(2)).tolist() == [True, True]  # equals beat nobody

@@ -75,8 +75,9 @@ def recommend(
     if json:
         print_json([each.as_record() for answer in found for each in answer.candidates[:limit]])
         return
+    sizes = "" if errors is None else errors.sizes_in_words(inputs)
     for answer in found:
-        _print(answer, limit)
+        _print(answer, limit, sizes=sizes, source=error_run or ERROR_RUN)
     if len(found) > 1:
         _print_across(found)
 
@@ -117,17 +118,22 @@ def _row(each: "Candidate", note: str = "") -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _print(answer: "Recommendation", limit: int) -> None:
+def _print(answer: "Recommendation", limit: int, *, sizes: str, source: Path) -> None:
     from flurka_bench.analysis.recommend import because
 
     request = answer.request
     print(f"\n{answer.hardware}: N = {request.seq_len}, D = {request.model_dim}, batch {request.batch}, {request.pass_},"
           f" {request.dtype}, level layer; {answer.num_searched} configurations searched")  # fmt: skip
     print(request.floor_in_words())
-    if not answer.candidates:
-        print(f"Nothing meets what was asked: {answer.why_none}.")
+    if sizes:
+        print("errors, here and below: median (10th to 90th percentile) over layers and seeds, E and F learned;"
+              f" measured at {sizes} in {source}")  # fmt: skip
+    if answer.why_none:
+        met = "Only exact attention is known to meet" if answer.candidates else "Nothing meets"
+        print(f"{met} what was asked: {answer.why_none}.")
         if answer.nearest is not None:
             print_table(_HEADERS, [_row(answer.nearest)])
+    if not answer.candidates:
         return
     best = answer.candidates[0]
     tied = sum(each.tied for each in answer.candidates) - 1
@@ -138,16 +144,17 @@ def _print(answer: "Recommendation", limit: int) -> None:
     for each in families[1:]:
         print(because(best, each))
     print_table(_HEADERS, [_row(each) for each in answer.front[:limit]], title="\nPareto front of time, memory and error")
-    print_table(
-        ("rank >=", "features >=", "fastest", "order", "k", "m", "time"),
-        [
-            (str(rank), str(features), each.prediction.case.mechanism, each.prediction.case.order or "",
-             str(each.prediction.case.rank or ""), str(each.prediction.case.num_features or ""),
-             format_seconds(each.prediction.seconds))
-            for rank, features, each in answer.by_floor
-        ],
-        title="\nHow the answer moves with the floor",
-    )  # fmt: skip
+    if request.max_error is None:  # with a bar it would list what does not meet it
+        print_table(
+            ("rank >=", "features >=", "fastest", "order", "k", "m", "time"),
+            [
+                (str(rank), str(features), each.prediction.case.mechanism, each.prediction.case.order or "",
+                 str(each.prediction.case.rank or ""), str(each.prediction.case.num_features or ""),
+                 format_seconds(each.prediction.seconds))
+                for rank, features, each in answer.by_floor
+            ],
+            title="\nHow the answer moves with the floor",
+        )  # fmt: skip
     if best.prediction.case.backend == "fused":
         print(
             "\nThe fused kernels are predicted; this project has not timed them on a GPU. Without them: --backend eager,compiled"
