@@ -11,7 +11,7 @@ TRITON  = triton==3.7.1; sys_platform == 'linux'
 SUITE  ?= quick
 DEVICE ?= auto
 
-.PHONY: bench test lint lock cuda clean help
+.PHONY: bench test lint lock cuda figures clean help
 .DEFAULT_GOAL := help
 
 help: ## this text
@@ -50,6 +50,9 @@ lock: $(VENV)/.test ## compile constraints.txt anew
 
 cuda: $(VENV)/.test ## on a machine with a GPU: everything that can only be proven there
 	$(BIN)/python scripts/on_cuda.py
+
+figures: $(VENV)/.test ## from results/reference: every picture and page of README and docs, and README's tables
+	$(BIN)/python scripts/figures.py
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache .mypy_cache build *.egg-info

@@ -37,21 +37,18 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from flurka_bench import mechanisms
+from flurka_bench import mechanisms, workload
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.expression import Expression
 from flurka_bench.toml import parse_toml
 from flurka_bench.units import parse_bytes, parse_fraction, parse_seconds
-from flurka_bench.workload import BACKENDS, COMPRESSIONS, DTYPES, LARGEST_SIZE, LEVELS, ORDERS, PASSES, Case
+from flurka_bench.workload import LARGEST_SIZE, Case
 
 SHIPPED = Path(__file__).parent / "suites"
 MAX_COMBINATIONS = 200_000  # before collapsing; a second or two of work, and a guard against a slip of the keyboard
 MAX_CASES = 10_000
 
-CHOICES = {
-    "mechanism": tuple(mechanisms.MECHANISMS), "level": LEVELS, "pass": PASSES, "order": ORDERS, "backend": BACKENDS,
-    "dtype": DTYPES, "compression": COMPRESSIONS,
-}  # fmt: skip
+CHOICES = {"mechanism": tuple(mechanisms.MECHANISMS), **workload.CHOICES}
 FLAGS = ("share_kv", "share_heads")
 AXES = tuple(field.name.rstrip("_") for field in fields(Case))
 _BLOCKS = ("product", "zip")
@@ -103,12 +100,11 @@ class Suite:
         impossible: RequestError | None = None
         num_excluded = 0
         for block in self.blocks:
-            possible_rank, wants_rank = False, False
+            ranks: list[tuple[int, int]] = []  # with the seq_len each is combined with
             for values in _combinations(block):
                 wanted = Case(**{("pass_" if key == "pass" else key): value for key, value in values.items()})
-                compressed = mechanisms.MECHANISMS[wanted.mechanism].compressed
-                wants_rank |= compressed
-                possible_rank |= compressed and (wanted.rank is None or wanted.rank <= wanted.seq_len)
+                if mechanisms.MECHANISMS[wanted.mechanism].compressed and wanted.rank is not None:
+                    ranks.append((wanted.rank, wanted.seq_len))
                 try:
                     case = mechanisms.canonical(wanted)
                 except RequestError as error:
@@ -121,8 +117,12 @@ class Suite:
                     num_excluded += 1
                     continue
                 found[case] = None
-            if wants_rank and not possible_rank:
-                raise RequestError(f"suite {self.name!r}: every rank is larger than every seq_len it is combined with")
+            if ranks and all(rank > seq_len for rank, seq_len in ranks):
+                rank, seq_len = min(ranks)
+                raise RequestError(
+                    f"suite {self.name!r}: rank must be at most seq_len, and every rank is larger than the seq_len it is combined"
+                    f" with, as {rank} than {seq_len}"
+                )
         if not found:
             why = f"all {num_excluded} possible ones are excluded" if num_excluded else str(impossible)
             raise RequestError(f"suite {self.name!r} expands to no case: {why}")

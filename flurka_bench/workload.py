@@ -21,6 +21,10 @@ ORDERS = ("project_first", "compress_first", "absorbed")
 BACKENDS = ("eager", "compiled", "fused")
 COMPRESSIONS = ("dense", "mean-pool", "conv")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+# The fields of a case that are one of a few names, with those names (``mechanisms.MECHANISMS`` has the mechanism's).
+CHOICES = {
+    "level": LEVELS, "pass": PASSES, "order": ORDERS, "backend": BACKENDS, "dtype": DTYPES, "compression": COMPRESSIONS,
+}  # fmt: skip
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "bool": 1, "int64": 8}
 
 # The stages a mechanism runs, in this order where it has them; the same names in op lists, code, profiler and plots.
@@ -32,6 +36,11 @@ LARGEST_SIZE = 2**40
 
 # The sizes of a case, in the order in which ids, tables and records give them.
 SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features")
+
+# What competitors share to be compared: everything but the mechanism and its knobs. Under the names that records use.
+WORKLOAD = (
+    "level", "pass", "dtype", "batch", "num_heads", "seq_len", "head_dim", "num_layers", "ffn_dim", "vocab_size",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +83,8 @@ class Case:
 
     @property
     def workload_key(self) -> tuple:
-        """What competitors must share to be compared: everything but the mechanism and its knobs."""
-        return (self.level, self.pass_, self.dtype, self.batch, self.num_heads, self.seq_len, self.head_dim,
-                self.num_layers, self.ffn_dim, self.vocab_size)  # fmt: skip
+        """Its values of ``WORKLOAD``."""
+        return tuple(getattr(self, "pass_" if name == "pass" else name) for name in WORKLOAD)
 
     @property
     def case_id(self) -> str:

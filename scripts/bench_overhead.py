@@ -5,8 +5,7 @@
 For each run folder: the share of its wall time, from when the worker was up, inside timed, warm-up and gate calls (goals:
 80 % for the quick suite, 90 % for core), and inside calls of any kind: to find the peak memory, and the extra ones for stages
 or for graph and device time. Without a folder, runs the quick suite into a temporary one. Then one process appends records
-of 100 samples, as the runner does, and its resident memory is read on the way (goal: flat but for the cases' names; half a
-minute for 100,000 records).
+of 100 samples, as the runner does, and its resident memory is read on the way (goal: flat; a minute for 100,000 records).
 """
 
 import argparse
@@ -58,7 +57,7 @@ def show_memory(num_records: int) -> None:
                 print(f"  {index + 1:>7} records: {format_bytes(now, 4)} resident")
         grown = resident_bytes() - first
         size = (Path(folder) / "measurements.jsonl").stat().st_size
-    print(f"  grown by {format_bytes(grown)} over {format_bytes(size)} of records: the names of the cases that are done")
+    print(f"  grown by {format_bytes(grown)} over {format_bytes(size)} of records after the first tenth")
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from flurka_bench.attention import LinformerAttention, PerformerAttention
+from flurka_bench.hardware.detect import cpu_name
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -86,11 +87,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    print(
-        f"D {MODEL_DIM}, h {NUM_HEADS}, k {RANK}, m {NUM_FEATURES}, float32, {arguments.threads} threads,",
-        arguments.rounds,
-        "rounds",
-    )
+    print(f"{cpu_name()}, torch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds")
+    print(f"D {MODEL_DIM}, h {NUM_HEADS}, k {RANK}, m {NUM_FEATURES}, float32")
     print("layer            pass     batch      N  theirs ms   ours ms  ratio  95 % interval   outputs differ by")
     for seq_len in arguments.seq_len:
         for batch in arguments.batch:

@@ -55,7 +55,7 @@ def draw(workloads: int, mechanisms: int, seed: int) -> list[Case]:
         cases = []
         for name in random.permutation(list(MECHANISMS)):
             mechanism = get(str(name))
-            knobs = {"rank": rank} if mechanism.uses_rank else {}
+            knobs = {"rank": rank} if mechanism.compressed else {}
             knobs |= {"num_features": num_features} if mechanism.uses_features else {}
             knobs |= {"order": str(random.choice(mechanism.orders))} if workload["level"] == "layer" else {}
             try:

@@ -10,16 +10,16 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flurka_bench import hardware
 from flurka_bench.cost import matmul
 from flurka_bench.cost.fitting import Rows, fit_log, read_rows
 from flurka_bench.cost.operators import operator_of
-from flurka_bench.hardware import profile as hardware
 
 ROWS_PER_DEVICE = 500  # of each file; more change the constants by less than their own uncertainty
 SEED = 0
@@ -32,8 +32,9 @@ class Fit:
     ``prior`` gives, for each path into the table of constants, the value before any row is seen (round numbers from
     datasheets and physics; see docs/cost-model.md). ``free`` gives for each parameter the paths it multiplies and its
     prior's width in log units: one for all families of kernels together, and a narrower one for each family's own part,
-    so that a family none of whose devices is seen falls back on what the others say. ``own_scale`` and ``own_launch`` (log
-    units) let each group of rows differ as a whole; ``throttled`` devices' rows are judged but never fitted.
+    so that a family none of whose devices is seen falls back on what the others say. ``own_scale`` (log units) lets
+    each group of rows differ as a whole; ``hosts`` says where each op's eager dispatch stands, which is no device's: the fit
+    takes every host's own, and the median of all hosts is shipped. ``throttled`` devices' rows are judged but never fitted.
     """
 
     files: tuple[str, ...]
@@ -41,11 +42,11 @@ class Fit:
     prior: Mapping[tuple[str, ...], float]
     free: Mapping[str, tuple[tuple[tuple[str, ...], ...], float]]
     own_scale: float = 0.0
-    own_launch: float = 0.0
+    hosts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     throttled: tuple[str, ...] = ()
 
 
-FAMILY_WIDTH = 0.25
+FAMILY_WIDTH = 0.35
 
 
 WIDTHS = {
@@ -53,6 +54,7 @@ WIDTHS = {
     "dram_efficiency": 0.2,
     "tile_overhead": 0.3,
     "wave_rounding": 0.2,
+    "exposed_read": 1.0,
     "picojoules_per_flop": 0.15,
     "prologue_cycles": 0.3,
 }
@@ -86,7 +88,7 @@ def _fit(
     return Fit(files=files, path=path, prior=prior, free=free, **more)
 
 
-_BOTH = {"common.l2_capacity": 0.3, "common.overlap_exponent": 2.0, "common.power_window_s": 3e-4,
+_BOTH = {"common.overlap_exponent": 2.0, "common.power_window_s": 3e-4,
          "common.dram_efficiency": 0.85, "common.l2_bytes_per_clock_per_sm": 64.0}  # fmt: skip
 MATMUL_TENSOR = _fit(
     ("linear_bf16", "linear_fp16"),
@@ -95,14 +97,15 @@ MATMUL_TENSOR = _fit(
     {**_BOTH, "common.split_s": 2.5e-6, "common.launch_events_s": 2e-6, "generations.early.launch_graph_s": 1.5e-6,
      "generations.late.launch_graph_s": 1.5e-6},
     {
-        "compute_efficiency": {"mma": 0.9, "wgmma": 0.9},
-        "tile_overhead": {"mma": 0.2, "wgmma": 0.1},
+        "compute_efficiency": {"mma": 0.75, "wgmma": 0.8},
+        "tile_overhead": {"mma": 0.17, "wgmma": 0.09},
         "feed_bytes_per_clock_per_sm": {"mma": 64.0, "wgmma": 128.0},
         "wave_rounding": {"mma": 0.8, "wgmma": 0.2},  # one tile a block; persistent blocks of many sizes
         "prologue_cycles": {"mma": 500.0, "wgmma": 1500.0},
         "epilogue_cycles": {"mma": 3000.0, "wgmma": 1500.0},
         "epilogue_exponent": {"mma": 0.5, "wgmma": 0.5},
         "picojoules_per_flop": {"mma": 1.5, "wgmma": 0.8},
+        "l2_capacity": {"l2-split": 0.1, "l2-whole": 0.4},  # two halves, each with copies of what the other holds
     },
 )  # fmt: skip
 # 0.85 (TDP - 30 W) / peak of each architecture's board with the most power for its peak, as the boards are built to sustain:
@@ -122,13 +125,16 @@ MATMUL_VECTOR = _fit(
     ("bmm", "linear"),
     matmul.CONSTANTS,
     "vector",
-    {**{name: value for name, value in _BOTH.items() if name not in ("common.dram_efficiency", "common.l2_capacity")},
+    {**{name: value for name, value in _BOTH.items() if name != "common.dram_efficiency"},
+     "common.host_overlap": 0.3,
      "common.power_window_s": 1e-3, "common.epilogue_exponent": 0.5,
-     "layouts.linear.split_s": 3e-6, "layouts.linear.launch_eager_s": 5e-5, "layouts.batched.launch_eager_s": 3e-5},
+     "layouts.linear.split_s": 3e-6},
     {
-        "compute_efficiency": dict.fromkeys(_SIMT, 0.95),
+        "compute_efficiency": dict.fromkeys(_SIMT, 0.9),
         "tile_overhead": dict.fromkeys(_SIMT, 0.1),
-        "stride_reach_bytes": {"maxwell": 2e5, "volta-simt": 1e6, "ampere-simt": 1e6},  # Volta's TLBs and later reach further
+        "walk_price": {"maxwell": 1.5, "volta-simt": 0.3, "ampere-simt": 0.3},
+        "walk_reach_bytes": dict.fromkeys(_SIMT, 2e8),
+        "exposed_read": dict.fromkeys(_SIMT, 0.2),
         "wave_rounding": dict.fromkeys(_SIMT, 0.9),
         "epilogue_cycles": dict.fromkeys(_SIMT, 2000.0),
         "dram_efficiency": dict.fromkeys(_SIMT, 0.75),
@@ -136,7 +142,7 @@ MATMUL_VECTOR = _fit(
         "picojoules_per_flop": _SIMT_ENERGY,
     },
     own_scale=0.01,
-    own_launch=0.3,
+    hosts={"bmm": ("vector", "layouts", "batched", "launch_eager_s"), "linear": ("vector", "layouts", "linear", "launch_eager_s")},
     throttled=("p4", "t4"),
 )  # fmt: skip
 
@@ -151,6 +157,19 @@ def load(folder: Path, files: Iterable[str]) -> list[Rows]:
 def datasheet_only(name: str) -> hardware.Profile:
     """The shipped profile without its measured numbers."""
     return hardware.load(name).with_measured({}, {})
+
+
+def dispatch(rows: Rows) -> float:
+    """Seconds that the host takes to dispatch an eager op: what its shortest calls take."""
+    return float(np.quantile(rows.seconds, 0.02))
+
+
+def host_known(profile: hardware.Profile, rows: Rows) -> hardware.Profile:
+    """The profile with the host's dispatch of this op as an empty op would show it; unchanged where rows hold none."""
+    operator = operator_of(rows)
+    if operator.launch_of(rows) != "launch_eager_s":
+        return profile
+    return profile.with_measured({operator.prefix(rows) + "launch_eager_s": dispatch(rows)}, {})
 
 
 def sample(rows: Rows, count: int, seed: int) -> Rows:
@@ -189,38 +208,33 @@ def fit(
 ) -> dict[str, Any]:
     """The table with its free constants fitted to the groups, from the prior.
 
-    Where the entry allows it, each group has a scale and a launch time of its own in the fit, which are not shipped: a
-    device that is slow as a whole, or a host that dispatches slowly, shall not bend what says how time goes with the shape.
+    Where the entry allows it, each group has a scale of its own in the fit, which is not shipped: a device that is slow as a
+    whole shall not bend what says how time goes with the shape.
     """
     picked = [sample(rows, ROWS_PER_DEVICE, SEED) for rows in groups if rows.device not in entry.throttled]
-    profiles = [datasheet_only(rows.device) for rows in picked]
+    profiles = [host_known(datasheet_only(rows.device), rows) for rows in picked]
     start = at_prior(entry, table)
+    for op, path in entry.hosts.items():
+        lookup(start, path[:-1])[path[-1]] = float(np.median([dispatch(rows) for rows in groups if rows.op == op]))
     widths = [width for _, width in entry.free.values()]
-
-    has_own = entry.own_scale > 0
-
-    def own_of(shift: np.ndarray) -> np.ndarray:
-        return shift[len(widths) :].reshape(-1, 2) if has_own else np.zeros((len(picked), 2))
+    scales = len(picked) if entry.own_scale else 0
 
     def residual(shift: np.ndarray) -> np.ndarray:
         trial = moved(entry, start, shift)
-        own = own_of(shift)
-        parts = []
-        for rows, profile, (scale, launch) in zip(picked, profiles, own):
-            operator = operator_of(rows)
-            seconds = operator.predict(profile, rows, trial)
-            launch_s = operator.constants(profile, rows, trial).get(operator.launch_of(rows), 0.0)
-            parts.append(np.log((seconds + launch_s * (np.exp(launch) - 1)) / rows.seconds) + scale)
-        return np.concatenate(parts)
+        own = shift[len(widths) :] if scales else np.zeros(len(picked))
+        return np.concatenate(
+            [
+                np.log(operator_of(rows).predict(profile, rows, trial) / rows.seconds) + scale
+                for rows, profile, scale in zip(picked, profiles, own)
+            ]
+        )
 
-    shift, covariance = fit_log(
-        residual, np.array([*widths, *(entry.own_scale, entry.own_launch) * len(picked) * has_own]), max_steps=max_steps
-    )
+    shift, covariance = fit_log(residual, np.array([*widths, *(entry.own_scale,) * scales]), max_steps=max_steps)
     result = moved(entry, start, shift)
     for path, before in entry.prior.items():
         say(f"{'.'.join(path):60s} {before:10.4g} -> {lookup(result, path):10.4g}")
-    for rows, (scale, launch) in zip(picked, own_of(shift)):
-        say(f"  {rows.device:18s} {rows.op:8s} {rows.dtype:9s} own scale {scale:+.3f}, launch {launch:+.3f}")
+    for rows, scale in zip(picked, shift[len(widths) :]):
+        say(f"  {rows.device:18s} {rows.op:8s} {rows.dtype:9s} own scale {scale:+.3f}")
     sd = dict(zip(entry.free, 100 * np.sqrt(np.diag(covariance))))
     say("posterior sd, %: " + ", ".join(f"{name} {value:.1f}" for name, value in sd.items()))
     return result

@@ -13,7 +13,7 @@ from pathlib import Path
 from flurka_bench.cli.calibrate import fit
 from flurka_bench.cost.fitting import Rows, read_rows
 from flurka_bench.hardware import load, write_profile
-from flurka_bench.hardware.profile import FOLDER
+from flurka_bench.hardware.files import FOLDER
 
 ROWS = 80  # more than a user would measure: they are at hand
 

@@ -200,8 +200,11 @@ def open_fake(monkeypatch):
     """(simulation, a real ``CudaDevice`` on top of it), torch being replaced for the test's duration."""
     import sys
 
+    from flurka_bench.measure import probe
     from flurka_bench.measure.device import CudaDevice
 
+    monkeypatch.setattr(probe, "cuda_device_names", lambda: ["fake"])
+    monkeypatch.setattr(probe, "_torch_is_cpu_only", lambda: False)
     gpu = FakeGpu()
     torch = gpu.torch()
     monkeypatch.setitem(sys.modules, "torch", torch)

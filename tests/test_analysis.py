@@ -96,7 +96,7 @@ def test_two_runs_on_one_device_stay_apart():
 def test_empty_and_single_frames_give_empty_answers(rows):
     cells = speedup.speedups(rows)
     assert not cells["speedup"].notna().any()
-    assert len(crossover.crossovers(rows, cells, "seq_len", "rank")) == 0
+    assert len(crossover.crossovers(cells, "seq_len", "rank")) == 0
     assert len(speedup.summary(rows)) == len(cells)
     found = agreement.agreement(rows, "flurka", {"best-other": cells})
     assert found.signs["decided"].sum() == 0 and len(found.worst) == 0
@@ -108,7 +108,7 @@ def test_unknown_names_offer_the_nearest(frame):
     with pytest.raises(RequestError, match="flurka-relu"):
         subject_mechanisms("flurka-rel")
     with pytest.raises(RequestError, match="seq_len"):
-        crossover.crossovers(frame, speedup.speedups(frame), "seqlen")
+        crossover.crossovers(speedup.speedups(frame), "seqlen")
 
 
 def test_crossing_interpolates_in_logs():
@@ -133,7 +133,7 @@ def test_a_known_crossover_lies_in_its_interval_and_noise_widens_it():
         rows = synthetic.frame(
             seq_lens=(512,), ranks=(32, 64, 128, 256, 320, 384, 448, 512), features=(16,), noise=noise, rounds=15
         )
-        found = crossover.crossovers(rows, speedup.speedups(rows, "flurka-relu", "strong-kernel"), "rank").iloc[0]
+        found = crossover.crossovers(speedup.speedups(rows, "flurka-relu", "strong-kernel"), "rank").iloc[0]
         assert found["wins"] == "up to" and found["crossing_low"] <= true_crossing() * 1.02
         assert found["crossing_high"] >= true_crossing() * 0.98
         widths.append(found["crossing_high"] - found["crossing_low"])
@@ -165,6 +165,58 @@ def test_agreement_counts_by_hand():
     assert len(worse.worst) == 10 and "predicted 1.30× too slow" in worse.worst.iloc[0]["explanation"]
 
 
+def test_the_worst_cells_are_the_farthest_off_of_every_baseline(frame):
+    rows = frame.assign(predicted_s=frame["predicted_s"] * np.where(frame["mechanism"] == "full-math", 3.0, 1.0))
+    views = {name: speedup.speedups(rows, "flurka", name) for name in BASELINES}
+    worst = agreement.agreement(rows, "flurka", views).worst
+    off = [np.exp(np.abs(np.log(cells["predicted_speedup"] / cells["speedup"]))) for cells in views.values()]
+    assert worst["off"].iloc[0] == pytest.approx(max(part.max() for part in off)) and worst["off"].is_monotonic_decreasing
+    assert set(worst["baseline"]) == {"paper-full"}
+    assert np.allclose(worst["off"], np.exp(np.abs(np.log(worst["predicted_speedup"] / worst["speedup"]))))
+
+
+def test_bottlenecks_are_confused_by_hand(frame):
+    rows = frame.assign(limited_by=np.where(frame["mechanism"].str.startswith("full"), "memory-bound", "compute-bound"))
+    found = agreement.agreement(rows, "flurka", {}).bounds
+    full = int(frame["mechanism"].str.startswith("full").sum())
+    assert {(r["bound"], r["limited_by"]): r["count"] for r in found.to_dict("records")} == {
+        ("compute", "memory"): full, ("compute", "compute"): len(frame) - full,
+    }  # fmt: skip
+    told = {title: rows for title, _, rows, _ in agreement.tables(agreement.agreement(rows, "flurka", {}))}
+    table = next(rows for title, rows in told.items() if title.startswith("Bottlenecks"))
+    assert table[1][:2] == ["memory", str(full)]
+
+
+def test_a_crossing_is_as_uncertain_as_the_cells_beside_it(frame):
+    cells = speedup.speedups(frame, "flurka-relu", "strong-kernel")
+    drawn = np.exp(crossover.replicates(cells))
+    inside = (cells["speedup_low"].to_numpy() <= drawn) & (drawn <= cells["speedup_high"].to_numpy())
+    assert inside.mean() == pytest.approx(0.95, abs=0.01)
+    few = speedup.speedups(synthetic.frame(rounds=3, seq_lens=(512, 1024)), "flurka-relu", "strong-full")
+    lines = crossover.crossovers(few, "seq_len")
+    assert (lines["crossing_low"] == 0).all() and np.isinf(lines["crossing_high"]).all()  # unknown is not certain
+
+
+def test_cells_say_which_of_the_subjects_have_a_time():
+    rows = synthetic.frame(seq_lens=(512,), ranks=(64,), features=(16, 32), noise=0.001)
+    cells = speedup.speedups(rows, "flurka", "best-other").set_index("num_features")["subjects"]
+    assert cells[64] == "flurka-elu" and cells[16] == cells[32] == "flurka-favor, flurka-relu"
+
+
+def test_flop_conditions_hold_where_the_counts_say(frame):
+    from flurka_bench.mechanisms import lower
+    from flurka_bench.ops import total
+
+    rows = speedup.prepare(frame)
+    cells = speedup.speedups(rows, "flurka", "best-other")
+    pairs = list(zip(cells["subject_row"], cells["baseline_row"]))
+    told = stages.flop_conditions(rows, pairs)
+    for (own, other), text in zip(pairs, told):
+        counts = [total(lower(stages.case_of(rows.loc[index])), "matmul_flops") for index in (own, other)]
+        assert text.endswith("(holds)" if counts[0] < counts[1] else "(does not hold)") and " < " in text
+    assert {text.rpartition(" (")[2] for text in told} == {"holds)", "does not hold)"}
+
+
 def test_explanation_names_the_stage_that_is_off():
     own = pd.Series(
         {
@@ -179,7 +231,7 @@ def test_explanation_names_the_stage_that_is_off():
         {"mechanism": "full-sdpa", "predicted_s": 1.0, "seconds": 1.0, "stages_s": None, "predicted_stages_s": None}
     )
     told = agreement.explain(own, other)
-    assert told.startswith("flurka-relu predicted 2.00× too slow (mostly compress: 1.5e+03 ms predicted, 500 ms measured)")
+    assert told.startswith("flurka-relu predicted 2.00× too slow (mostly compress: 1.5 s predicted, 500 ms measured)")
 
 
 def test_answer_and_reason_in_words(frame):

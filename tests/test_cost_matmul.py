@@ -17,7 +17,8 @@ A100, H100, V100 = "a100-sxm-80gb", "h100-sxm-80gb", "v100-pcie-32gb"
 
 # Every effect switched off: one tile of 128 x 128, full waves, no overheads, everything in L2, no power limit.
 BARE = MatmulConstants(
-    compute_efficiency=1.0, feed_bytes_per_clock_per_sm=1e9, feed_exponent=8.0, tile_overhead=0.0, stride_reach_bytes=1e15,
+    compute_efficiency=1.0, feed_bytes_per_clock_per_sm=1e9, feed_exponent=8.0, tile_overhead=0.0, walk_reach_bytes=1e15,
+    walk_price=0.0, read_again=0.0, exposed_read=0.0, host_overlap=0.0,
     wave_rounding=1.0, prologue_cycles=0.0, epilogue_cycles=0.0, epilogue_exponent=1.0, split_s=-1.0, min_split_inner=512,
     inner_step=1, l2_capacity=1e9, l2_sharpness=2.0, dram_efficiency=1.0, l2_bytes_per_clock_per_sm=1e9,
     overlap_exponent=8.0, picojoules_per_flop=0.0, picojoules_per_byte=0.0, static_w=0.0, clock_exponent=0.25,
@@ -53,6 +54,29 @@ def test_without_rounding_a_started_wave_costs_its_share():
     one = seconds(BARE, 1, 128, 128, 512)
     assert seconds(bare(wave_rounding=0.0), 162, 128, 128, 512) == pytest.approx(1.5 * one, rel=1e-6)
     assert seconds(bare(wave_rounding=0.5), 162, 128, 128, 512) == pytest.approx(1.75 * one, rel=1e-6)
+
+
+def test_translation_misses_cost_half_of_their_price_at_the_reach():
+    # 1024 x 1024 operands in bfloat16 are 2 MiB each: at that reach a step takes 1 + 0.5 / 2 as long.
+    one, walked = seconds(BARE, 1, 1024, 1024, 1024), seconds(bare(walk_price=0.5, walk_reach_bytes=2**21), 1, 1024, 1024, 1024)
+    assert walked == pytest.approx(1.25 * one, rel=1e-6)
+    far = seconds(bare(walk_price=0.5, walk_reach_bytes=2**21), 1, 1024, 1024, 2**20)
+    assert far == pytest.approx(1.5 * seconds(BARE, 1, 1024, 1024, 2**20), rel=1e-3)  # and no more than its price
+
+
+def test_the_left_operand_alone_is_exposed_on_its_way_from_memory():
+    cold = bare(exposed_read=0.25)
+    added = seconds(cold, 1, 4096, 128, 512, working_set_bytes=np.inf) - seconds(BARE, 1, 4096, 128, 512, working_set_bytes=np.inf)
+    assert added == pytest.approx(0.25 * 2 * 4096 * 512 / load(A100).memory_bandwidth_bytes_per_s, rel=1e-3)
+    assert seconds(cold, 1, 4096, 128, 512) == pytest.approx(seconds(BARE, 1, 4096, 128, 512), rel=1e-6)  # in L2
+
+
+def test_dispatch_hides_kernels_shorter_than_its_overlap():
+    host = bare(launch_eager_s=1e-2, host_overlap=0.3)
+    kernel = seconds(BARE, 1, 4096, 4096, 4096)
+    assert seconds(host, 1, 4096, 4096, 4096, launch="eager") == pytest.approx(1e-2, rel=1e-6)
+    long = seconds(bare(launch_eager_s=kernel, host_overlap=0.3), 1, 4096, 4096, 4096, launch="eager")
+    assert long == pytest.approx(1.7 * kernel, rel=1e-6)
 
 
 def test_the_fastest_candidate_tile_wins():

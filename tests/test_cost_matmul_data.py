@@ -21,7 +21,7 @@ from flurka_bench.cost.fitting import (
 from flurka_bench.cost.operators import operator_of
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load, write_profile
-from flurka_bench.hardware.profile import parse_profile
+from flurka_bench.hardware.files import parse_profile
 
 
 def linear_rows(count=400, seed=0, dtype="bfloat16", op="linear"):

@@ -7,16 +7,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flurka_bench.cli.targets import calibrated_file, load_targets, own_profile
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load, names, write_profile
 from flurka_bench.hardware.detect import detect_cpu, from_cuda_properties, recognise
-from flurka_bench.hardware.profile import FOLDER, parse_profile
+from flurka_bench.hardware.files import FOLDER, parse_profile
 
 REQUIRED = {
     "p100-pcie-16gb", "v100-pcie-32gb", "v100-sxm2-32gb", "t4", "a10", "a40", "a100-pcie-40gb", "a100-sxm-40gb", "a100-pcie-80gb",
     "a100-sxm-80gb", "l4", "l40s", "rtx-3090", "rtx-4090", "rtx-5090", "rtx-pro-6000", "h100-pcie-80gb", "h100-sxm-80gb",
     "h200-sxm", "gh200-96gb", "b200-sxm", "b300-sxm", "gb200", "mi210", "mi250x", "mi300x", "apple-m1-max", "p4",
 }  # fmt: skip
+
+
+def ridge_flops_per_byte(profile, dtype):
+    """Arithmetic intensity at which compute and memory peaks meet (Williams et al. 2009)."""
+    return profile.peak_flops[profile.matmul_unit(dtype)] / profile.memory_bandwidth_bytes_per_s
 
 
 def test_every_promised_target_ships():
@@ -33,7 +39,7 @@ def test_profile_round_trips_and_is_physical(name):
         assert figure.source in profile.sources, f"{key} cites {figure.source}, which [sources] does not explain"
     # The ridge point of every accelerator since Pascal lies between 5 and 1000 FLOPs a byte.
     for dtype in ("float32", "float16"):
-        assert 5 < profile.ridge_flops_per_byte(dtype) < 1000
+        assert 5 < ridge_flops_per_byte(profile, dtype) < 1000
     # Matrix units do a power of two FLOPs a clock and SM (CDNA too): catches sparse figures and wrong clocks.
     for unit in ("tensor.float16", "tensor.bfloat16", "tensor.tf32"):
         if unit in profile.peak_flops:
@@ -45,7 +51,7 @@ def test_textbook_figures():
     a100 = load("a100")
     assert a100.name == "a100-sxm-80gb"
     assert a100.peak_flops["tensor.bfloat16"] == 312e12
-    assert a100.ridge_flops_per_byte("bfloat16") == pytest.approx(153, rel=0.01)
+    assert ridge_flops_per_byte(a100, "bfloat16") == pytest.approx(153, rel=0.01)
     assert load("h200").memory_bandwidth_bytes_per_s == 4.8e12
     assert load("b200").peak_flops["tensor.bfloat16"] == 2.25e15
     assert load("a100").matmul_unit("float32") == "vector.float32"
@@ -99,6 +105,14 @@ def test_measured_numbers_stay_apart():
     assert again.datasheet == profile.datasheet
     with pytest.raises(RequestError, match="finite"):
         profile.with_measured({"launch_s": math.nan}, {})
+
+
+def test_this_machine_is_what_calibrate_left_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert not own_profile().is_calibrated and own_profile("no such GPU") is None
+    calibrated = detect_cpu().with_measured({"cpu.launch_s": 1e-6}, {"source": "a test"})
+    calibrated_file(calibrated).write_text(write_profile(calibrated), encoding="utf-8")
+    assert load_targets("cpu,cpu") == [calibrated] == [own_profile()]
 
 
 def test_the_device_at_hand_is_recognised_by_exact_name_only():

@@ -7,7 +7,7 @@ import pytest
 import sympy
 
 from flurka_bench.errors import RequestError
-from flurka_bench.mechanisms import MECHANISMS, canonical, get, paper_baseline, strong
+from flurka_bench.mechanisms import MECHANISMS, canonical, get
 from flurka_bench.workload import Case
 
 KNOBS = {"rank": 32, "num_features": 16, "seq_len": 64, "head_dim": 8, "num_heads": 2}
@@ -122,12 +122,3 @@ def test_arrays_and_symbols_pass():
 
 def test_numpy_integers_become_plain_ones():
     assert type(canonical(case(rank=np.int64(4))).rank) is int
-
-
-def test_baselines():
-    layer = case(level="layer", order="compress_first", backend="compiled")
-    assert paper_baseline(layer).order == "project_first" and paper_baseline(layer).backend == "eager"
-    assert strong(layer).order == "absorbed" and strong(layer).backend == "compiled"
-    assert strong(case("low-rank", level="layer")).order == "compress_first"
-    assert strong(case("kernel-elu", level="layer")).order == "project_first"
-    assert strong(case()).order is None

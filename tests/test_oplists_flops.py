@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from forms import FORMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,15 +24,6 @@ def counted(case: Case) -> int:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         bench.run()
     return counter.get_total_flops()
-
-
-FORMS = [
-    (name, level, order, pass_)
-    for name, cell in MECHANISMS.items()
-    for level in ("core", "layer")
-    for order in (cell.orders if level == "layer" else (None,))
-    for pass_ in ("forward", "train")
-]
 
 
 @st.composite

@@ -3,6 +3,7 @@
 from collections import Counter
 
 import pytest
+from forms import FORMS
 
 from flurka_bench.mechanisms import MECHANISMS, lower
 from flurka_bench.ops import total
@@ -72,13 +73,6 @@ def lowered(case: Case):
 
 
 SHAPE = {"num_heads": 3, "seq_len": 20, "head_dim": 6, "rank": 10, "num_features": 7}
-FORMS = [
-    (name, level, order, pass_)
-    for name, cell in MECHANISMS.items()
-    for level in ("core", "layer")
-    for order in (cell.orders if level == "layer" else (None,))
-    for pass_ in ("forward", "train")
-]
 
 
 @pytest.mark.parametrize(("name", "level", "order", "pass_"), FORMS)

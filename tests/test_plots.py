@@ -48,7 +48,7 @@ PICTURES = {
     "heatmap": lambda rows: heatmap.heat_map(speedups(rows, "flurka-relu", "best-other"), "seq_len", "rank"),
     "scaling": curves.scaling_curves,
     "crossover": lambda rows: curves.crossover_curves(
-        rows, all_speedups(rows, "flurka-favor", ["best-other", "strong-kernel", "paper-low-rank"]), "rank"
+        all_speedups(rows, "flurka-favor", ["best-other", "strong-kernel", "paper-low-rank"]), "rank"
     ),
     "predicted": model.predicted_against_measured,
     "error": model.error_map,
@@ -97,7 +97,7 @@ def test_empty_and_single_records_give_a_picture_that_says_so(rows, tmp_path):
     figures = [
         heatmap.heat_map(cells),
         curves.scaling_curves(rows),
-        curves.crossover_curves(rows, cells),
+        curves.crossover_curves(cells),
         model.predicted_against_measured(rows),
         model.error_map(rows),
         model.stage_bars(rows),
@@ -123,19 +123,34 @@ def test_the_map_holds_the_numbers_and_says_why_a_cell_is_empty():
     assert f"{one['speedup']:.2f}" in texts and texts.count("flurka-relu\noom") == 4
 
 
+def test_rows_with_fewer_mechanisms_are_marked():
+    cells = speedups(prepare(synthetic.frame(features=(16, 32, 64, 128))), "flurka", "best-other")
+    cells = cells[cells["rank"] == 64]
+    thin, note = heatmap.thin_lines(heatmap.grids(cells, "seq_len", "num_features")[0])
+    assert thin == {("num_features", m): "flurka-favor, flurka-relu" for m in (16, 32, 128)}  # elu + 1 has m = 64 alone
+    assert note == "m = 16, 32, 128: flurka-favor, flurka-relu only"
+    figure = heatmap.heat_map(cells, "seq_len", "num_features")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["16*", "32*", "64", "128*"]
+    assert note in figure.get_suptitle()
+
+
 def test_terminal_map_degrades_to_signs():
     from rich.console import Console
 
     cells = speedups(records(), "flurka-relu", "best-other")
-    plain, colour = Console(width=120, record=True, color_system=None, file=open(os.devnull, "w")), None  # noqa: SIM115
+    plain = Console(width=120, record=True, color_system=None, file=open(os.devnull, "w"))  # noqa: SIM115
     plain.print(terminal.terminal_map(cells))
     text = plain.export_text()
     one = cells[(cells["seq_len"] == 4096) & (cells["rank"] == 256) & (cells["num_features"] == 16)].iloc[0]
     assert f"+{one['speedup']:.2f}×" in text and "best-other" in text and "layer" in text
-    assert colour is None and terminal.default_axes(cells) == ("seq_len", "rank")
 
 
-def test_an_axis_must_exist():
+def test_axes_are_filled_in_and_checked():
+    cells = speedups(records(), "flurka-relu", "best-other")
+    assert heatmap.map_axes(cells) == ("seq_len", "rank")
+    assert heatmap.map_axes(cells, "rank") == ("rank", "seq_len")
+    with pytest.raises(RequestError, match="two different axes"):
+        heatmap.map_axes(cells, "rank", "rank")
     with pytest.raises(RequestError, match="did you mean 'rank'"):
         heatmap.heat_map(speedups(records()), "seq_len", "ranks")
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from flurka_bench.analysis.recommend import ASSUMED_MIN_RANK, Request, python_line, recommend, space
+from flurka_bench.analysis.recommend import ASSUMED_MIN_RANK, Request, python_imports, python_line, recommend, space
 from flurka_bench.cost.predict import predict
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load
@@ -18,11 +18,16 @@ H100 = load("h100")
 SMALL = Request(seq_len=1024, model_dim=256, dtype="bfloat16", head_dims=(64,), backends=("eager",), launch="graph")
 
 
+def keeps(case, rank=ASSUMED_MIN_RANK, features=64):
+    cell = MECHANISMS[case.mechanism]
+    return (not cell.compressed or case.rank >= rank) and (not cell.uses_features or case.num_features >= features)
+
+
 def test_the_ranking_is_the_model_s_own_and_sorted():
     answer = recommend(SMALL, H100)
     seconds = [each.prediction.seconds for each in answer.candidates]
     assert seconds == sorted(seconds)
-    again = {each.case.case_id: each.seconds for each in predict(space(SMALL), H100, launch="graph")}
+    again = {each.case.case_id: each.seconds for each in predict(space(SMALL), H100, launch="graph") if keeps(each.case)}
     assert {each.prediction.case.case_id: each.prediction.seconds for each in answer.candidates} == pytest.approx(again)
     assert {each.prediction.case.mechanism for each in answer.candidates} == set(MECHANISMS)
 
@@ -34,7 +39,8 @@ def test_without_a_floor_one_is_assumed_and_said():
     assert min(case.num_features for case in cases if case.num_features) == 64
     given = dataclasses.replace(SMALL, min_rank=32, min_features=16)
     assert "ASSUMED" not in given.floor_in_words()
-    assert min(case.rank for case in space(given) if case.rank) == 32
+    cases = [each.prediction.case for each in recommend(given, H100).candidates]
+    assert min(case.rank for case in cases if case.rank) == 32
 
 
 def test_a_higher_floor_never_makes_the_best_approximation_faster():
@@ -44,9 +50,19 @@ def test_a_higher_floor_never_makes_the_best_approximation_faster():
 
     times = [best(32, 16), best(64, 16), best(64, 64), best(256, 64), best(256, 256)]
     assert times == sorted(times)
-    assert [each.prediction.seconds for *_, each in recommend(SMALL, H100).by_floor] == sorted(
-        each.prediction.seconds for *_, each in recommend(SMALL, H100).by_floor
-    )
+
+
+def test_the_answer_is_shown_below_and_above_the_floor():
+    moved = dict(recommend(SMALL, H100).by_floor)
+    ranks = [moved[words].prediction for words in ("rank >= 128", "rank >= 256 (assumed)", "rank >= 512", "rank >= 1024")]
+    assert [each.seconds for each in ranks] == sorted(each.seconds for each in ranks)
+    assert ranks[1] == recommend(SMALL, H100).candidates[0].prediction
+    for words, each in moved.items():
+        factor = {"half": 0.5, "twice": 2, "four": 4}.get(words.rpartition("features >= ")[2].split()[0], 1)
+        floor = int(words.split()[2].rstrip(","))
+        rivals = [one for one in predict(space(SMALL), H100, launch="graph") if keeps(one.case, floor, 64 * factor)]
+        assert each.prediction.seconds == pytest.approx(min(one.seconds for one in rivals))
+    assert moved["rank >= 256, features >= half of head_dim"].prediction.seconds <= ranks[1].seconds
 
 
 def test_limits_hold_and_the_nearest_is_shown_where_nothing_meets_them():
@@ -106,6 +122,9 @@ def test_an_error_bar_keeps_what_was_measured_below_it():
         "low-rank-sdpa",
     }
     assert all(each.error.high <= 0.2 for each in answer.candidates)
+    bars = dict(answer.by_floor)
+    assert bars["error <= 0.2"] == dataclasses.replace(answer.candidates[0], tied=False)
+    assert bars["error <= 0.4"].prediction.seconds <= bars["error <= 0.1"].prediction.seconds
     looser = recommend(dataclasses.replace(request, max_error=0.4), H100, errors=errors)
     assert "flurka-relu" in {each.prediction.case.mechanism for each in looser.candidates}
     assert answer.nearest is None and looser.nearest is None and not answer.why_none
@@ -155,6 +174,17 @@ def test_the_line_of_python_builds_the_layer():
         assert module.order == case.order
         assert module(torch.randn(1, 32, 32)).shape == (1, 32, 32)
     assert {mechanism for mechanism, *_ in seen} == set(MECHANISMS)
+
+
+def test_the_line_for_the_fused_kernels_is_fused():
+    torch = pytest.importorskip("torch")
+    from flurka_bench.attention.fused import FusedFeatures
+
+    case = next(case for case in space(dataclasses.replace(SMALL, backends=("fused",))) if case.mechanism == "flurka-relu")
+    scope = {}
+    exec(python_imports(case), scope)
+    layer = eval(python_line(case).replace(".cuda()", ""), scope)  # the kernels need a GPU, the construction does not
+    assert isinstance(layer.similarity, FusedFeatures) and layer.order == case.order and scope["torch"] is torch
 
 
 def command(*arguments):

@@ -28,6 +28,30 @@ def test_flop_conditions_say_what_the_op_lists_count():
             assert row["holds"] == bool(holds(one, other)), row
 
 
+def test_launch_and_shapes_are_taken():
+    small = [
+        "--hardware=h100",
+        "--seq-len=1024,2048",
+        "--rank=128,256",
+        "--num-features=32,64",
+        "--baseline=best-other",
+        "--json",
+    ]
+    maps = {
+        launch: json.loads(command(*small, "--model-dim=512", f"--launch={launch}").stdout)["cells"]["best-other"]
+        for launch in ("eager", "none")
+    }
+    assert len(maps["eager"]) == len(maps["none"]) and maps["eager"] != maps["none"]
+    found = json.loads(
+        command(*small, "--model-dim=256,512", "--head-dim=32,64", "--batch=1,2", "--x=head_dim", "--y=num_heads").stdout
+    )
+    cells = found["cells"]["best-other"]
+    assert {(cell["num_heads"], cell["head_dim"], cell["batch"]) for cell in cells} == {
+        (width // head, head, batch) for width in (256, 512) for head in (32, 64) for batch in (1, 2)
+    }
+    assert {row["axis"] for row in found["crossovers"]["best-other"]} == {"head_dim", "num_heads"}
+
+
 def test_design_s_condition_comes_out_and_as_latex():
     rows = json.loads(command("--flops", "--level", "core", "--pair", "flurka-relu,low-rank", "--json").stdout)
     assert rows[0]["inequality"] == "m*(N + k) < N*k" and rows[0]["holds"] is None
@@ -67,6 +91,8 @@ def test_a_predicted_map_has_cells_crossovers_and_a_reason():
         (["--subject", "flurk"], "flurka"),
         (["--x", "rnk"], "rank"),
         (["--level", "model"], "layer"),
+        (["--launch", "graphs"], "graph"),
+        (["--flops", "--head-dim", "32,64"], "one --model-dim"),
         (["--flops", "--pair", "flurka-relu"], "two mechanisms"),
         (["--flops", "--pair", "flurka-relu,lowrank"], "low-rank"),
         (["--model-dim", "100"], "--head-dim"),

@@ -122,6 +122,23 @@ def test_hovered_cell_shows_the_records_numbers(opened):
     assert f"{float(f'{one.subject_s * 1e3:.3g}'):g} ms" in text
 
 
+def test_a_cell_says_how_far_the_prediction_is_off_and_which_flop_condition_holds(opened):
+    opened.select_option("#choose-subject", "flurka-favor")
+    opened.select_option("#choose-baseline", "strong-low-rank")
+    hover(opened, 3, 2)
+    opened.wait_for_selector("#plot-measured .hovertext", timeout=5000)
+    text = opened.text_content("#plot-measured .hoverlayer")
+    assert re.search(r"predicted [\d.]+×, measured [\d.]+×: [+−][\d.]+ %", text)
+    assert "fewer matmul FLOPs where" in text and "(holds)" in text
+
+
+def test_rows_that_few_mechanisms_share_are_marked(opened):
+    opened.select_option("#choose-y", "num_features")
+    assert opened.inner_text("#thin") == "* at m = 16, 32, 128: flurka-favor, flurka-relu only"
+    ticks = opened.evaluate("document.getElementById('plot-measured').layout.yaxis.ticktext")
+    assert ticks == ["16*", "32*", "64", "128*"]
+
+
 def test_a_missing_cell_says_why(opened):
     opened.select_option("#choose-subject", "flurka-relu")
     hover(opened, 0, 0)
@@ -201,6 +218,9 @@ SMALL = {
         seq_lens=(512,), ranks=(64,), features=(16,), failures={(name, 512): ("crashed", "boom") for name in synthetic.MECHANISMS}
     ),
     "no flurka": lambda: synthetic.frame(mechanisms=("full-sdpa", "kernel-relu"), ranks=(64,)),
+    "two levels": lambda: pd.concat(
+        [synthetic.frame(level=level, ranks=(64,)) for level in ("core", "layer")], ignore_index=True
+    ),
     "unpredicted": lambda: synthetic.frame(seq_lens=(512, 1024), ranks=(64,), with_predictions=False),
 }
 
@@ -216,12 +236,30 @@ def test_small_runs_give_a_page_that_says_what_is_there(name, browser, tmp_path)
     tab.goto((tmp_path / "page.html").as_uri())
     tab.wait_for_timeout(300)
     text = tab.inner_text("main")
+    if name == "two levels":
+        assert tab.input_value("#choose-level") == "layer"
     tab.close()
     assert problems == []
     expected = {"empty": "no records yet", "one": "1 records", "only failures": "crashed", "no flurka": "kernel-relu is measured",
+                "two levels": "layer",
                 "unpredicted": "the predicted side is empty"}  # fmt: skip
     assert expected[name] in text
     assert f"{len(records)} records" in text and markdown(content)
+
+
+def test_the_summaries_hold_the_same_figures(tmp_path):
+    import matplotlib.backends.backend_pdf as backend
+
+    from flurka_bench.report.pdf import write_pdf
+
+    content = collect(frame(), [RUN], "Run")
+    text = markdown(content)
+    best = content.answer.iloc[0]
+    assert f"in {best['FASTER']} of {best['cells'] - best['MISSING']} cells" in text
+    assert "h = 8, d = 64" in text and "Bottlenecks" not in text and "Verdicts" in text
+    write_pdf(content, tmp_path / "run.pdf")
+    data = (tmp_path / "run.pdf").read_bytes()
+    assert data.startswith(b"%PDF") and data.count(b"/Type /Page\n") + data.count(b"/Type /Page ") >= 8 and backend
 
 
 def test_a_hundred_thousand_cases_give_a_page_that_says_what_it_holds(tmp_path):

@@ -119,6 +119,32 @@ def test_a_time_budget_holds(fake):
     assert 1.5 < summary.wall_s < 6 and time.monotonic() - started < 12
 
 
+def test_what_a_spent_time_budget_leaves_no_time_for_is_skipped(fake, tmp_path):
+    """Calls of 50 ms, each needed at least eight times, on a budget for about four of eight cases."""
+    started = time.monotonic()
+    records, summary, events = fake({"cost_s": 0.05}, budget_s=1.6)
+    assert summary.wall_s < 2.5 and time.monotonic() - started < 12
+    assert len(records) == 8 and set(summary.statuses) == {"ok", "skipped"} and summary.statuses["ok"] >= 2
+    for entry in records.values():
+        assert entry["error"] == ("skipped: time budget" if entry["status"] == "skipped" else None)
+        assert entry["status"] == "skipped" or len(entry["samples_s"]) >= 1
+    for seq_len in (128, 256):  # the slowest go first
+        order = sorted((entry["flops"], entry["status"]) for entry in records.values() if entry["seq_len"] == seq_len)
+        assert [status for _, status in order] == sorted(status for _, status in order)
+    assert any("time budget of 1.6 s was spent" in event.text for event in events if event.kind == "note")
+    assert fake(budget_s=100)[1].statuses == {}  # a record is final: the run is done
+
+
+def test_a_run_that_was_stopped_goes_on_with_a_budget_of_its_own(fake, tmp_path):
+    fake({"cost_s": 0.01}, budget_s=20)
+    lines = (tmp_path / "run" / "measurements.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "measurements.jsonl").write_text("".join(lines[:4]))
+    meta = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(meta | {"wall_s": 1e6}))
+    records, _, _ = fake({"cost_s": 0.01}, budget_s=20)
+    assert len(records) == 8 and {entry["status"] for entry in records.values()} == {"ok"}
+
+
 def test_another_suite_device_or_seed_is_refused(fake):
     fake()
     with pytest.raises(RequestError, match="another suite"):
@@ -269,6 +295,29 @@ def test_throttled_samples_are_counted_and_do_not_count(monkeypatch, every):
     else:
         assert abs(entry["num_dropped"] - len(entry["samples_s"])) <= 1 and entry["num_dropped"] >= 3
         assert len(entry["round_ids"]) == len(entry["samples_s"]) and all(round_id % 2 for round_id in entry["round_ids"])
+    assert len(entry["dropped_s"]) == len(entry["dropped_round_ids"]) == entry["num_dropped"]
+    assert entry["dropped_s"][0] == pytest.approx(0.01, rel=0.01) and "hardware thermal" in entry["drop_reason"]
+    assert every == 1 or not any(round_id % 2 for round_id in entry["dropped_round_ids"])
+
+
+def test_all_samples_are_kept(monkeypatch):
+    """What the calls took is in the outcome, each once: gate and first call apart, in order."""
+    outcomes, log = race(monkeypatch, {"flurka-relu": 0.01}, budget_s=3, case_time_s=1, noise=0.3)
+    entry = outcomes["flurka-relu"]
+    assert len(log) == 2 + len(entry["warmup_s"]) + len(entry["samples_s"]) and entry["num_calls"] == 1
+    assert 0 <= entry["overhead_fraction"] < 1e-3 and entry["dropped_s"] == []
+    assert len(set(entry["warmup_s"] + entry["samples_s"])) == len(log) - 2
+
+
+def test_the_slowest_are_skipped_and_rounds_are_cut_at_the_deadline(monkeypatch):
+    costs = {"flurka-relu": 0.01, "low-rank": 0.02, "full-math": 1.0}
+    outcomes, _ = race(monkeypatch, costs, budget_s=4, deadline_s=8, case_time_s=2)
+    assert {entry["status"] for entry in outcomes.values()} == {"ok"}  # five rounds of full-math end in time
+    costs["kernel-relu"] = 0.9
+    outcomes, _ = race(monkeypatch, costs, budget_s=4, deadline_s=8, case_time_s=2)
+    assert outcomes["kernel-relu"]["error"] == "skipped: time budget" and outcomes["full-math"]["status"] == "ok"
+    outcomes, _ = race(monkeypatch, {"flurka-relu": 1.0}, budget_s=1, deadline_s=5, case_time_s=2)
+    assert len(outcomes["flurka-relu"]["samples_s"]) == 2 and outcomes["flurka-relu"]["stop_reason"] == "budget"
 
 
 def test_no_flurka_is_no_trouble(monkeypatch):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from flurka_bench.cli.run import headline
-from flurka_bench.measure.runner import run_suite
-from flurka_bench.results import read_run
+from flurka_bench.cli.run import _print_answer, headline
+from flurka_bench.measure.runner import Summary, run_suite
+from flurka_bench.results import RunWriter, read_run
 from flurka_bench.suite import parse_suite
 
 REPOSITORY = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ num_heads = 2
 rank = 32
 num_features = 16
 [budget]
-time = "2s"
+time = "30s"
 case_time = "0.2s"
 """
 
@@ -71,6 +71,31 @@ def test_a_run_without_flurka_has_an_end_too(command, tmp_path, mechanisms):
     result = command("run", "tiny.toml", "--device", "cpu")
     assert result.returncode == 0, result.stderr
     assert " ok in" in result.stdout.splitlines()[-1]
+
+
+def test_a_spent_time_budget_has_an_end_too(command, tmp_path):
+    first = command("run", "tiny.toml", "--device", "cpu", "--budget", "1ms")
+    assert first.returncode == 0, first.stderr
+    assert {entry["error"] for entry in read_run(tmp_path / "results" / "tiny-cpu").records} == {"skipped: time budget"}
+    assert "8 cases were skipped (raise it with --budget" in first.stderr and "8 skipped in" in first.stdout
+    second = command("run", "tiny.toml", "--device", "cpu", "--budget", "1min")
+    assert second.returncode == 0 and "nothing was left to measure" in second.stdout
+
+
+def test_the_end_table_where_flurka_was_skipped(tmp_path, capsys):
+    cases = parse_suite(TINY.replace("seq_len = 128", "seq_len = [128, 256]").replace('["core", "layer"]', '"core"')).cases()
+    with RunWriter(tmp_path) as writer:
+        writer.start({"suite": {"name": "s", "text": ""}, "environment": {}, "device": "d", "started": "now", "seed": 0})
+        for number, case in enumerate(cases):
+            late = case.seq_len == 256 and case.mechanism.startswith("flurka")
+            times = [] if late else [(number + 1) * 1e-3] * 10
+            writer.append({
+                **case.as_record(), "case_id": case.case_id, "status": "skipped" if late else "ok", "device": "d", "seed": 0,
+                "samples_s": times, "round_ids": list(range(len(times))), "median_s": times[0] if times else None,
+            })  # fmt: skip
+    _print_answer(tmp_path, Summary(folder=tmp_path, num_cases=8, num_before=8), as_json=False)
+    told = capsys.readouterr().out
+    assert "N=256 d=64\nFLuRKA   not measured" in told and "N=128 d=64\nfastest  full-math: 1 ms" in told
 
 
 def test_a_dry_run_measures_nothing(command, tmp_path):
@@ -126,7 +151,7 @@ def test_real_memory_exhaustion_is_an_oom(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     text = """
     axes = {mechanism = ["full-math", "flurka-relu"], seq_len = [256, 16384, 32768], num_heads = 2, rank = 32, num_features = 16}
-    budget = {time = "1s", case_time = "0.1s"}
+    budget = {case_time = "0.1s"}
     """
     run_suite(parse_suite(text), out=tmp_path / "run", memory_limit_bytes=1000 * 2**20)
     statuses = {(entry["mechanism"], entry["seq_len"]): entry for entry in read_run(tmp_path / "run").records}

@@ -61,13 +61,13 @@ def test_a_slow_first_call_and_one_interruption_are_in_no_stage(ranges):
     def call():
         with ranges("project"):
             calls.append(1)
-            pause_s = {2: 0.2, 4: 0.1}.get(len(calls), 0.0)  # the second is the first that is profiled
+            pause_s = {1: 0.2, 3: 0.1}.get(len(calls), 0.0)
             time.sleep(0.002 + pause_s)
         with ranges("output"):
             time.sleep(0.002)
 
-    times = stage_times(CpuDevice(), call, num_calls=5)
-    assert len(calls) == 7
+    times = stage_times(CpuDevice(), call)
+    assert len(calls) == 4
     assert 0.002 < times["project"] < 0.02 and 0.002 < times["output"] < 0.02
 
 

@@ -66,48 +66,45 @@ def test_intervals_cover_the_truth_and_a_mechanism_against_itself_is_not_called_
     assert verdicts["FASTER"] + verdicts["SLOWER"] <= 0.05
 
 
-# A/A verdicts that are wrong, by the table in ``statistics`` and four standard errors of 500 trials above it. The goal of 5 %
-# holds up to an autocorrelation of 0.5. Above it does not: a machine that swings for longer than the few rounds last is the one
-# thing that they cannot show.
-@pytest.mark.parametrize(
-    ("num_rounds", "autocorrelation", "allowed_wrong"),
-    [
-        (5, 0.0, 0.02),
-        (5, 0.3, 0.03),
-        (5, 0.5, 0.06),
-        (8, 0.0, 0.03),
-        (8, 0.3, 0.045),
-        (8, 0.5, 0.09),
-        (8, 0.8, 0.22),
-        (12, 0.5, 0.075),
-        (20, 0.5, 0.05),
-        (20, 0.8, 0.14),
-        (30, 0.8, 0.11),
-    ],
-)
-def test_few_rounds_of_noise_with_memory_do_not_make_a_mechanism_differ_from_itself(num_rounds, autocorrelation, allowed_wrong):
-    _, verdicts = error_rates(trials=500, num_rounds=num_rounds, autocorrelation=autocorrelation)
-    assert verdicts["FASTER"] + verdicts["SLOWER"] <= allowed_wrong
+# The goal for a mechanism against itself, 5 %, also where the machine swings for longer than a few rounds last. A share that
+# is 5 % comes out above 7.5 % of 400 trials in one test of a hundred.
+@pytest.mark.parametrize("autocorrelation", [0.0, 0.5, 0.8])
+@pytest.mark.parametrize("num_rounds", [5, 8, 12, 16, 20, 24, 30, 60])
+def test_few_rounds_of_noise_with_memory_do_not_make_a_mechanism_differ_from_itself(num_rounds, autocorrelation):
+    _, verdicts = error_rates(trials=400, num_rounds=num_rounds, autocorrelation=autocorrelation)
+    assert verdicts["FASTER"] + verdicts["SLOWER"] <= (0.075 if autocorrelation == 0.8 else 0.05)
 
 
-def test_few_rounds_are_not_believed_to_be_independent(monkeypatch):
-    """The negative of the test above, on the same trials: without the prior a quarter more verdicts are wrong."""
-    kinds = [{"trials": 500, "num_rounds": 8, "autocorrelation": rho} for rho in (0.5, 0.8)]
+def test_bursts_that_hit_one_side_do_not_make_a_mechanism_differ_from_itself():
+    """Not an autoregression: another process slows either side by 15 % for about four rounds at a time."""
+    rng = np.random.default_rng(5)
 
-    def wrong():
-        return sum(rates["FASTER"] + rates["SLOWER"] for _, rates in (error_rates(**kind) for kind in kinds))
+    def side(num_rounds):
+        busy, logs = rng.random() < 0.5, np.empty(num_rounds)
+        for index in range(num_rounds):
+            busy ^= rng.random() < 1 / 4
+            logs[index] = 0.15 * busy + 0.02 * rng.standard_normal()
+        return np.exp(logs)
 
-    with_prior = wrong()
-    monkeypatch.setattr(statistics, "_left_out", lambda values, length: 1.0)
-    assert wrong() > 1.25 * with_prior
+    for num_rounds in (8, 16, 30):
+        called = [paired_ratio(side(num_rounds), side(num_rounds), num_resamples=300).verdict for _ in range(300)]
+        assert sum(name in ("FASTER", "SLOWER") for name in called) <= 0.07 * len(called)
+
+
+def test_few_rounds_are_taken_to_swing(monkeypatch):
+    """The negative of the tests above, on the same trials: believing what few rounds show, a tenth of the verdicts are wrong."""
+    monkeypatch.setattr(statistics, "_LEAST_AUTOCORRELATION", 0.0)
+    _, verdicts = error_rates(trials=400, num_rounds=8, autocorrelation=0.8)
+    assert verdicts["FASTER"] + verdicts["SLOWER"] > 0.10
 
 
 def test_what_blocks_leave_out_by_hand():
-    white = np.array([0.0, 3, 1, 2, 5, 4, -1, 6, 2.5, 0.5])  # the prior weighs as much as 8 of 18 rounds
-    rho = (10 * statistics._autocorrelation(white) + 8 * 0.5) / 18
-    assert statistics._left_out(white, 1) == pytest.approx(math.sqrt((1 + rho) / (1 - rho)))
-    assert statistics._left_out(white, 2) == pytest.approx(math.sqrt((1 + rho) / (1 - rho) / (1 + rho)))
-    assert statistics._left_out(np.tile([0.0, 1.0], 50), 1) == 1.0  # noise that alternates narrows nothing
+    white = np.array([0.0, 3, 1, 2, 5, 4, -1, 6, 2.5, 0.5])  # few rounds: 0.8, whatever they show
+    share = (1 + 2 * sum((1 - j / 10) * 0.8**j for j in range(1, 10))) / 10
+    assert statistics._left_out(white, 1) == pytest.approx(math.sqrt(10 * share / (1 - share)))
+    assert statistics._left_out(white, 2) == pytest.approx(math.sqrt(10 * share / (1 - share) / 1.8))
+    alternating = np.tile([0.0, 1.0], 120)  # narrows nothing, and 240 rounds are taken to have 0.08
+    assert statistics._left_out(alternating, 1) == pytest.approx(math.sqrt(1.08 / 0.92), rel=0.01)
     long = noise(np.random.default_rng(0), 5000, autocorrelation=0.6)
     assert statistics._left_out(long, block_length(long)) < 1.1
 
@@ -130,17 +127,23 @@ def test_without_pairing_drift_is_mistaken_for_noise():
     assert unpaired_ratio(baseline, candidate).verdict == "AMBIGUOUS"
 
 
-def test_power_a_real_difference_is_found():
-    _, verdicts = error_rates(true_ratio=1.10, sigma=0.03)
-    assert verdicts["FASTER"] >= 0.95
-    _, verdicts = error_rates(true_ratio=1 / 1.10, sigma=0.03)
-    assert verdicts["SLOWER"] >= 0.95
-    _, verdicts = error_rates(true_ratio=1.0, sigma=0.01)
-    assert verdicts["SAME"] >= 0.95
-    _, verdicts = error_rates(true_ratio=1.10, sigma=0.03, num_rounds=20)
-    assert verdicts["FASTER"] >= 0.95
-    _, verdicts = error_rates(true_ratio=1.30, sigma=0.05, num_rounds=8)
-    assert verdicts["FASTER"] >= 0.90
+# The noise of a pair's ratio is 1.4 times that of its sides.
+@pytest.mark.parametrize(
+    ("true_ratio", "sigma", "num_rounds", "name", "least"),
+    [
+        (1.10, 0.03, 30, "FASTER", 0.95),
+        (1 / 1.10, 0.03, 30, "SLOWER", 0.95),
+        (1.10, 0.015, 16, "FASTER", 0.90),
+        (1.10, 0.01, 8, "FASTER", 0.85),
+        (1.10, 0.005, 5, "FASTER", 0.95),
+        (1.30, 0.05, 16, "FASTER", 0.90),
+        (3.00, 0.05, 5, "FASTER", 0.95),
+        (1.00, 0.01, 60, "SAME", 0.95),
+    ],
+)
+def test_power_a_real_difference_is_found(true_ratio, sigma, num_rounds, name, least):
+    _, verdicts = error_rates(true_ratio=true_ratio, sigma=sigma, num_rounds=num_rounds)
+    assert verdicts[name] >= least
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ MISTAKES = {
     BASIC.replace("[128, 256]", "[12.5]"): r"rank takes whole numbers .* got 12.5",
     BASIC.replace("[128, 256]", "[true]"): r"rank takes whole numbers .* got True",
     BASIC.replace("[128, 256]", "[]"): r"rank has no values",
-    BASIC.replace("[128, 256]", "[8192, 16384]"): r"every rank is larger than every seq_len",
+    BASIC.replace("[128, 256]", "[8192, 16384]"): r"every rank is larger than the seq_len",
     BASIC + "head_dim = 0": r"head_dim takes whole numbers from 1 .* got 0",
     BASIC + "dtype = 'fp32'": r"unknown dtype 'fp32'",
     BASIC + "backend = [['eager']]": r"unknown backend",

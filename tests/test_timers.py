@@ -52,8 +52,8 @@ def test_warm_up_ends_when_the_first_samples_are_no_outliers(clock, num_slow):
     def call():
         nonlocal calls
         calls += 1
-        # the first call of all, the call that sizes the block, and num_slow calls after them
-        clock.advance((0.01 if calls <= 2 + num_slow else 0.001) * (1 + 0.01 * (calls % 3)))
+        # the first call of all, and num_slow calls after it, of which the first sizes the block
+        clock.advance((0.01 if calls <= 1 + num_slow else 0.001) * (1 + 0.01 * (calls % 3)))
 
     prepared = WallTimer(CpuDevice(clock_ns=clock)).prepare(call)
     assert prepared.sample().seconds < 0.0011
@@ -71,7 +71,7 @@ def test_warm_up_stops_at_its_budget(clock):
 
     prepared = WallTimer(CpuDevice(clock_ns=clock)).prepare(ever_faster, warmup_budget_s=2.0)
     assert len(prepared.warmup_s) == 2
-    assert calls == 4
+    assert calls == 3
 
 
 def test_a_clock_that_steps_back_gives_a_dropped_sample(clock):
@@ -149,7 +149,7 @@ def test_names():
     with pytest.raises(RequestError, match="did you mean 'graph'"):
         make_timer("graphs", CpuDevice())
     assert open_device("cpu").name == "cpu"
-    with pytest.raises(RequestError, match="accepted for --device: auto, cpu"):
+    with pytest.raises(RequestError, match=r"unknown device 'cudaa'.*accepted: auto, cpu, cuda"):
         open_device("cudaa")
 
 

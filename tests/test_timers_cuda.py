@@ -250,10 +250,13 @@ def test_diagnosis(eager_s, device_s, flops, num_bytes, expected):
     assert diagnose(eager_s=eager_s, device_s=device_s, flops=flops, num_bytes=num_bytes, **peaks) == expected
 
 
-def test_devices_and_timers_by_name(fake):
+def test_devices_and_timers_by_name(fake, monkeypatch):
     _, device = fake
     assert make_timer("auto", device).name == "eager"
     assert open_device("cuda:0").name == "cuda:0"
     assert open_device("auto").name == "cuda:0"
-    with pytest.raises(RequestError, match="CUDA devices 0 to 0"):
+    with pytest.raises(RequestError, match=r"the driver knows cuda:0 \(fake\)"):
         open_device("cuda:3")
+    monkeypatch.setattr("flurka_bench.measure.probe.cuda_device_names", lambda: ["fake", "one that torch cannot use"])
+    with pytest.raises(RequestError, match=r"'cuda:1'.*torch fake sees 1 CUDA devices"):
+        open_device("cuda:1")

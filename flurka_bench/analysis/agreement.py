@@ -1,11 +1,16 @@
 """How far the prediction can be trusted: errors of times and speedups, overlap of the winning regions, and the worst cells."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from flurka_bench.analysis.baselines import BASELINES
 from flurka_bench.analysis.speedup import CELL, prepare
+from flurka_bench.measure.statistics import VERDICTS
+from flurka_bench.units import format_ratio, format_seconds
 
 DECIDED = ("FASTER", "SLOWER")
 NUM_WORST = 10
@@ -18,13 +23,15 @@ class Agreement:
     ``times``: one row over all and one per bottleneck (``bound``): count, mape, median_ape, p90_ape (fractions), bias
     (median of predicted / measured), coverage (share of measurements inside the band). ``signs``: one row per baseline:
     cells, decided (cells whose measured verdict is FASTER or SLOWER), sign_agreement and iou over the decided,
-    ratio_mape. ``confusion``: measured verdict, predicted verdict, count, per baseline. ``worst``: the cells whose speedup
-    is farthest off, each with its explanation.
+    ratio_mape. ``confusion``: measured verdict, predicted verdict, count, per baseline. ``bounds``: predicted bound, the bound
+    that the counters or the achieved rates tell (``limited_by``), count. ``worst``: the cells whose speedup is farthest off,
+    each with its explanation.
     """
 
     times: pd.DataFrame
     signs: pd.DataFrame
     confusion: pd.DataFrame
+    bounds: pd.DataFrame
     worst: pd.DataFrame
 
 
@@ -89,12 +96,21 @@ def agreement(frame: pd.DataFrame, subject: str, cells_by_baseline: "dict[str, p
         confusion.append(counts.assign(baseline=name))
         pooled.append(known)
     counted = ["baseline", "verdict", "predicted_verdict", "count"]
+    both = time_errors(rows)
     return Agreement(
-        times=_times(time_errors(rows)),
+        times=_times(both),
         signs=pd.DataFrame(signs, columns=["subject", "baseline", "cells", "decided", "sign_agreement", "iou", "ratio_mape"]),
         confusion=pd.concat(confusion)[counted] if confusion else pd.DataFrame(columns=counted),
-        worst=_worst(rows, pd.concat(pooled) if pooled else pd.DataFrame()),
+        bounds=_bounds(both),
+        worst=_worst(rows, pd.concat(pooled, ignore_index=True) if pooled else pd.DataFrame()),
     )
+
+
+def _bounds(both: pd.DataFrame) -> pd.DataFrame:
+    if "limited_by" not in both or not both["limited_by"].notna().any():
+        return pd.DataFrame(columns=["bound", "limited_by", "count"])
+    measured = both["limited_by"].str.removesuffix("-bound")
+    return both.assign(limited_by=measured).groupby(["bound", "limited_by"]).size().rename("count").reset_index()
 
 
 def _worst(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
@@ -104,8 +120,18 @@ def _worst(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     off = np.log(cells["predicted_speedup"] / cells["speedup"])
     cells = cells.assign(off=np.exp(off.abs())).loc[off.abs().sort_values(ascending=False, kind="stable").index]
     cells = cells.drop_duplicates(["subject_row", "baseline_row"]).head(NUM_WORST)
-    words = [explain(rows.loc[own], rows.loc[other]) for own, other in zip(cells["subject_row"], cells["baseline_row"])]
+    words = [_explain_cell(rows, cell) for cell in cells.to_dict("records")]
     return cells.assign(explanation=words)[columns].reset_index(drop=True)
+
+
+def _explain_cell(rows: pd.DataFrame, cell: Mapping[str, Any]) -> str:
+    """What was measured, against its own prediction; and where the prediction took another form for the fastest, which."""
+    text = explain(rows.loc[cell["subject_row"]], rows.loc[cell["baseline_row"]])
+    for side in ("subject", "baseline"):
+        if cell[f"predicted_{side}_row"] != cell[f"{side}_row"]:
+            form = (cell[f"predicted_{side}_{name}"] for name in ("mechanism", "order", "backend"))
+            text += f"; predicted to be the fastest {side}: {' '.join(str(word) for word in form if word)}"
+    return text
 
 
 def explain(own: pd.Series, other: pd.Series) -> str:
@@ -130,4 +156,58 @@ def _stage_error(row: pd.Series) -> str:
     if not stages:
         return ""
     stage = max(stages, key=lambda name: abs(expected[name] - measured[name]))
-    return f" (mostly {stage}: {expected[stage] * 1e3:.3g} ms predicted, {measured[stage] * 1e3:.3g} ms measured)"
+    return f" (mostly {stage}: {format_seconds(expected[stage])} predicted, {format_seconds(measured[stage])} measured)"
+
+
+def percent(value: float) -> str:
+    """``0.123`` -> ``"12%"``; nan -> ``"n/a"``."""
+    return "n/a" if value != value else f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
+
+
+Table = tuple[str, Sequence[str], list[list[str]], tuple[int, ...]]
+
+
+def tables(found: Agreement) -> list[Table]:
+    """The agreement as (title, head, rows, columns of long text), for every form in which it is shown; none is empty."""
+    times = [
+        [r["bottleneck"], str(r["count"]), *(percent(r[name]) for name in ("mape", "median_ape", "p90_ape")), f"{r['bias']:.2f}",
+         percent(r["coverage"])]
+        for r in found.times.to_dict("records")
+    ]  # fmt: skip
+    signs = [
+        [_label(r["baseline"]), str(r["cells"]), str(r["decided"]), percent(r["sign_agreement"]), f"{r['iou']:.2f}",
+         percent(r["ratio_mape"])]
+        for r in found.signs.to_dict("records") if r["decided"]
+    ]  # fmt: skip
+    counts = found.confusion.groupby(["verdict", "predicted_verdict"])["count"].sum().to_dict() if len(found.confusion) else {}
+    bounds = {(r["bound"], r["limited_by"]): r["count"] for r in found.bounds.to_dict("records")}
+    kinds = ("compute", "memory", "launch", *sorted({kind for pair in bounds for kind in pair} - {"compute", "memory", "launch"}))
+    worst = [
+        [_label(r["baseline"]), _place(r), format_ratio(r["speedup"]), format_ratio(r["predicted_speedup"]), r["explanation"]]
+        for r in found.worst.to_dict("records")
+    ]
+    every = [
+        ("Times, by bottleneck",
+         ("", "cases", "mean error", "median", "90th percentile", "predicted / measured", "inside the band"), times, ()),
+        ("Who wins, where the cells differ by more than the noise",
+         ("baseline", "cells", "decided", "same winner", "overlap (IoU) of the winning regions", "mean error of the speedup"),
+         signs, ()),
+        ("Verdicts, measured (down) against predicted (across), all baselines", ("", *VERDICTS),
+         [[word, *(str(counts.get((word, other), 0)) for other in VERDICTS)] for word in VERDICTS if counts], ()),
+        ("Bottlenecks, as measured (down) against predicted (across), in cases", ("", *kinds),
+         [[down, *(str(bounds.get((across, down), 0)) for across in kinds)] for down in kinds if bounds], ()),
+        (f"The {len(worst)} cells whose speedup is farthest off",
+         ("baseline", "cell", "measured", "predicted", "why"), worst, (4,)),
+    ]  # fmt: skip
+    return [table for table in every if table[2]]
+
+
+def _label(name: str) -> str:
+    return BASELINES[name].label if name in BASELINES else name
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    """``"layer forward float32, h = 8, d = 64, N = 512, k = 64, m = 16"``: a cell in a line."""
+    symbols = {"batch": "b", "num_heads": "h", "head_dim": "d", "seq_len": "N", "rank": "k", "num_features": "m"}
+    sizes = [f"{symbol} = {row[name]}" for name, symbol in symbols.items() if row[name] and (name != "batch" or row[name] > 1)]
+    return ", ".join([f"{row['level']} {row['pass']} {row['dtype']}", *sizes])

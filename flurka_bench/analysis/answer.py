@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from flurka_bench.analysis.baselines import BASELINES, baseline
 from flurka_bench.analysis.ratio import MISSING
 from flurka_bench.analysis.speedup import prepare
 from flurka_bench.measure.statistics import VERDICTS
@@ -77,7 +78,7 @@ def fastest_by_length(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def fastest_in_words(rows: pd.DataFrame) -> str:
-    """``"At k = 256, m = 64 the fastest is full-sdpa for N = 512 to 2048, flurka-relu for N = 4096 to 16384."`` of one shape."""
+    """``"At h = 8, d = 64, k = 256, m = 64 the fastest is full-sdpa for N = 512 to 2048, flurka-relu for N = 4096 to 16384."``"""
     runs: list[list] = []
     for row in rows.sort_values("seq_len").to_dict("records"):
         if runs and runs[-1][0] == row["mechanism"]:
@@ -88,8 +89,9 @@ def fastest_in_words(rows: pd.DataFrame) -> str:
         return ""
     told = ", ".join(f"{name} for N = {low}" + (f" to {high}" if high != low else "") for name, low, high in runs)
     first = rows.iloc[0]
-    knobs = ", ".join(f"{symbol} = {first[name]}" for name, symbol in (("rank", "k"), ("num_features", "m")) if first[name])
-    return f"At {knobs or 'these sizes'} the fastest is {told} ({first['kind']})."
+    symbols = {"num_heads": "h", "head_dim": "d", "rank": "k", "num_features": "m"}
+    sizes = ", ".join(f"{symbol} = {first[name]}" for name, symbol in symbols.items() if first[name])
+    return f"At {sizes} the fastest is {told} ({first['kind']})."
 
 
 def place(cell: pd.Series) -> str:
@@ -102,11 +104,12 @@ def in_words(row: "pd.Series | dict") -> list[str]:
     """One slice's row as sentences a reader can quote."""
     from flurka_bench.units import format_ratio
 
-    decided = row["cells"] - row[MISSING]
+    decided, opponent = row["cells"] - row[MISSING], baseline(row["baseline"]).label
+    opponent = opponent if opponent.startswith("the ") else f"the {opponent}" if row["baseline"] in BASELINES else opponent
     told = "predicted to be" if row["kind"] == "predicted" else "measured"
     if not decided:
-        return [f"Nothing to compare with {row['baseline']}: none of {row['cells']} cells has both times."]
-    first = f"{row['subject']} is {told} faster than {row['baseline']} in {row['FASTER']} of {decided} cells"
+        return [f"Nothing to compare with {opponent}: none of {row['cells']} cells has both times."]
+    first = f"{row['subject']} is {told} faster than {opponent} in {row['FASTER']} of {decided} cells"
     rest = [
         f"{row[word]} {text}"
         for word, text in (("SLOWER", "slower"), ("SAME", "the same"), ("AMBIGUOUS", "not decided"))

@@ -1,18 +1,19 @@
 """Where a subject starts or stops to beat a baseline along one axis, with an interval.
 
-Between neighbouring tested points the log-speedup is interpolated over the log of the axis. The interval is a bootstrap over
-rounds at every point (measured) or the crossings of the band's two edges (predicted).
+Between neighbouring tested points the log-speedup is interpolated over the log of the axis. The interval is that of the
+crossings when every point is drawn anew from its own interval (measured), or the crossings of the band's two edges (predicted).
 """
 
 import numpy as np
 import pandas as pd
 
-from flurka_bench.analysis import ratio
-from flurka_bench.analysis.speedup import CELL, prepare
+from flurka_bench.analysis.speedup import CELL
 from flurka_bench.errors import unknown
+from flurka_bench.workload import SIZES
 
-AXES = ("seq_len", "rank", "num_features", "head_dim", "num_heads", "batch")
 REPLICATES = 400
+_NORMAL_95 = 1.959964  # half-width of a 95 % interval in standard deviations
+_UNKNOWN = 100.0  # log-speedup that stands for "anything": exp of it still computes
 _SPEEDUPS = ("speedup", "predicted_speedup", "predicted_speedup_low", "predicted_speedup_high")
 
 
@@ -50,23 +51,21 @@ def _describe(axis: np.ndarray, centre: np.ndarray, replicates: np.ndarray) -> t
     if wins in ("throughout", "nowhere"):  # the nearest edge: where would it change?
         rising = wins == "nowhere"
     places = crossing(axis, replicates, rising)
-    low, high = np.quantile(places, [0.025, 0.975], method="nearest")
+    places.sort()
+    low, high = places[[round(0.025 * (len(places) - 1)), round(0.975 * (len(places) - 1))]]
     return wins, float(crossing(axis, centre, rising)[0]), float(low), float(high)
 
 
-def replicates(rows: pd.DataFrame, cells: pd.DataFrame) -> np.ndarray:
-    """(REPLICATES, cells) bootstrap log-speedups: the rounds of every cell drawn anew; nan where there is no speedup."""
-    rng = np.random.default_rng(0)
-    curves = np.full((REPLICATES, len(cells)), np.nan, dtype=np.float32)
-    for column, (own, other, speedup) in enumerate(zip(cells["subject_row"], cells["baseline_row"], cells["speedup"])):
-        if np.isnan(speedup):
-            continue
-        logs = ratio.log_ratios(rows["samples_s"], rows["round_ids"], own, other)
-        if logs is None or len(logs) < 2:
-            curves[:, column] = np.log(speedup)
-        else:
-            curves[:, column] = np.median(logs[rng.integers(len(logs), size=(REPLICATES, len(logs)))], axis=1)
-    return curves
+def replicates(cells: pd.DataFrame) -> np.ndarray:
+    """(REPLICATES, cells) log-speedups drawn from each cell's own interval, its sides apart; nan where there is no speedup.
+
+    So a crossing is as uncertain as the verdicts beside it. A cell whose interval is unknown falls on either side of 1.
+    """
+    draws = np.random.default_rng(0).standard_normal((REPLICATES, len(cells)))
+    speedup, low, high = (cells[name].to_numpy(dtype=float) for name in ("speedup", "speedup_low", "speedup_high"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        down, up = (np.minimum(np.log(ratio), _UNKNOWN) for ratio in (speedup / low, high / speedup))
+        return np.log(speedup) + np.where(draws < 0, down, up) * draws / _NORMAL_95
 
 
 def _series(axis: str, index: np.ndarray, numbers: dict[str, np.ndarray], curves: np.ndarray) -> dict:
@@ -90,7 +89,7 @@ def _series(axis: str, index: np.ndarray, numbers: dict[str, np.ndarray], curves
     return entry
 
 
-def crossovers(frame: pd.DataFrame, cells: pd.DataFrame, *axes: str) -> pd.DataFrame:
+def crossovers(cells: pd.DataFrame, *axes: str) -> pd.DataFrame:
     """One row per axis and series of at least two cells along it, from ``cells`` = ``speedups(frame, ...)``.
 
     Columns: ``CELL`` (the axis itself 0), subject, baseline, axis, ``tested_from``, ``tested_to``, ``points``; measured
@@ -99,12 +98,11 @@ def crossovers(frame: pd.DataFrame, cells: pd.DataFrame, *axes: str) -> pd.DataF
     RequestError for an unknown axis.
     """
     for axis in axes:
-        if axis not in AXES:
-            raise unknown("axis", axis, AXES)
-    rows = prepare(frame)
+        if axis not in SIZES:
+            raise unknown("axis", axis, SIZES)
     cells = cells.reset_index(drop=True)
     numbers = {name: cells[name].to_numpy(dtype=float) for name in [*axes, *_SPEEDUPS]}
-    curves = replicates(rows, cells)
+    curves = replicates(cells)
     found = []
     for axis in axes:
         fixed = [name for name in [*CELL, "subject", "baseline"] if name != axis]
@@ -131,4 +129,5 @@ def in_words(row: "pd.Series | dict", prefix: str = "") -> str:
         f"below {row['tested_from']}" if v == 0 else f"above {row['tested_to']}" if np.isinf(v) else f"{v:.0f}"
         for v in (low, high)
     ]
-    return f"{wins} {symbol} = {row[f'{prefix}crossing']:.0f} ({edge[0]} to {edge[1]})"
+    place = f"{symbol} = {row[f'{prefix}crossing']:.0f} ({edge[0]} to {edge[1]})"
+    return f"in part, changing first at {place}" if wins == "in part" else f"{wins} {place}"

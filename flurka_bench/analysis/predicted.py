@@ -15,11 +15,6 @@ NUM_FEATURES = (16, 32, 64, 128, 256)
 BACKENDS = ("eager", "compiled")
 
 
-def own_dtype(profile: Profile) -> str:
-    """The dtype one would use there: bfloat16 or float16 where matrix units take it, else float32."""
-    return next((name for name in ("bfloat16", "float16") if f"tensor.{name}" in profile.peaks), "float32")
-
-
 def sweep(
     *, dtype: str, level: str = "layer", passes: Sequence[str] = ("forward", "train"), seq_lens: Sequence[int] = SEQ_LENS,
     ranks: Sequence[int] = RANKS, num_features: Sequence[int] = NUM_FEATURES, model_dim: int = 1024, head_dim: int = 64,
@@ -30,7 +25,7 @@ def sweep(
     for cell in MECHANISMS.values():
         for pass_ in passes:
             for n in seq_lens:
-                for k in [k for k in ranks if k <= n] if cell.uses_rank else (None,):
+                for k in [k for k in ranks if k <= n] if cell.compressed else (None,):
                     for m in num_features if cell.uses_features else (None,):
                         for order in cell.orders:
                             for backend in BACKENDS:
@@ -75,7 +70,7 @@ def predicted_frame(profiles: Sequence[Profile], dtype: str | None = None, launc
     """Predictions on every target as records (``axes``: those of ``sweep``); a case too large for the memory has no time."""
     rows = []
     for profile in profiles:
-        cases = sweep(dtype=dtype or own_dtype(profile), **axes)  # type: ignore[arg-type]
+        cases = sweep(dtype=dtype or profile.own_dtype, **axes)  # type: ignore[arg-type]
         for found in strongest(predict(cases, profile, launch=launch)):
             record = as_record(found, profile.title)
             if record["status"] == "oom":

@@ -7,8 +7,8 @@ import numpy as np
 from flurka_bench.measure.statistics import paired_ratio, unpaired_ratio, verdict
 
 MISSING = "MISSING"
-# Beyond this many pairs a fifth of the resamples does: the interval's own noise, about 5 % of its width, is not visible on a map.
-MANY_PAIRS, FEW_RESAMPLES = 2000, 200
+# Beyond this many records a fifth of the resamples does: the interval's own noise, about 5 % of its width, shows on no map.
+MANY_RECORDS, FEW_RESAMPLES = 2000, 200
 
 
 def paired(own_rounds: Sequence[int] | None, other_rounds: Sequence[int] | None) -> bool:
@@ -29,7 +29,7 @@ def measured(
     result = np.full((len(pairs), 3), np.nan)
     known = {} if known is None else known
     both = np.flatnonzero((pairs >= 0).all(axis=1))
-    resamples = {"num_resamples": FEW_RESAMPLES} if len(both) > MANY_PAIRS else {}
+    resamples = {"num_resamples": FEW_RESAMPLES} if len(samples) > MANY_RECORDS else {}
     for index in both:
         own, other = pair = (int(pairs[index, 0]), int(pairs[index, 1]))
         if pair not in known:
@@ -48,15 +48,6 @@ def _estimate(own: Sequence, own_rounds: Sequence, other: Sequence, other_rounds
     else:
         found = unpaired_ratio(other, own, **resamples)
     return found.ratio, found.low, found.high
-
-
-def log_ratios(samples: Sequence, rounds: Sequence, own: int, other: int) -> np.ndarray | None:
-    """log(other / own) of every shared round, or None where the two were not timed together."""
-    if not paired(rounds[own], rounds[other]):
-        return None
-    left, right = dict(zip(rounds[own], samples[own])), dict(zip(rounds[other], samples[other]))
-    shared = sorted(left.keys() & right.keys())
-    return np.log([right[key] / left[key] for key in shared])
 
 
 def predicted(seconds: np.ndarray, low: np.ndarray, high: np.ndarray, scale: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -119,14 +119,14 @@ class Recommendation:
     exact attention meets the error bar.
 
     ``front`` are those that no other beats in time, memory and (where all have one) error at once. ``by_floor`` gives the
-    fastest at other floors (rank, features).
+    fastest at other floors, each said in words.
     """
 
     hardware: str
     request: Request
     candidates: tuple[Candidate, ...]
     front: tuple[Candidate, ...]
-    by_floor: tuple[tuple[int, int, Candidate], ...]
+    by_floor: tuple[tuple[str, Candidate | None], ...]
     nearest: Candidate | None
     num_searched: int
     why_none: str = ""
@@ -140,14 +140,15 @@ class Recommendation:
 
 
 def space(request: Request) -> list[Case]:
-    """Every configuration above the rank and feature floors, canonical and each once."""
+    """Every configuration from a step below the floors upwards (to show what they cost), canonical and each once."""
     found: dict[str, Case] = {}
     for head_dim in request.splits:
-        ranks = _from(request.rank_floor, RANKS, request.seq_len)
-        counts = _from(request.features_floor(head_dim), NUM_FEATURES, NUM_FEATURES[-1])
+        ranks = [*_from(_below(request.rank_floor, RANKS), RANKS, request.seq_len), request.rank_floor]
+        floor = request.features_floor(head_dim)
+        counts = [*_from(_below(floor, NUM_FEATURES), NUM_FEATURES, NUM_FEATURES[-1]), floor]
         for cell in MECHANISMS.values():
-            for rank in ranks if cell.uses_rank else (None,):
-                for count in counts if cell.uses_features else (None,):
+            for rank in sorted(set(ranks)) if cell.compressed else (None,):
+                for count in sorted(set(counts)) if cell.uses_features else (None,):
                     for order in cell.orders:
                         for backend in request.backends:
                             case = Case(
@@ -161,6 +162,18 @@ def space(request: Request) -> list[Case]:
                                 continue
                             found[case.case_id] = case
     return list(found.values())
+
+
+def _below(floor: int, grid: Sequence[int]) -> int:
+    """The grid's largest value below the floor, or the floor itself."""
+    return max((value for value in grid if value < floor), default=floor)
+
+
+def _above(case: Case, rank: int, features: float, request: Request) -> bool:
+    """Whether a case keeps to floors; ``features`` counts in the request's own floor at that head width."""
+    cell = MECHANISMS[case.mechanism]
+    enough = not cell.compressed or case.rank >= rank
+    return enough and (not cell.uses_features or case.num_features >= features * request.features_floor(case.head_dim))
 
 
 def _from(floor: int, grid: Sequence[int], limit: int) -> list[int]:
@@ -191,15 +204,17 @@ def recommend(
         own = known.get(each.case.case_id)
         found.append(_candidate(request, replace(each, **own) if own else each, bool(own), errors))
     found.sort(key=lambda each: each.prediction.seconds)
-    fitting = [each for each in found if _fits(request, each)]
+    possible = [each for each in found if _fits(request, each)]
+    asked = [each for each in found if _above(each.prediction.case, request.rank_floor, 1, request)]
+    fitting = [each for each in asked if _fits(request, each)]
     good = [each for each in fitting if _meets_error(request, each)]
     nearest, why = None, ""
     if all(_exact(each) for each in good) and (request.max_error is not None or not good):
-        nearest, why = _nearest(request, found, fitting, errors)
+        nearest, why = _nearest(request, asked, fitting, errors)
     ranked = tuple(replace(each, tied=_tied(each, good[0])) for each in good)
     return Recommendation(
-        hardware=profile.name, request=request, candidates=ranked, front=_front(ranked), by_floor=_by_floor(request, fitting),
-        nearest=nearest, num_searched=len(cases), why_none=why,
+        hardware=profile.name, request=request, candidates=ranked, front=_front(ranked), by_floor=_by_floor(request, possible),
+        nearest=nearest, num_searched=len(asked), why_none=why,
     )  # fmt: skip
 
 
@@ -292,20 +307,24 @@ def _front(ranked: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(front)
 
 
-def _by_floor(request: Request, fitting: Sequence[Candidate]) -> tuple[tuple[int, int, Candidate], ...]:
-    """The fastest approximate configuration as the floor rises: how much the answer hangs on it."""
-    rows = []
-    ranks = _from(request.rank_floor, RANKS, request.seq_len)[:4]
-    for rank in ranks:
-        for count in _from(request.features_floor(min(request.splits)), NUM_FEATURES, NUM_FEATURES[-1])[:3]:
-            found = [
-                each
-                for each in fitting
-                if (each.prediction.case.rank is None or each.prediction.case.rank >= rank)
-                and (not MECHANISMS[each.prediction.case.mechanism].uses_features or each.prediction.case.num_features >= count)
-            ]
-            if found:
-                rows.append((rank, count, found[0]))
+def _by_floor(request: Request, possible: Sequence[Candidate]) -> tuple[tuple[str, Candidate | None], ...]:
+    """The fastest configuration as one floor after the other moves: how much the answer hangs on it."""
+
+    def first(rank: int, features: float, error: float | None = None) -> Candidate | None:
+        kept = (each for each in possible if _above(each.prediction.case, rank, features, request))
+        return next((each for each in kept if error is None or (each.error is not None and each.error.high <= error)), None)
+
+    if request.max_error is not None:
+        bars = [request.max_error * step for step in (0.5, 0.75, 1, 1.5, 2)]
+        return tuple((f"error <= {bar:.3g}", first(request.rank_floor, 1, bar)) for bar in bars)
+    own = request.rank_floor
+    ranks = _from(_below(own, RANKS), RANKS, request.seq_len)[:5]
+    rows = [
+        (f"rank >= {rank}" + (" (assumed)" if request.floor_assumed and rank == own else ""), first(rank, 1)) for rank in ranks
+    ]
+    base = "head_dim" if request.floor_assumed else str(request.features_floor(0))
+    for step, words in ((0.5, "half of"), (2, "twice"), (4, "four times")):
+        rows.append((f"rank >= {own}, features >= {words} {base}", first(own, step)))
     return tuple(rows)
 
 
@@ -316,11 +335,13 @@ def because(best: Candidate, other: Candidate) -> str:
     stage = max(gap, key=lambda name: (gap[name], name))
     band = speedup(best.prediction, other.prediction)
     flops = best.prediction.flops / other.prediction.flops
+    bounds = best.prediction.bound, other.prediction.bound
+    told = f"both are {bounds[0]}-bound" if bounds[0] == bounds[1] else f"it is {bounds[0]}-bound, the other {bounds[1]}-bound"
     name, rival = best.prediction.case.mechanism, other.prediction.case.mechanism
     return (
         f"{name} is {band.ratio:.2f}x ({band.low:.2f} to {band.high:.2f}) as fast as {rival}"
         f": it saves most in {stage} ({format_seconds(mine.get(stage, 0.0))} against {format_seconds(theirs.get(stage, 0.0))}),"
-        f" needs {flops:.2f}x the FLOPs, and is {best.prediction.bound}-bound (the other {other.prediction.bound}-bound)"
+        f" needs {flops:.2f}x the FLOPs; {told}"
     )
 
 
@@ -333,7 +354,7 @@ _CLASSES = {
 
 
 def python_line(case: Case) -> str:
-    """The line of Python that builds this layer; ``import torch`` and the class of ``flurka_bench.attention`` come before it."""
+    """The line of Python that builds this layer, after ``python_imports``."""
     cell = MECHANISMS[case.mechanism]
     arguments = [f"model_dim={case.model_dim}", f"num_heads={case.num_heads}"]
     if cell.compressed:
@@ -346,4 +367,10 @@ def python_line(case: Case) -> str:
         arguments.append(f"sdpa={cell.similarity == 'sdpa'}")
     arguments += [f'order="{case.order}"', f"dtype=torch.{case.dtype}"]
     built = f"{_CLASSES[FAMILY_OF[case.mechanism]]}({', '.join(arguments)})"
-    return f"torch.compile({built}, dynamic=False)" if case.backend == "compiled" else built
+    return {"compiled": f"torch.compile({built}, dynamic=False)", "fused": f"fuse({built}.cuda())"}.get(case.backend, built)
+
+
+def python_imports(case: Case) -> str:
+    """What ``python_line`` needs, as one line."""
+    line = f"import torch; from flurka_bench.attention import {_CLASSES[FAMILY_OF[case.mechanism]]}"
+    return line + ("; from flurka_bench.attention.fused import fuse" if case.backend == "fused" else "")

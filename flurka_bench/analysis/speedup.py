@@ -8,22 +8,11 @@ predicted speedup is what one would have believed without a clock.
 import numpy as np
 import pandas as pd
 
+from flurka_bench import workload
 from flurka_bench.analysis import ratio
 from flurka_bench.analysis.baselines import BASELINES, FAMILY_OF, Baseline, baseline, knobs, subject_mechanisms
 
-WORKLOAD = [
-    "device",
-    "level",
-    "pass",
-    "dtype",
-    "batch",
-    "num_heads",
-    "seq_len",
-    "head_dim",
-    "num_layers",
-    "ffn_dim",
-    "vocab_size",
-]
+WORKLOAD = ["device", *workload.WORKLOAD]
 KNOBS = ["rank", "num_features", "compression", "share_kv", "share_heads"]
 CELL = WORKLOAD + KNOBS
 SHOWN = ["case_id", "mechanism", "order", "backend"]
@@ -61,7 +50,8 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     frame["order"] = frame["order"].astype(object).where(frame["order"].notna(), None)
     frame["seconds"] = frame["median_s"].where(frame["status"] == "ok")
     frame["family"] = frame["mechanism"].map(FAMILY_OF)
-    frame.attrs["prepared"] = True
+    # Columns with one value tell no cells apart: matching by the others alone is several times faster.
+    frame.attrs = {"prepared": True, "varying": " ".join(name for name in CELL if frame[name].nunique() > 1)}
     return frame
 
 
@@ -75,8 +65,14 @@ def _paper(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[(rows["backend"] == "eager") & (rows["order"].isna() | (rows["order"] == "project_first"))]
 
 
+def _telling(keys: list[str], rows: pd.DataFrame) -> list[str]:
+    """Those of the keys that tell rows apart; never none."""
+    return [name for name in keys if name in rows.attrs["varying"].split()] or keys[:1]
+
+
 def _match(grid: pd.DataFrame, rows: pd.DataFrame, keys: list[str], value: str) -> pd.Series:
     """Per cell of ``grid``, the index in ``rows`` of the best row that shares ``keys``; -1 where there is none."""
+    keys = _telling(keys, rows)
     best = _best(rows, keys, value)
     if best.empty:
         return pd.Series(-1, index=grid.index, dtype="int64")
@@ -87,21 +83,30 @@ def _match(grid: pd.DataFrame, rows: pd.DataFrame, keys: list[str], value: str) 
 
 def _fastest(grid: pd.DataFrame, rows: pd.DataFrame, opponent: Baseline, subjects: pd.Series, value: str) -> pd.Series:
     """Per cell, the index of the fastest opponent against that cell's subject mechanism."""
-    result = pd.Series(-1, index=grid.index, dtype="int64")
     rows = _paper(rows) if opponent.paper else rows
-    values = rows[value]
-    for subject, part in grid.groupby(subjects, sort=False):
-        least = pd.Series(np.inf, index=part.index)
-        for mechanism in opponent.mechanisms(str(subject)):
-            candidates = rows[rows["mechanism"] == mechanism]
-            if candidates.empty:
-                continue
-            found = _match(part, candidates, WORKLOAD + list(knobs(mechanism)), value)
-            seconds = values.reindex(found).to_numpy()
-            better = (found.to_numpy() >= 0) & ~(seconds >= least.to_numpy())
-            least[better] = seconds[better]
-            result.loc[part.index[better]] = found[better]
-    return result
+    allowed = {subject: opponent.mechanisms(str(subject)) for subject in subjects.unique()}
+    result, least = np.full(len(grid), -1, dtype="int64"), np.full(len(grid), np.inf)
+    for mechanism in [name for name in FAMILY_OF if any(name in names for names in allowed.values())]:
+        candidates = rows[rows["mechanism"] == mechanism]
+        if candidates.empty:
+            continue
+        found = _match(grid, candidates, WORKLOAD + list(knobs(mechanism)), value).to_numpy()
+        seconds = rows[value].reindex(found).to_numpy()
+        faces = subjects.map({subject: mechanism in names for subject, names in allowed.items()}).to_numpy(dtype=bool)
+        better = faces & (found >= 0) & ~(seconds >= least)
+        least[better], result[better] = seconds[better], found[better]
+    return pd.Series(result, index=grid.index)
+
+
+def _subjects(cells: pd.DataFrame, own: pd.DataFrame, keys: list[str]) -> pd.Series:
+    """Per cell, which of the subject's mechanisms have a time there, as ``"flurka-elu, flurka-relu"``."""
+    keys = _telling(keys, own)
+    timed = own[own["seconds"].notna() | own["predicted_s"].notna()]
+    held: dict[tuple, set[str]] = {}
+    for *key, mechanism in timed[[*keys, "mechanism"]].itertuples(index=False, name=None):
+        held.setdefault(tuple(key), set()).add(mechanism)
+    names = [", ".join(sorted(held.get(key, ()))) for key in cells[keys].itertuples(index=False, name=None)]
+    return pd.Series(names, index=cells.index, dtype=object)
 
 
 def _grid(rows: pd.DataFrame, mechanisms: tuple[str, ...], opponents: set[str]) -> pd.DataFrame:
@@ -124,7 +129,8 @@ def speedups(
 ) -> pd.DataFrame:
     """One row per cell: ``speedup`` = baseline's seconds / subject's seconds, above 1 where the subject wins.
 
-    Columns: the cell's (``WORKLOAD`` and ``KNOBS``; 0 means the knob does not exist), ``subject``, ``baseline``; measured
+    Columns: the cell's (``WORKLOAD`` and ``KNOBS``; 0 means the knob does not exist), ``subject``, ``baseline``, ``subjects``
+    (those of a family that have a time in the cell); measured
     ``subject_*`` and ``baseline_*`` (row, case_id, mechanism, order, backend, s), ``speedup``, ``speedup_low``, ``speedup_high``,
     ``verdict`` (FASTER, SLOWER, SAME, AMBIGUOUS, or MISSING with the reason in ``missing``); and the same, prefixed
     ``predicted_``. ``known`` shares estimates between calls on one frame. Raises RequestError for a name that is no
@@ -149,6 +155,7 @@ def speedups(
             cells[f"{prefix}{side}_s"] = picked[value].to_numpy(dtype="float64")
     _measured(cells, rows, known)
     _predicted(cells, rows)
+    cells["subjects"] = _subjects(cells, own, own_keys) if len(cells) else ""
     cells["missing"] = _why_missing(cells, rows, own, own_keys, opponent)
     return cells
 

@@ -1,8 +1,11 @@
 """Why one case beats another: time by stage, what bounds it, and which FLOP condition holds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from flurka_bench.cost import regions
 from flurka_bench.mechanisms import lower
@@ -72,10 +75,39 @@ def reason(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def flop_words(own: Case, other: Case) -> str:
-    """The closed-form condition and whether it holds here, as ``"k < 2N(D + m)/(N + 2D + 2m) (holds)"``. Imports SymPy."""
-    options = {"pass_": own.pass_, "share_kv": own.share_kv, "share_heads": own.share_heads, "compression": own.compression}
-    level = "layer" if own.level == "model" else own.level
-    condition = regions.conditions(own.mechanism, other.mechanism, level, own.order, other.order, **options)
-    held = "holds" if regions.holds(own, other) else "does not hold"
-    return f"{condition.inequality} ({held})"
+_FORM = ["mechanism", "level", "order", "pass", "share_kv", "share_heads", "compression"]
+
+
+def flop_conditions(rows: pd.DataFrame, pairs: Sequence[tuple[int, int]]) -> list[str]:
+    """Per pair of rows of ``prepare``'s frame where the first needs fewer matmul FLOPs than the second, and whether it does.
+
+    ``"m*(N + k) < N*k (holds)"``; empty at level model, which has no closed form. Imports SymPy.
+    """
+    forms = list(rows[_FORM].itertuples(index=False, name=None))
+    place = dict(zip(rows.index, range(len(rows))))
+    used = sorted({index for pair in pairs for index in pair})
+    flops = _matmul_flops(rows.loc[[index for index in used if rows.at[index, "level"] != "model"]])
+    known: dict[tuple, str] = {}
+    told = []
+    for own, other in pairs:
+        mine, theirs = forms[place[own]], forms[place[other]]
+        if mine[1] == "model":
+            told.append("")
+            continue
+        if (mine, theirs) not in known:
+            options = dict(zip(("pass_", "share_kv", "share_heads", "compression"), mine[3:]))
+            known[mine, theirs] = str(regions.inequality(mine[0], theirs[0], mine[1], mine[2], theirs[2], **options))
+        told.append(f"{known[mine, theirs]} ({'holds' if flops[own] < flops[other] else 'does not hold'})")
+    return told
+
+
+def _matmul_flops(rows: pd.DataFrame) -> dict[int, float]:
+    """Matmul FLOPs by row, counted for all rows of one form at once."""
+    found = {}
+    for _, part in rows.groupby([*_FORM, "batch"], dropna=False, sort=False):
+        first = case_of(part.iloc[0])
+        sizes = ("seq_len", "num_heads", "head_dim", "rank", "num_features")
+        arrays = {name: part[name].to_numpy() for name in sizes if getattr(first, name) is not None}
+        count = total(lower(first.replace(backend="eager", **arrays)), "matmul_flops")
+        found |= dict(zip(part.index, np.broadcast_to(np.asarray(count, dtype=float), len(part))))
+    return found

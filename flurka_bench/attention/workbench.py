@@ -250,20 +250,14 @@ def _encoder(case: Case, draw: _Draws) -> Encoder:
 
 
 def _check_fused(case: Case, device: torch.device) -> None:
-    """Raises UnsupportedCase, saying which of the conditions of the fused kernels is not met."""
-    reasons = (
-        (
-            not mechanisms.get(case.mechanism).is_kernel,
-            "there are fused kernels for feature maps only (kernel-*, flurka-*); full-sdpa is softmax's own",
-        ),
-        (case.pass_ == "train", "the fused kernels have no backward pass"),
-        (case.order == "absorbed", "the fused kernels form queries, the order absorbed does not (--order compress_first)"),
-        (device.type != "cuda", f"the fused kernels need an NVIDIA GPU, got device {device}"),
-        (importlib.util.find_spec("triton") is None, "the fused kernels need triton (pip install 'flurka-bench[gpu]')"),
-    )
-    for met, reason in reasons:
-        if met:
-            raise UnsupportedCase(f"{case.case_id}: {reason} (or --backend eager)")
+    """Raises UnsupportedCase where this machine lacks what the fused kernels need."""
+    if device.type != "cuda":
+        lacks = f"an NVIDIA GPU, got device {device}"
+    elif importlib.util.find_spec("triton") is None:
+        lacks = "triton (pip install 'flurka-bench[gpu]')"
+    else:
+        return
+    raise UnsupportedCase(f"{case.case_id}: the fused kernels need {lacks} (or --backend eager)")
 
 
 def _rms(tensor: Tensor) -> float:

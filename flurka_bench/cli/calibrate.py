@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from flurka_bench.cli.common import comma_list, one_of, print_json, print_table
-from flurka_bench.cli.targets import load_targets
+from flurka_bench.cli.targets import calibrated_file, load_targets
 from flurka_bench.errors import RequestError
 from flurka_bench.units import parse_seconds
 from flurka_bench.workload import DTYPES
@@ -74,14 +74,14 @@ def calibrate(
     else:
         profile, measured, about = _measure(device, hardware, dtype, budget)
         groups = _grouped(measured.rows)
-        stem = (out or _default(profile)).with_suffix("")
+        stem = (out or calibrated_file(profile)).with_suffix("")
         written = _writing(stem, lambda: measured.write_rows(stem))  # before the fit: nothing measured is lost
     profile, fits = fit(_forget(profile, groups), groups, rows)
     figures = {_FIGURE + name: value for name, value in measured.figures.items()} if measured else {}
     about |= {"date": time.strftime("%Y-%m-%d"), "num_rows": sum(len(group) for group in groups)}
     about |= {f"error.{each.op}.{each.dtype}": round(each.after, 4) for each in fits if each.after is not None}
     profile = profile.with_measured({**profile.measured, **figures}, about)
-    target = out or _default(profile)
+    target = out or calibrated_file(profile)
     _writing(target, lambda: target.write_text(write_profile(profile), encoding="utf-8"))
     if json:
         print_json(
@@ -98,10 +98,6 @@ def calibrate(
     _report(fits, measured)
     print(f"\nprofile: {target}" + (f"\nrows: {', '.join(map(str, written))}" if written else ""))
     print(f"use it: flurka-bench predict --hardware {target}")
-
-
-def _default(profile: "Profile") -> Path:
-    return Path(f"hardware-{profile.name}.toml")
 
 
 def _writing(target: Path, write: Callable[[], T]) -> T:

@@ -18,7 +18,6 @@ VERBS = (
 )  # fmt: skip
 # Typer's usage errors: newer releases carry click inside, older ones import it; both are reached through a public name.
 UsageProblem = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
-GROUPS = ("hardware", "suites", "quality")  # verbs with verbs of their own: their module holds a typer app
 
 
 def _version(value: bool) -> None:
@@ -47,7 +46,7 @@ def build_app(only: str | None = None) -> typer.Typer:
     app.callback()(_root)
     for verb in VERBS if only is None else (only,):
         module = importlib.import_module(f"flurka_bench.cli.{verb}")
-        if verb in GROUPS:
+        if hasattr(module, "app"):  # a verb with verbs of its own
             app.add_typer(module.app, name=verb)
         else:
             app.command(verb)(getattr(module, verb))

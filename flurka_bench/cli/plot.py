@@ -1,7 +1,8 @@
 """``plot``: the pictures of a run, and its heat map in the terminal."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -32,22 +33,19 @@ def plot(
 
     Example: flurka-bench plot results/layer-cpu --kind heatmap --baseline strong-kernel --x num_features --y rank
     """
-    from flurka_bench.analysis.crossover import AXES
     from flurka_bench.analysis.speedup import prepare, speedups
-    from flurka_bench.plots import style, terminal
+    from flurka_bench.plots import heatmap, style, terminal
     from flurka_bench.results import read_run, to_frame
 
     kinds = KINDS if kind == "all" else comma_list(kind, one_of(KINDS, "--kind"), "--kind")
-    for name, axis in (("--x", x), ("--y", y)):
-        if axis is not None:
-            one_of(AXES, name)(axis)
-    frame = prepare(to_frame([read_run(folder) for folder in run]))
+    found = [read_run(folder) for folder in run]
+    frame = prepare(to_frame(found))
     cells = speedups(frame, subject, baseline)
-    across, up = _axes(terminal.default_axes(cells), x, y)
+    across, up = heatmap.map_axes(cells, x, y)
     folder = out or run[0] / "plots"
     paths = []
     for name in kinds:
-        for stem, figure in _figures(name, frame, cells, across, up, hardware):
+        for stem, figure in _figures(name, frame, cells, across, up, _profile(found[0].meta, hardware)):
             paths += style.save(figure, folder / stem)
     if json:
         print_json([str(path) for path in paths])
@@ -61,19 +59,8 @@ def plot(
             print(path)
 
 
-def _axes(default: tuple[str, str], x: str | None, y: str | None) -> tuple[str, str]:
-    """The axes asked for, the others filled in; never the same twice."""
-    first = x or (default[0] if default[0] != y else default[1])
-    second = y or (default[1] if default[1] != first else default[0])
-    if first == second:
-        from flurka_bench.errors import RequestError
-
-        raise RequestError(f"--x and --y must be two different axes, got {first!r} twice")
-    return first, second
-
-
 def _figures(
-    kind: str, frame: "pd.DataFrame", cells: "pd.DataFrame", x: str, y: str, hardware: str | None
+    kind: str, frame: "pd.DataFrame", cells: "pd.DataFrame", x: str, y: str, profile: "Profile | None"
 ) -> "list[tuple[str, Figure]]":
     from flurka_bench.analysis.speedup import all_speedups
     from flurka_bench.plots import curves, heatmap, model, tradeoff
@@ -92,14 +79,16 @@ def _figures(
         case "crossover":
             every = all_speedups(frame, subject, ["best-other", "strong-low-rank", "strong-kernel", "paper-low-rank"])
             axes = [axis for axis in ("rank", "num_features", "seq_len") if every[axis].nunique() > 1] or ["rank"]
-            return [(f"crossover-{axis}", curves.crossover_curves(frame, every, axis)) for axis in axes]
+            return [(f"crossover-{axis}", curves.crossover_curves(every, axis)) for axis in axes]
         case "roofline":
-            rows, profile = _typical(frame), _profile(frame, hardware)
+            rows = _typical(frame)
             if profile is None or rows.empty:
                 return []
             dtype = str(rows["dtype"].iloc[0])
             peak = profile.peaks[profile.matmul_unit(dtype)].value
-            return [("roofline", model.roofline(rows, peak, profile.memory_bandwidth_bytes_per_s, f"{profile.title}, {dtype}"))]
+            roof = "calibrated" if profile.is_calibrated else "datasheet"
+            title = f"{profile.title}, {dtype}; roof: {roof}"
+            return [("roofline", model.roofline(rows, peak, profile.memory_bandwidth_bytes_per_s, title))]
         case "stages":
             rows = _typical(frame)
             return [("stages", model.stage_bars(rows, _title(rows)))]
@@ -143,11 +132,14 @@ def _title(rows: "pd.DataFrame") -> str:
     return caption(rows.iloc[0].to_dict() | {"rank": 0, "num_features": 0}) if len(rows) else ""
 
 
-def _profile(frame: "pd.DataFrame", hardware: str | None) -> "Profile | None":
-    from flurka_bench.cli.targets import load_targets
-    from flurka_bench.hardware.detect import cpu_name, detect_cpu, recognise
+def _profile(meta: Mapping[str, Any], hardware: str | None) -> "Profile | None":
+    """The target asked for, or the run's own device where it is known or is this machine's CPU."""
+    from flurka_bench.cli.targets import load_targets, own_profile
+    from flurka_bench.hardware.detect import cpu_name, detect_cpu
 
     if hardware is not None:
         return load_targets(hardware)[0]
-    device = str(frame["device"].iloc[0]) if len(frame) else ""
-    return recognise(device) or (detect_cpu() if cpu_name() in device else None)
+    device = str(meta.get("device", ""))
+    own = own_profile(None if cpu_name() in device else device)
+    threads = (meta.get("environment", {}).get("torch") or {}).get("num_threads")
+    return detect_cpu(threads) if own is not None and own.vendor == "cpu" and not own.is_calibrated else own

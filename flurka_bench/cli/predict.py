@@ -10,7 +10,7 @@ from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json
 from flurka_bench.cli.targets import load_targets
 from flurka_bench.errors import RequestError
 from flurka_bench.units import format_bytes, format_seconds
-from flurka_bench.workload import SIZES
+from flurka_bench.workload import CHOICES, SIZES
 
 # What ``predict`` computes where an option is not given: the table of a first look.
 DEFAULT_MECHANISMS = "full-math,full-sdpa,low-rank,low-rank-sdpa,kernel-relu,flurka-relu,kernel-favor,flurka-favor"
@@ -43,25 +43,14 @@ def predict(
     Example: flurka-bench predict --hardware h100,a100 --mechanism full-sdpa,flurka-relu --seq-len 4096,16384 --dtype bfloat16
     """
     from flurka_bench.mechanisms import MECHANISMS
-    from flurka_bench.workload import BACKENDS, DTYPES, LEVELS, ORDERS, PASSES
 
-    names = {
-        "mechanism": (mechanism, one_of(tuple(MECHANISMS), "--mechanism")),
-        "level": (level, one_of(LEVELS, "--level")),
-        "pass_": (pass_, one_of(PASSES, "--pass")),
-        "backend": (backend, one_of(BACKENDS, "--backend")),
-        "order": (order, one_of((*ORDERS, "best"), "--order")),
-        "dtype": (dtype, one_of(DTYPES, "--dtype")),
-    }
-    sizes = {
-        "batch": batch,
-        "num_heads": num_heads,
-        "seq_len": seq_len,
-        "head_dim": head_dim,
-        "rank": rank,
-        "num_features": num_features,
-    }
-    axes = {name: comma_list(text, convert, f"--{name.rstrip('_')}") for name, (text, convert) in names.items()}
+    accepted = CHOICES | {"mechanism": tuple(MECHANISMS), "order": (*CHOICES["order"], "best")}
+    names = {"mechanism": mechanism, "level": level, "pass": pass_, "backend": backend, "order": order, "dtype": dtype}
+    sizes = dict(zip(SIZES, (batch, num_heads, seq_len, head_dim, rank, num_features)))
+    axes: dict[str, list] = {}
+    for name, text in names.items():
+        field = "pass_" if name == "pass" else name
+        axes[field] = comma_list(text, one_of(accepted[name], f"--{name}"), f"--{name}")
     for name, text in sizes.items():
         option = f"--{name.replace('_', '-')}"
         axes[name] = comma_list(text, positive_int(option), option)

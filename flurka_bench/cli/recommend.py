@@ -1,5 +1,6 @@
 """``recommend``: the fastest configuration that meets a floor of quality, on one target or across several."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,10 +68,10 @@ def recommend(
         "max_latency_s": None if max_latency is None else parse_seconds(max_latency, "--max-latency"),
     }  # fmt: skip
     limit = count(top, "--top")
-    errors, records = _errors(error_run, max_error), _records(run)
+    errors, records = _errors(error_run, max_error), _records(run, targets[0])
     found = []
     for target in targets:
-        chosen = one_of(DTYPES, "--dtype")(dtype) if dtype else own_dtype(target)
+        chosen = one_of(DTYPES, "--dtype")(dtype) if dtype else target.own_dtype
         found.append(search(Request(dtype=chosen, **fields), target, errors=errors, records=records))
     if json:
         print_json([each.as_record() for answer in found for each in answer.candidates[:limit]])
@@ -82,11 +83,6 @@ def recommend(
         _print_across(found)
 
 
-def own_dtype(profile: Any) -> str:
-    """The dtype one would use there: bfloat16 or float16 where matrix units take it, else float32."""
-    return next((name for name in ("bfloat16", "float16") if f"tensor.{name}" in profile.peaks), "float32")
-
-
 def _errors(folder: Path | None, max_error: float | None) -> Any:
     from flurka_bench.quality.frontier import load_error_run
 
@@ -95,12 +91,16 @@ def _errors(folder: Path | None, max_error: float | None) -> Any:
     return load_error_run(ERROR_RUN) if max_error is not None and ERROR_RUN.is_dir() else None
 
 
-def _records(folder: Path | None) -> list[dict[str, Any]]:
+def _records(folder: Path | None, target: Any) -> list[dict[str, Any]]:
     if folder is None:
         return []
     from flurka_bench.results import read_run
 
-    return list(read_run(folder).records)
+    records = list(read_run(folder).records)
+    devices = {record["device"] for record in records} - {*target.device_names, target.title, target.title.split(",")[0]}
+    if devices:
+        print(f"note: {folder} was measured on {', '.join(sorted(devices))}, and the target is {target.title}", file=sys.stderr)
+    return records
 
 
 _HEADERS = ("mechanism", "order", "backend", "heads x d", "k", "m", "time", "90 % band", "bound by", "peak memory", "error", "")
@@ -119,7 +119,7 @@ def _row(each: "Candidate", note: str = "") -> tuple[str, ...]:
 
 
 def _print(answer: "Recommendation", limit: int, *, sizes: str, source: Path) -> None:
-    from flurka_bench.analysis.recommend import because
+    from flurka_bench.analysis.recommend import because, python_imports, python_line
 
     request = answer.request
     print(f"\n{answer.hardware}: N = {request.seq_len}, D = {request.model_dim}, batch {request.batch}, {request.pass_},"
@@ -144,24 +144,16 @@ def _print(answer: "Recommendation", limit: int, *, sizes: str, source: Path) ->
     for each in families[1:]:
         print(because(best, each))
     print_table(_HEADERS, [_row(each) for each in answer.front[:limit]], title="\nPareto front of time, memory and error")
-    if request.max_error is None:  # with a bar it would list what does not meet it
-        print_table(
-            ("rank >=", "features >=", "fastest", "order", "k", "m", "time"),
-            [
-                (str(rank), str(features), each.prediction.case.mechanism, each.prediction.case.order or "",
-                 str(each.prediction.case.rank or ""), str(each.prediction.case.num_features or ""),
-                 format_seconds(each.prediction.seconds))
-                for rank, features, each in answer.by_floor
-            ],
-            title="\nHow the answer moves with the floor",
-        )  # fmt: skip
+    print_table(
+        ("floor", *_HEADERS[:7]),
+        [(words, *(_row(each)[:7] if each is not None else ("nothing meets it", *[""] * 6))) for words, each in answer.by_floor],
+        title="\nHow the answer moves with the floor",
+    )
     if best.prediction.case.backend == "fused":
         print(
             "\nThe fused kernels are predicted; this project has not timed them on a GPU. Without them: --backend eager,compiled"
         )
-    record = best.as_record()
-    print(f"\nfrom flurka_bench.attention import {record['python'].removeprefix('torch.compile(').split('(')[0]}")
-    print(f"attention = {record['python']}")
+    print(f"\n{python_imports(best.prediction.case)}\nattention = {python_line(best.prediction.case)}")
 
 
 def _print_across(found: "list[Recommendation]") -> None:

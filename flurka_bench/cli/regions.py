@@ -1,5 +1,6 @@
 """``regions``: where FLuRKA wins: by FLOPs in closed form, by prediction, or by a run; with crossovers and the reason."""
 
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,11 +10,10 @@ from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json
 from flurka_bench.cli.targets import load_targets
 from flurka_bench.errors import RequestError
 from flurka_bench.units import format_ratio
+from flurka_bench.workload import SIZES
 
 if TYPE_CHECKING:
     import pandas as pd
-
-AXES = ("seq_len", "rank", "num_features", "head_dim", "num_heads", "batch")
 
 
 def regions(
@@ -28,8 +28,10 @@ def regions(
     baseline: Annotated[str, typer.Option(help="Over whom: all, or best-other, strong-…, paper-… or a mechanism.")] = "all",
     x: Annotated[str | None, typer.Option("--x", help="Axis across the map.")] = None,
     y: Annotated[str | None, typer.Option("--y", help="Axis up the map.")] = None,
-    model_dim: Annotated[str, typer.Option(help="Width D.")] = "1024",
-    head_dim: Annotated[str, typer.Option(help="Head width d.")] = "64",
+    launch: Annotated[str, typer.Option(help="Of predictions: eager, graph or none (device time alone).")] = "eager",
+    model_dim: Annotated[str, typer.Option(help="Widths D to predict; with --flops one.")] = "1024",
+    head_dim: Annotated[str, typer.Option(help="Head widths d to predict; with --flops one.")] = "64",
+    batch: Annotated[str, typer.Option(help="Batch sizes to predict.")] = "1",
     seq_len: Annotated[str | None, typer.Option(help="Lengths to predict; with --flops the one N to state what holds.")] = None,
     rank: Annotated[str | None, typer.Option(help="Ranks k.")] = None,
     num_features: Annotated[str | None, typer.Option(help="Feature counts m.")] = None,
@@ -40,28 +42,41 @@ def regions(
 
     Example: flurka-bench regions --hardware h100,l40s --x rank --y num_features --baseline best-other
     """
+    from flurka_bench.cost.terms import LAUNCHES
     from flurka_bench.workload import PASSES
 
+    one_of(LAUNCHES, "--launch")(launch)
     one_of(("core", "layer"), "--level")(level)
     one_of(PASSES, "--pass")(pass_)
     for name, axis in (("--x", x), ("--y", y)):
         if axis is not None:
-            one_of(AXES, name)(axis)
+            one_of(SIZES, name)(axis)
     sizes = {
         name: None if text is None else comma_list(text, positive_int(option), option)
         for name, text, option in (
             ("seq_lens", seq_len, "--seq-len"), ("ranks", rank, "--rank"), ("num_features", num_features, "--num-features"),
         )
     }  # fmt: skip
-    width, head = positive_int("--model-dim")(model_dim), positive_int("--head-dim")(head_dim)
-    if width % head:
-        raise RequestError(f"--model-dim must be a multiple of --head-dim {head}, got {width}")
+    widths, heads, batches = (
+        comma_list(text, positive_int(option), option)
+        for text, option in ((model_dim, "--model-dim"), (head_dim, "--head-dim"), (batch, "--batch"))
+    )
+    for width, head in product(widths, heads):
+        if width % head:
+            raise RequestError(f"--model-dim must be a multiple of --head-dim {head}, got {width}")
     if flops:
         if run:
             raise RequestError("--flops derives conditions from the op lists: leave the run out")
-        _flops(level, pass_, pair, {"D": width, "d": head}, sizes, latex, json)
+        if len(widths) > 1 or len(heads) > 1:
+            raise RequestError(f"--flops takes one --model-dim and one --head-dim, got {model_dim} and {head_dim}")
+        _flops(level, pass_, pair, {"D": widths[0], "d": heads[0]}, sizes, latex, json)
         return
-    frame = _measured(run) if run else _predicted(hardware, dtype, level, pass_, width, head, sizes)
+    if run:
+        frame = _measured(run)
+    else:
+        axes = {name: values for name, values in sizes.items() if values} | {"level": level, "passes": (pass_,)}
+        shapes = [dict(zip(("model_dim", "head_dim", "batch"), each)) for each in product(widths, heads, batches)]
+        frame = _predicted(hardware, dtype, launch, axes, shapes)
     _map(frame, subject, baseline, x, y, bool(run), json)
 
 
@@ -139,22 +154,21 @@ def _measured(runs: list[Path]) -> "pd.DataFrame":
     return to_frame([read_run(folder) for folder in runs])
 
 
-def _predicted(
-    hardware: str, dtype: str | None, level: str, pass_: str, width: int, head: int, sizes: dict[str, list[int] | None]
-) -> "pd.DataFrame":
+def _predicted(hardware: str, dtype: str | None, launch: str, axes: dict, shapes: list[dict[str, int]]) -> "pd.DataFrame":
+    import pandas as pd
+
     from flurka_bench.analysis.predicted import predicted_frame
     from flurka_bench.workload import DTYPES
 
     if dtype is not None:
         one_of(DTYPES, "--dtype")(dtype)
-    axes = {name: values for name, values in sizes.items() if values}
-    shape = {"level": level, "passes": (pass_,), "model_dim": width, "head_dim": head}
-    return predicted_frame(load_targets(hardware), dtype, **shape, **axes)
+    targets = load_targets(hardware)
+    return pd.concat([predicted_frame(targets, dtype, launch, **axes, **shape) for shape in shapes], ignore_index=True)
 
 
 def _map(frame: "pd.DataFrame", subject: str, baseline: str, x: str | None, y: str | None, measured: bool, json: bool) -> None:
     from flurka_bench.analysis import answer
-    from flurka_bench.analysis.agreement import agreement
+    from flurka_bench.analysis.agreement import agreement, tables
     from flurka_bench.analysis.baselines import BASELINES
     from flurka_bench.analysis.crossover import crossovers, in_words
     from flurka_bench.analysis.speedup import prepare, speedups
@@ -163,7 +177,7 @@ def _map(frame: "pd.DataFrame", subject: str, baseline: str, x: str | None, y: s
     names = list(BASELINES) if baseline == "all" else comma_list(baseline, str, "--baseline")
     views = {name: speedups(rows, subject, name) for name in names}
     axes = [axis for axis in dict.fromkeys((x, y)) if axis] or ["seq_len", "rank", "num_features"]
-    crossed = {name: crossovers(rows, cells, *axes) for name, cells in views.items()}
+    crossed = {name: crossovers(cells, *axes) for name, cells in views.items()}
     told = answer.answers(views)
     judged = agreement(rows, subject, views) if measured else None
     if json:
@@ -173,7 +187,7 @@ def _map(frame: "pd.DataFrame", subject: str, baseline: str, x: str | None, y: s
             "cells": {name: _cells(cells) for name, cells in views.items()},
             "crossovers": {name: table.to_dict("records") for name, table in crossed.items()},
             "agreement": None if judged is None else {
-                "signs": judged.signs.to_dict("records"), "times": judged.times.to_dict("records"),
+                name: getattr(judged, name).to_dict("records") for name in ("signs", "times", "confusion", "bounds", "worst")
             },
         })  # fmt: skip
         return
@@ -193,15 +207,8 @@ def _map(frame: "pd.DataFrame", subject: str, baseline: str, x: str | None, y: s
             print_table(("along a line with", f"{subject} beats {name}"), shown, title=f"\nCrossovers over {name}")
             if len(lines) > len(shown):
                 print(f"… and {len(lines) - len(shown)} lines more (--json has them all)")
-    if judged is not None and len(judged.signs):
-        print_table(
-            ("baseline", "cells", "decided", "same sign", "overlap of regions (IoU)"),
-            [
-                (row["baseline"], str(row["cells"]), str(row["decided"]), f"{row['sign_agreement']:.0%}", f"{row['iou']:.2f}")
-                for row in judged.signs.to_dict("records")
-            ],
-            title="\nPrediction against measurement, where the cells differ by more than the noise",
-        )
+    for title, head, lines, _ in [] if judged is None else tables(judged):
+        print_table(head, lines, title=f"\nAgreement: {title}")
 
 
 _CELL_KEYS = (
@@ -224,7 +231,7 @@ def _where(row: dict[str, Any]) -> str:
 def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) -> None:
     """The reason at the best and at the worst cell."""
     from flurka_bench.analysis.answer import place
-    from flurka_bench.analysis.stages import case_of, flop_words, reason
+    from flurka_bench.analysis.stages import flop_conditions, reason
 
     known = cells[cells[f"{prefix}speedup"].notna()]
     if not len(known):
@@ -232,8 +239,9 @@ def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) ->
     column = f"{prefix}speedup"
     picks = {"best": known.loc[known[column].idxmax()], "worst": known.loc[known[column].idxmin()]}
     for word, cell in picks.items():
-        own, other = (rows.loc[cell[f"{prefix}{side}_row"]] for side in ("subject", "baseline"))
-        condition = flop_words(case_of(own), case_of(other)) if own["level"] in ("core", "layer") else ""
+        pair = cell[f"{prefix}subject_row"], cell[f"{prefix}baseline_row"]
+        own, other = (rows.loc[index] for index in pair)
+        condition = flop_conditions(rows, [pair])[0]
         text = f"{format_ratio(cell[column])} over {name} at {place(cell)} ({word}): "
         text += f"{own['mechanism']} against {other['mechanism']}: "
         print(text + reason(own, other) + (f"; fewer matmul FLOPs where {condition}" if condition else ""))
@@ -242,12 +250,10 @@ def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) ->
 def _print_map(views: "dict[str, pd.DataFrame]", x: str | None, y: str | None) -> None:
     from rich.console import Console
 
-    from flurka_bench.plots.terminal import default_axes, terminal_map
+    from flurka_bench.plots.heatmap import map_axes
+    from flurka_bench.plots.terminal import terminal_map
 
     cells = next(iter(views.values()))
-    if not len(cells):
-        return
-    across, up = default_axes(cells)
-    across, up = x or (across if across != y else up), y or (up if up != x else across)
-    print()
-    Console().print(terminal_map(cells, across, up, which=-1))  # the last map: the longest sequences
+    for _, part in cells.groupby("device", sort=False):
+        print()
+        Console().print(terminal_map(part, *map_axes(part, x, y), which=-1))  # of each device the last map: the longest sequences

@@ -83,16 +83,10 @@ def run(
 
 
 def _profile(found: "FoundDevice", hardware: str | None) -> "Profile | None":
-    """The profile asked for, or the device's own, as ``calibrate`` left it here; None for a GPU that no profile describes."""
-    from flurka_bench.cli.targets import load_targets
-    from flurka_bench.hardware import load
-    from flurka_bench.hardware.detect import detect_cpu, recognise
+    """The profile asked for, or the device's own; None for a GPU that no profile describes."""
+    from flurka_bench.cli.targets import load_targets, own_profile
 
-    if hardware is not None:
-        return load_targets(hardware)[0]
-    own = detect_cpu() if found.kind == "cpu" else recognise(found.name or "")
-    calibrated = Path(f"hardware-{own.name}.toml") if own is not None else None
-    return load(str(calibrated)) if calibrated is not None and calibrated.is_file() else own
+    return own_profile(found.name) if hardware is None else load_targets(hardware)[0]
 
 
 def _predictions(cases: "list[Case]", profile: "Profile | None", *, stages: bool) -> dict[str, dict[str, Any]]:
@@ -299,6 +293,9 @@ def _leading(cells: "pd.DataFrame") -> "pd.DataFrame":
 def _print_workload(cell: Any) -> None:
     sizes = f"b={cell['batch']} h={cell['num_heads']} N={cell['seq_len']} d={cell['head_dim']}"
     print(f"\n{cell['level']} {cell['pass']} {cell['dtype']} {sizes}")
+    if cell["subject_s"] != cell["subject_s"]:
+        print("FLuRKA   not measured (its records say why)")
+        return
     print(f"fastest  {_form(cell, 'fastest')}: {format_seconds(cell['fastest_s'])}")
     knobs = f" k={cell['rank']} m={cell['num_features']}"
     print(f"FLuRKA   {_form(cell, 'subject')}{knobs}: {format_seconds(cell['subject_s'])}; its speedup over")

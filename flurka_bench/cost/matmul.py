@@ -23,6 +23,7 @@ from flurka_bench.hardware.profile import Profile
 from flurka_bench.workload import DTYPE_BYTES
 
 CONSTANTS = Path(__file__).parent / "constants" / "matmul.json"
+IN_FLIGHT_PER_SM = 4 * 64 * 64  # results that the blocks of an SM work on at once
 LAUNCHES = ("eager", "graph", "events", "none")
 LAYOUTS = ("linear", "batched")
 BOUNDS = ("launch", "compute", "dram", "l2", "latency", "power")
@@ -32,10 +33,15 @@ BOUNDS = ("launch", "compute", "dram", "l2", "latency", "power")
 class MatmulConstants:
     """What the datasheet does not say; units in the names, defaults that do nothing where that is possible."""
 
-    compute_efficiency: float  # of the unit's peak, inside a tile's main loop
+    compute_efficiency: float  # of the unit's peak, inside the main loop of a tile of 128 x 128
     feed_bytes_per_clock_per_sm: float  # operands from L2 to one SM while it works
-    stride_reach_bytes: float  # rows this long take twice as long to walk: each lies on pages of its own
-    tile_overhead: float  # time to fetch a tile of 128 x 128's operands over time to multiply them
+    walk_reach_bytes: (
+        float  # operands this large lose half of walk_price: their rows lie on more pages than are translated at once
+    )
+    walk_price: float  # how much longer a step along the inner dimension takes when every translation misses
+    read_again: float  # share of the right operand's further reads that miss L2; 0: tiles in flight form a square
+    exposed_read: float  # share of the left operand's way from DRAM that hides behind nothing
+    tile_overhead: float  # how much longer a multiplication takes where a tile has twice the border for its area
     feed_exponent: float  # p-norm of feed and compute inside a tile
     wave_rounding: float  # 1: the last wave costs as much as a full one; 0: it costs its share
     prologue_cycles: float  # once a call: first loads, last stores
@@ -55,6 +61,7 @@ class MatmulConstants:
     clock_exponent: float  # energy per FLOP grows with this power of the clock
     power_window_s: float  # a call as long as this feels half of the limit's slowdown
     launch_eager_s: float
+    host_overlap: float  # share of the eager dispatch that runs beside the kernel
     launch_graph_s: float
     launch_events_s: float
     tiles: tuple[tuple[int, int], ...]  # candidate (rows, cols) of the result that one block computes
@@ -195,9 +202,11 @@ def matmul_terms(
 
     flops = 2 * batch * rows * cols * inner
     moved = size * batch * (rows * inner + inner * cols + rows * cols)
-    compulsory = moved * _miss(moved if working_set_bytes is None else working_set_bytes, l2_bytes, c.l2_sharpness)
+    missed = _miss(moved if working_set_bytes is None else working_set_bytes, l2_bytes, c.l2_sharpness)
+    compulsory = moved * missed
+    exposed = size * batch * rows * inner * missed * real(c.exposed_read / bandwidth)
     steps = np.ceil(inner / real(c.inner_step)) * real(c.inner_step)
-    steps = steps * (1 + inner * real(size / c.stride_reach_bytes))
+    steps = steps * (1 + real(c.walk_price) * _miss(size * np.sqrt(rows * cols) * inner, c.walk_reach_bytes, 2))
 
     compute = latency = None
     for tile in c.tiles:
@@ -208,15 +217,25 @@ def matmul_terms(
         else:
             latency = np.where(candidate < compute, fixed, latency)
             compute = np.minimum(candidate, compute)
+    if c.read_again:  # tiles in flight lie along the columns: the right operand is read for every band of rows that they cover
+        bands = rows * np.minimum(cols * real(1 / (IN_FLIGHT_PER_SM * num_sms)), real(1 / 64))
+        right = size * inner * cols
+        again = batch * right * np.maximum(bands - 1, 0) * _miss(right, l2_bytes, c.l2_sharpness)
+        compulsory = compulsory + real(c.read_again) * again
     dram = compulsory * real(1 / bandwidth)
     l2 = moved * real(1 / (num_sms * clock_hz * c.l2_bytes_per_clock_per_sm))
-    busy = _norm((compute, dram, l2), c.overlap_exponent)
+    busy = _norm((compute, dram, l2), c.overlap_exponent) + exposed
     power = _power(c, profile, flops, dram * real(bandwidth), busy)
     launch_s = 0.0 if launch == "none" else getattr(c, f"launch_{launch}_s")
-    seconds = busy + power + real(launch_s)
+    seconds = busy + power
+    if launch == "eager":
+        seconds = np.maximum(seconds, real(c.host_overlap * launch_s))
+        seconds = seconds + real((1 - c.host_overlap) * launch_s)
+    else:
+        seconds = seconds + real(launch_s)
     if c.residual is not None:
         seconds = seconds * c.residual(np.log(np.stack([batch, rows, cols, inner], axis=1)))
-    seconds = np.maximum(seconds, flops * real(1 / peak) + real(launch_s))
+    seconds = np.maximum(seconds, flops * real(1 / peak))
     parts = {
         "seconds": seconds,
         "launch": np.full_like(seconds, launch_s),
@@ -240,7 +259,7 @@ def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth)
     area = tile[0] * tile[1]
     clock_hz = profile.boost_clock_hz
     multiply = 2 * area * profile.num_sms / (peak * c.compute_efficiency)
-    multiply *= 1 + c.tile_overhead * 64 * (1 / tile[0] + 1 / tile[1])
+    multiply *= 1 + c.tile_overhead * (64 / tile[0] + 64 / tile[1] - 1)
     feed = (tile[0] + tile[1]) * size / (c.feed_bytes_per_clock_per_sm * clock_hz)
     step_s = (multiply**c.feed_exponent + feed**c.feed_exponent) ** (1 / c.feed_exponent)
     epilogue_s = c.epilogue_cycles * (area / 128**2) ** c.epilogue_exponent / clock_hz

@@ -21,12 +21,10 @@ from flurka_bench.cost.terms import LAUNCHES, Terms, resident_share
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.mechanisms import canonical
-from flurka_bench.mechanisms.builder import Tape
-from flurka_bench.mechanisms.fusion import fuse
-from flurka_bench.mechanisms.lowering import record
+from flurka_bench.mechanisms.lowering import Lowered, lower_with_lifetimes
 from flurka_bench.mechanisms.memory import peak_live_bytes
 from flurka_bench.ops import Op
-from flurka_bench.workload import DTYPE_BYTES, Case, Number
+from flurka_bench.workload import DTYPE_BYTES, SIZES, Case, Number
 
 CACHES = ("cold", "warm")
 BOUNDS = ("launch", "compute", "memory", "special")
@@ -35,8 +33,7 @@ CHUNK = 4096  # cases at once: their arrays stay in a core's cache, and memory s
 # No data at hand settles it.
 COMPILED_DISPATCH = 0.4
 DISPATCH_FIGURE = "microbenchmark.launch_eager_s"  # what ``calibrate`` measures: an empty op in a loop without synchronisation
-_SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features", "num_layers", "ffn_dim", "vocab_size")
-_WHOLE = ("num_layers", "vocab_size")  # these decide which ops there are, so an op list is of one value of each
+_VARYING = (*SIZES, "ffn_dim")  # sizes that may differ within one op list; layers and vocabulary decide which ops there are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +104,7 @@ def predict_ops(
         launch: ``eager`` (the host dispatches each op), ``graph`` or ``none`` (device time alone).
         cache: ``warm`` (the list runs again and again) or ``cold`` (nothing of it is in L2 before).
         length: of the arrays.
-        held_until: as ``mechanisms.lowering.record`` gives it: what variables keep alive. Only a CPU's allocator asks.
+        held_until: as ``mechanisms.lowering.Lowered`` gives it: what variables keep alive. Only a CPU's allocator asks.
 
     Raises:
         RequestError: an unknown launch or cache.
@@ -216,18 +213,14 @@ def predict_lowered(
     length: int = 1,
     launch: str = "eager",
     cache: str = "warm",
-    tape: Tape | None = None,
+    own: Lowered | None = None,
 ) -> Predictions:
     """Predictions for an op list, by default one for which sizes are numbers; ``case`` says whose list it is.
 
-    ``tape`` is the record that the list was read off, for its leaves and lifetimes; by default the case is recorded anew.
+    The list may be another's than this project's (see scripts/whole_cases.py); memory is that of the case's ``own``.
     """
-    recorded = ops
-    if tape is None:  # the list may be another's than this project's (see scripts/whole_cases.py): memory is that of the case
-        tape = record(case, _device_of(profile))
-        recorded = fuse(tape.ops) if case.backend == "compiled" else tape.ops
-    held = None if case.backend == "compiled" else tape.held_until  # compiled code frees at the last use
-    predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length, held_until=held)
+    own = own or lower_with_lifetimes(case, _device_of(profile))
+    predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length, held_until=own.held_until)
     overlap = 0.0 if profile.kind == "cpu" else elementwise_constants(profile).host_overlap
     dispatch = _dispatch(profile, case.backend)
     total = host = device = np.zeros(length, dtype=np.float32)
@@ -267,7 +260,7 @@ def predict_lowered(
         bound=np.stack([waits[name] for name in BOUNDS]).argmax(axis=0).astype(np.int8),
         stages={name: np.broadcast_to(value, (length,)) for name, value in stages.items()},
         flops=column(sum(op.flops for op in ops)), bytes=column(sum(op.bytes_read + op.bytes_written for op in ops)),
-        peak_memory_bytes=column(peak_live_bytes(recorded, tape.leaves, held)), log_scale=scale, log_shape=shape,
+        peak_memory_bytes=column(peak_live_bytes(own.ops, own.leaves, own.held_until)), log_scale=scale, log_shape=shape,
     )  # fmt: skip
 
 
@@ -297,7 +290,7 @@ def predict_many(
     Only a chunk's arrays are alive at a time, so ten million cases need no more memory than ``chunk``. Sizes that do not
     vary in a chunk are taken as numbers. Raises RequestError for impossible sizes or arrays of different lengths.
     """
-    arrays = {name: np.asarray(value) for name in _SIZES if isinstance(value := getattr(case, name), np.ndarray)}
+    arrays = {name: np.asarray(value) for name in _VARYING if isinstance(value := getattr(case, name), np.ndarray)}
     lengths = {len(array) for array in arrays.values()} or {1}
     if len(lengths) > 1:
         raise RequestError(f"all sizes must be arrays of one length, got lengths {sorted(lengths)}")
@@ -306,9 +299,8 @@ def predict_many(
         length = len(next(iter(part.values()))) if part else 1
         single = {name: int(array[0]) if (array == array[0]).all() else array for name, array in part.items()}
         part_case = case.replace(**single)
-        tape = record(part_case, _device_of(profile))
-        ops = fuse(tape.ops) if part_case.backend == "compiled" else tape.ops
-        yield predict_lowered(ops, part_case, profile, length=length, launch=launch, cache=cache, tape=tape)
+        lowered = lower_with_lifetimes(part_case, _device_of(profile))
+        yield predict_lowered(lowered.ops, part_case, profile, length=length, launch=launch, cache=cache, own=lowered)
 
 
 def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", cache: str = "warm") -> list[Prediction]:
@@ -321,7 +313,7 @@ def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", c
     groups: dict[tuple, list[int]] = {}
     for i, case in enumerate(cases):
         key = tuple(
-            (value is None, name == "batch" and value == 1) if name in _SIZES and name not in _WHOLE else value
+            (value is None, name == "batch" and value == 1) if name in _VARYING else value
             for name, value in case.as_record().items()
         )
         groups.setdefault(key, []).append(i)
@@ -329,9 +321,7 @@ def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", c
     for members in groups.values():
         first = cases[members[0]]
         columns = {
-            name: np.array([getattr(cases[i], name) for i in members])
-            for name in _SIZES
-            if getattr(first, name) is not None and name not in _WHOLE
+            name: np.array([getattr(cases[i], name) for i in members]) for name in _VARYING if getattr(first, name) is not None
         }
         at = 0
         for part in predict_many(first.replace(**columns), profile, launch=launch, cache=cache):

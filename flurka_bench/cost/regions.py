@@ -89,6 +89,15 @@ def conditions(
     )  # fmt: skip
 
 
+def inequality(
+    x: str, y: str, level: str = "layer", order_x: str | None = None, order_y: str | None = None, **options: Any
+) -> Expr:
+    """The ``inequality`` of ``conditions`` alone, without solving it for k and m."""
+    import sympy
+
+    return _cancelled(sympy.expand(flops(x, level, order_x, **options) - flops(y, level, order_y, **options)))
+
+
 def holds(case_x: Case, case_y: Case) -> Number:
     """Whether ``case_x`` needs fewer matmul FLOPs than ``case_y``: a bool, or an array of them for arrays."""
     return total(lower(canonical(case_x)), "matmul_flops") < total(lower(canonical(case_y)), "matmul_flops")

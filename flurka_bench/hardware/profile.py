@@ -1,23 +1,12 @@
-"""A hardware target as data: datasheet figures, each with unit and source, and apart from them what was measured.
+"""A hardware target as data: datasheet figures, each with unit and source, and apart from them what was measured."""
 
-One TOML file a target lies under ``profiles/``; a user's own file is taken by path. Nothing here is looked up by
-substring: a name or an alias matches exactly, or the error offers the nearest.
-"""
-
-import math
 import sys
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from flurka_bench.errors import RequestError, unknown
-from flurka_bench.toml import parse_toml
-
-SCHEMA = 1
-FOLDER = Path(__file__).parent / "profiles"
 
 # The figures of the [datasheet] table: unit, and the range outside which a value is a slip of the pen (a bandwidth in
 # GB/s, a clock in MHz), not a machine.
@@ -56,9 +45,7 @@ PEAKS = (
 PEAK_RANGE_FLOPS = (1e10, 2e16)
 KINDS = ("gpu", "cpu")
 
-# FLOPs that the matrix units of one SM do in a clock are powers of two by construction, or 3/4 of one where the vendor
-# quotes a rate between; used to check that SMs x rate x clock meets the quoted peak.
-PEAK_TOLERANCE = 0.03
+PEAK_TOLERANCE = 0.03  # vendors round: how far SMs x lanes x 2 x clock may be from the float32 peak that they quote
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,11 +118,6 @@ class Profile:
         return self._figure("tensor_clock_hz") or self.boost_clock_hz
 
     @cached_property
-    def base_clock_hz(self) -> float:
-        """The guaranteed clock; the boost clock where it is not published."""
-        return self._figure("base_clock_hz") or self.boost_clock_hz
-
-    @cached_property
     def memory_bytes(self) -> float:
         """Device memory."""
         return self.datasheet["memory_bytes"].value
@@ -166,11 +148,6 @@ class Profile:
         return self._figure("tdp_w")
 
     @cached_property
-    def process_nm(self) -> float | None:
-        """The process node's name as a number (4 for TSMC 4N), or None."""
-        return self._figure("process_nm")
-
-    @cached_property
     def peak_flops(self) -> dict[str, float]:
         """Dense peak FLOP/s by unit and dtype."""
         return {name: figure.value for name, figure in self.peaks.items()}
@@ -187,47 +164,43 @@ class Profile:
         return "vector.float32"
 
     @property
+    def own_dtype(self) -> str:
+        """The dtype one would use there: bfloat16 or float16 where matrix units take it, else float32."""
+        return next((name for name in ("bfloat16", "float16") if f"tensor.{name}" in self.peaks), "float32")
+
+    @property
     def is_calibrated(self) -> bool:
         """Whether numbers measured on this device are at hand."""
         return bool(self.measured)
-
-    def ridge_flops_per_byte(self, dtype: str) -> float:
-        """Arithmetic intensity at which compute and memory peaks meet (Williams et al. 2009)."""
-        return self.peaks[self.matmul_unit(dtype)].value / self.memory_bandwidth_bytes_per_s
 
     def with_measured(self, measured: Mapping[str, Any], about: Mapping[str, Any]) -> "Profile":
         """A copy with other measured numbers; the datasheet stays as it is."""
         return replace(self, measured=dict(measured), measured_about=dict(about))
 
 
-_LARGEST = sys.float_info.max  # TOML's integers have no end, and nan is not below it either
+LARGEST = sys.float_info.max  # TOML's integers have no end, and nan is not below it either
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as an error shows it."""
     try:
         return repr(value)[:80]
     except (ValueError, RecursionError):  # thousands of digits (from hexadecimal), or dotted keys nested too deeply
         return f"a {type(value).__name__} too long to show"
 
 
-def _is_measured(value: Any) -> bool:
+def is_measured(value: Any) -> bool:
+    """Whether it is a finite number or rows of them, at any depth."""
     if isinstance(value, (list, tuple)):
-        return bool(value) and all(map(_is_measured, value))
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
+        return bool(value) and all(map(is_measured, value))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _is_told(value: Any) -> bool:
     """Whether it is what ``write_profile`` can write and read back: text, a flag, finite numbers, lists of those."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_told, value))
-    return isinstance(value, (str, bool)) or _is_measured(value)
-
-
-def _as_floats(value: Any) -> Any:
-    """Numbers as floats, at any depth; what is none is left for the check to refuse."""
-    if isinstance(value, list):
-        return [_as_floats(entry) for entry in value]
-    return float(value) if _is_measured(value) else value
+    return isinstance(value, (str, bool)) or is_measured(value)
 
 
 def _check(profile: Profile) -> None:
@@ -267,172 +240,11 @@ def _check(profile: Profile) -> None:
     if abs(lanes_peak / quoted - 1) > PEAK_TOLERANCE:
         raise wrong(f"SMs x lanes x 2 x clock gives {lanes_peak:.4g} FLOP/s, but vector.float32 says {quoted:.4g}")
     for name, value in profile.measured.items():
-        if not _is_measured(value):
-            raise wrong(f"measured {name!r} must be a finite number or rows of them, got {_short(value)}")
+        if not is_measured(value):
+            raise wrong(f"measured {name!r} must be a finite number or rows of them, got {short(value)}")
     for name, value in profile.sources.items():
         if not isinstance(value, str):
-            raise wrong(f"source {name!r} must be text, got {_short(value)}")
+            raise wrong(f"source {name!r} must be text, got {short(value)}")
     for name, value in profile.measured_about.items():
         if not _is_told(value):
-            raise wrong(f"measured_about {name!r} must be text, a flag, a finite number or a list of them, got {_short(value)}")
-
-
-def _figures(where: str, table: Any) -> dict[str, Figure]:
-    if not isinstance(table, dict):
-        raise RequestError(f"{where} must be a table of figures")
-    figures = {}
-    for name, entry in table.items():
-        here = f"{where}.{name}" if name.isprintable() else f"{where}.{name!r}"
-        if not isinstance(entry, dict) or not {"value", "unit", "source"} <= set(entry) <= {"value", "unit", "source", "note"}:
-            raise RequestError(f"{here} must be {{ value = …, unit = …, source = … }} (note is optional), got {_short(entry)}")
-        if isinstance(entry["value"], bool) or not isinstance(entry["value"], (int, float)) or abs(entry["value"]) > _LARGEST:
-            raise RequestError(f"{here}: value must be a number, got {_short(entry['value'])}")
-        if not all(isinstance(entry.get(key, ""), str) for key in ("unit", "source", "note")):
-            raise RequestError(f"{here}: unit, source and note must be text")
-        figures[name] = Figure(**{**entry, "value": float(entry["value"])})
-    return figures
-
-
-_HEADER = {"schema", "name", "title", "vendor", "kind", "architecture", "matmul_library", "attention_kernel", "aliases",
-           "device_names", "sources", "datasheet", "measured", "measured_about"}  # fmt: skip
-
-
-def parse_profile(text: str, where: str) -> Profile:
-    """A profile from TOML text; RequestError says what is wrong and where."""
-    data = parse_toml(text, where)
-    if isinstance(data.get("schema"), bool) or data.get("schema") != SCHEMA:
-        raise RequestError(f"{where}: schema must be {SCHEMA}, got {_short(data.get('schema'))}")
-    for key in data:
-        if key not in _HEADER:
-            raise unknown(f"{where}: key", key, _HEADER)
-    words = {}
-    for key in ("name", "title", "vendor", "kind", "architecture", "matmul_library", "attention_kernel"):
-        if not isinstance(data.get(key), str) or not data[key]:
-            raise RequestError(f"{where}: {key} must be text, got {_short(data.get(key))}")
-        words[key] = data[key]
-    for key, kind in (
-        ("aliases", list),
-        ("device_names", list),
-        ("sources", dict),
-        ("datasheet", dict),
-        ("measured", dict),
-        ("measured_about", dict),
-    ):
-        if not isinstance(data.get(key, kind()), kind):
-            raise RequestError(f"{where}: {key} must be a {'list' if kind is list else 'table'}, got {_short(data[key])}")
-    datasheet = dict(data.get("datasheet", {}))
-    peaks = _figures(f"{where}: [datasheet.peak_flops]", datasheet.pop("peak_flops", {}))
-    for key in ("aliases", "device_names"):
-        if not all(isinstance(alias, str) for alias in data.get(key, [])):
-            raise RequestError(f"{where}: {key} must be a list of names")
-    return Profile(
-        **words,
-        aliases=tuple(data.get("aliases", ())),
-        device_names=tuple(data.get("device_names", ())),
-        sources=data.get("sources", {}),
-        datasheet=_figures(f"{where}: [datasheet]", datasheet),
-        peaks=peaks,
-        measured={name: _as_floats(value) for name, value in data.get("measured", {}).items()},
-        measured_about=data.get("measured_about", {}),
-    )
-
-
-def _read(path: Path) -> Profile:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot read hardware profile {path}: {error}") from None
-    return parse_profile(text, str(path))
-
-
-@lru_cache
-def _index() -> dict[str, str]:
-    """Name and alias -> file stem, read from the first lines of each file so that one look-up parses one file."""
-    index: dict[str, str] = {}
-    for path in sorted(FOLDER.glob("*.toml")):
-        index[path.stem] = path.stem
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if line.startswith("aliases"):
-                for alias in tomllib.loads(line)["aliases"]:
-                    assert alias not in index, f"alias {alias} of {path.stem} is taken by {index[alias]}"
-                    index[alias] = path.stem
-            if line.startswith("["):
-                break
-    return index
-
-
-def names() -> list[str]:
-    """The shipped targets' names, without aliases."""
-    return sorted(set(_index().values()))
-
-
-@lru_cache
-def load(name_or_path: str) -> Profile:
-    """A target by exact name, alias, or the path of a TOML file.
-
-    Raises:
-        RequestError: no such target (the nearest is offered) or a file that is not a valid profile.
-    """
-    if name_or_path.endswith(".toml") or "/" in name_or_path:
-        return _read(Path(name_or_path))
-    stem = _index().get(name_or_path.lower())
-    if stem is None:
-        error = unknown("hardware", name_or_path, _index())
-        raise RequestError(f"{error}; or the path of a profile (.toml), as 'flurka-bench calibrate' writes it")
-    return _read(FOLDER / f"{stem}.toml")
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(_toml_value(entry) for entry in value) + "]"
-    escaped = "".join(
-        f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c for c in str(value).replace("\\", "\\\\").replace('"', '\\"')
-    )
-    return f'"{escaped}"'
-
-
-def _number(value: float) -> str:
-    """A figure as people write it: small counts as integers, large ones with an exponent of a multiple of three."""
-    if value < 1e6:
-        return f"{value:.12g}"
-    exponent = 3 * int(math.log10(value) // 3)
-    return f"{value / 10**exponent:.12g}e{exponent}"
-
-
-def _figure_line(name: str, figure: Figure) -> str:
-    note = f", note = {_toml_value(figure.note)}" if figure.note else ""
-    unit, source = _toml_value(figure.unit), _toml_value(figure.source)
-    key = _toml_value(name) if "." in name else name
-    return f"{key} = {{ value = {_number(figure.value)}, unit = {unit}, source = {source}{note} }}"
-
-
-def write_profile(profile: Profile) -> str:
-    """The profile as TOML text; ``parse_profile`` reads back the same profile."""
-    lines = [f"schema = {SCHEMA}"]
-    for key in ("name", "title", "vendor", "kind", "architecture", "matmul_library", "attention_kernel"):
-        lines.append(f"{key} = {_toml_value(getattr(profile, key))}")
-    lines.append(f"aliases = {_toml_value(profile.aliases)}")
-    lines.append(f"device_names = {_toml_value(profile.device_names)}")
-    lines += ["", "[sources]", *[f"{_toml_value(key)} = {_toml_value(text)}" for key, text in profile.sources.items()]]
-    lines += ["", "[datasheet]", *[_figure_line(name, figure) for name, figure in profile.datasheet.items()]]
-    lines += ["", "[datasheet.peak_flops]", *[_figure_line(name, figure) for name, figure in profile.peaks.items()]]
-    if profile.measured:
-        lines += [
-            "",
-            "[measured]",
-            *[
-                f"{_toml_value(key)} = {_toml_value(value if isinstance(value, (list, tuple)) else float(value))}"
-                for key, value in profile.measured.items()
-            ],
-        ]
-    if profile.measured_about:
-        lines += [
-            "",
-            "[measured_about]",
-            *[f"{_toml_value(key)} = {_toml_value(value)}" for key, value in profile.measured_about.items()],
-        ]
-    return "\n".join(lines) + "\n"
+            raise wrong(f"measured_about {name!r} must be text, a flag, a finite number or a list of them, got {short(value)}")

@@ -6,7 +6,6 @@ timer that forgets to synchronise, to flush or to warm up reads a wrong time.
 
 import contextlib
 import functools
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware.detect import last_level_cache_bytes
+from flurka_bench.measure.probe import find_device
 
 # Below this share of the default clock a sample is not the device's speed (nvbench's rule).
 MIN_CLOCK_FRACTION = 0.75
@@ -133,13 +133,13 @@ class CpuDevice:
 
     def peak_memory_bytes(self, call: Callable[[], Any]) -> int:
         """Exact, from the allocator's own events as torch's profiler sees them (resident size would hide reuse)."""
-        from torch.profiler import ProfilerActivity, profile
+        from torch.autograd.profiler import profile  # what torch.profiler wraps, without the seconds its first use imports for
 
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        with profile(profile_memory=True, use_kineto=True) as profiler:
             result = call()
         del result
         live = peak = 0
-        memory = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+        memory = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
         for event in sorted(memory, key=lambda event: event.start_ns()):
             live += event.nbytes()
             peak = max(peak, live)
@@ -279,20 +279,17 @@ def kernel_time_s(events: Iterable[Any]) -> float:
     return total_us * 1e-6
 
 
-def open_device(name: str = "auto") -> Device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises RequestError for what this machine does not have."""
-    if name == "cpu":
+def open_device(request: str = "auto") -> Device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises RequestError for what the driver or torch does not have here."""
+    found = find_device(request)
+    if found.kind == "cpu":
         return CpuDevice()
-    match = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
-    if not match:
-        raise RequestError(f"unknown device {name!r}; accepted for --device: auto, cpu, cuda, cuda:N")
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto" and count == 0:
-        return CpuDevice()
-    index = int(match[1] or 0)
-    if index >= count:
-        found = f"CUDA devices 0 to {count - 1}" if count else "no CUDA device"
-        raise RequestError(f"device {name!r} is not here: torch {torch.__version__} sees {found}; use --device cpu or auto")
-    return CudaDevice(index)
+    if found.index >= count:
+        raise RequestError(
+            f"device {found.device!r} ({found.name}) is not usable: torch {torch.__version__} sees {count} CUDA devices;"
+            " use --device cpu, or a torch that fits the driver"
+        )
+    return CudaDevice(found.index)

@@ -173,7 +173,7 @@ def _version(package: str) -> str | None:
     return None
 
 
-def capture(device: Device, *, seed: int | None = None, watch_s: float = 0.3) -> dict[str, Any]:
+def capture(device: Device, *, watch_s: float = 0.3) -> dict[str, Any]:
     """All of it, once per run. Watches the CPUs for ``watch_s`` seconds to see who else is busy. Imports torch."""
     memory = psutil.virtual_memory()
     return {
@@ -182,7 +182,6 @@ def capture(device: Device, *, seed: int | None = None, watch_s: float = 0.3) ->
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device.name,
-        "seed": seed,
         "container": _container(),
         "packages": {package: _version(package) for package in _PACKAGES},
         "cpu": _cpu(watch_s),

@@ -1,35 +1,26 @@
-"""The competitors of one workload, built, checked, warmed up, and timed in interleaved rounds.
+"""The competitors of one workload: built, checked, warmed up, raced (``race``), and reported.
 
-In each round every competitor still in the race is sampled once, in an order drawn anew, so drift hits all alike and samples
-of one round are pairs. The *reference* is the fastest FLuRKA (or the fastest of all): it takes part in every round, and a
-competitor leaves when the interval of its ratio to the reference is narrow enough, or its own time is spent. Slow
-baselines so cost a few rounds, and close rivals get many.
+They are entered from the one with the fewest FLOPs upwards: where the time budget does not suffice for all, it is the
+slowest that are skipped.
 """
 
+import contextlib
 import gc
 import math
-import random
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
-from flurka_bench import mechanisms
 from flurka_bench.measure.device import Device
-from flurka_bench.measure.protocol import NOBODY, is_out_of_memory, is_poisoned, one_line
-from flurka_bench.measure.statistics import median_interval, paired_ratio
-from flurka_bench.measure.timers import Prepared, Timer, make_timer
+from flurka_bench.measure.protocol import LATE, NOBODY, is_out_of_memory, is_poisoned, one_line
+from flurka_bench.measure.race import MIN_ROUNDS, Competitor, Options, race
+from flurka_bench.measure.timers import Timer, make_timer
 from flurka_bench.workload import Case
 
-MIN_ROUNDS = 5  # fewer pairs have no interval
-MAX_ROUNDS = 1000
-_FIRST_LOOK = 8  # rounds before an interval is believed
-_LOOK_AGAIN = 1.2  # look at the intervals after 20 % more rounds: looking stays cheap
-_STOPPING_RESAMPLES = 300  # to decide when to stop; the analysis takes its own, more
 _PHASE_INTERVAL_S = 0.5
+_KEPT_ON_FAILURE = ("peak_memory_bytes", "warmup_s", "num_dropped", "dropped_s", "dropped_round_ids", "drop_reason")
 
 
 class Built(Protocol):
@@ -56,41 +47,13 @@ class Tools:
     stages: Callable[[Built], dict[str, float]] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to measure a group. Times in seconds; ``budget_s`` is the whole group's."""
-
-    seed: int = 0
-    budget_s: float = 10.0
-    case_time_s: float = 2.0
-    target: float = 0.02
-    first_round: int = 0
-    cache: str = "auto"  # auto, cold, warm
-    stages: bool = False
-
-
-@dataclass(slots=True, kw_only=True)
-class _Competitor:
-    index: int
-    case: Case
-    built: Built
-    outcome: dict[str, Any]
-    prepared: Prepared
-    samples_s: list[float] = field(default_factory=list)
-    round_ids: list[int] = field(default_factory=list)
-    dropped: int = 0
-    last_drop: str = ""
-    spent_s: float = 0.0
-    ratio_error: float = math.inf
-    stop_reason: str | None = None
-
-
 class GroupRun:
     """One group being measured. ``say`` sends a message, ``beat`` marks the case in execution."""
 
     def __init__(self, tools: Tools, options: Options, say: Callable[[dict], None], beat: Callable[[int], None]) -> None:
         self.tools, self.options, self.say, self.beat = tools, options, say, beat
         self.calls_s: dict[str, float] = {"gate": 0.0, "warmup": 0.0, "memory": 0.0, "timed": 0.0, "extra": 0.0}
+        self._inner_s = 0.0
         self._started = time.monotonic()
         self._last_phase = -math.inf
         cold = {"auto": None, "cold": True, "warm": False}[options.cache]
@@ -98,32 +61,48 @@ class GroupRun:
 
     def measure(self, cases: list[Case]) -> None:
         """Measure all cases and say an outcome for each. Lets a poisoned context's exception through."""
-        competitors, again = [], []
+        competitors: list[Competitor] = []
+        again: list[tuple[int, Case]] = []
+        last_s = 0.0
         for index, case in enumerate(cases):
-            competitor = self._enter(index, case, alone=len(cases) == 1)
-            if competitor is None:
+            # The next takes at least as long as the last, and what is entered must still get through its rounds.
+            rounds_s = MIN_ROUNDS * sum(competitor.block_s for competitor in competitors)
+            if index and self._is_late(last_s + rounds_s):
+                self._say_failure(index, "skipped", LATE, {})
                 continue
-            if isinstance(competitor, _Competitor):
+            entered = time.monotonic()
+            competitor = self._enter(index, case, alone=len(cases) == 1)
+            last_s = time.monotonic() - entered
+            if isinstance(competitor, Competitor):
                 competitors.append(competitor)
-            else:
+            elif competitor is not None:
                 again.append((index, case))
-        self._race(competitors)
+        race(competitors, self.options, self._started, self._sample)
         for competitor in competitors:
             self._finish(competitor)
         competitors.clear()
         for index, case in again:  # what did not fit beside the others may fit alone, unpaired
             self.tools.release()
+            if self._is_late(0.0):
+                self._say_failure(index, "skipped", LATE, {})
+                continue
             competitor = self._enter(index, case, alone=True)
-            if isinstance(competitor, _Competitor):
-                self._race([competitor])
+            if isinstance(competitor, Competitor):
+                race([competitor], self.options, self._started, self._sample)
                 self._finish(competitor)
         self.tools.release()
         self.beat(NOBODY)
 
-    def _enter(self, index: int, case: Case, *, alone: bool) -> "_Competitor | str | None":
+    def _is_late(self, needed_s: float) -> bool:
+        """Whether what takes ``needed_s`` would end after the deadline."""
+        elapsed_s = time.monotonic() - self._started
+        return self.options.deadline_s is not None and elapsed_s + needed_s > self.options.deadline_s
+
+    def _enter(self, index: int, case: Case, *, alone: bool) -> Competitor | str | None:
         """Build, check and warm up; None when an outcome was said, "again" when memory was short beside the others."""
         self.beat(index)
         outcome: dict[str, Any] = {}
+        device = self.tools.device
         try:
             self._phase(case, "build")
             built = self.tools.build(case, self.options.seed)
@@ -131,14 +110,19 @@ class GroupRun:
             with self._counting("gate"):
                 built.check()
             self._phase(case, "warm-up")
-            with self._counting("memory"):
+
+            def first_warm_up() -> Any:
+                with self._counting("warmup"):
+                    return built.run()
+
+            with self._counting("memory"):  # what watching the first warm-up call costs
                 held = self.tools.resident_bytes(built)
-                outcome["peak_memory_bytes"] = held + self.tools.device.peak_memory_bytes(built.run)
+                outcome["peak_memory_bytes"] = held + device.peak_memory_bytes(first_warm_up)
             with self._counting("warmup"):
-                prepared = self.timer.prepare(built.run, warmup_budget_s=self.options.case_time_s / 4)
+                prepared = self.timer.prepare(built.run, warmup_budget_s=self.options.case_time_s / 8, called=True)
         except Exception as error:
             return self._refused(index, error, outcome, alone)
-        return _Competitor(index=index, case=case, built=built, outcome=outcome, prepared=prepared)
+        return Competitor(index=index, case=case, built=built, outcome=outcome, prepared=prepared)
 
     def _refused(self, index: int, error: Exception, outcome: dict[str, Any], alone: bool) -> str | None:
         if is_poisoned(error):
@@ -157,47 +141,12 @@ class GroupRun:
             self._say_failure(index, "crashed", one_line(error), outcome)
         return None
 
-    def _race(self, competitors: list[_Competitor]) -> None:
-        """Interleaved rounds until every competitor has left."""
-        if not competitors:
-            return
-        reference = _choose_reference(competitors)
-        racing = list(competitors)
-        rng = random.Random(self.options.seed)
-        num_rounds, next_look = 0, _FIRST_LOOK
-        # What building and warming up left of the budget, but never so little that the preparation was for nothing.
-        budget_s = max(self.options.budget_s - (time.monotonic() - self._started), self.options.budget_s / 4)
-        started = time.monotonic()
-        while racing:
-            for competitor in rng.sample(racing, len(racing)):
-                self._sample(competitor, self.options.first_round + num_rounds)
-            num_rounds += 1
-            racing = [competitor for competitor in racing if competitor.stop_reason is None]
-            if reference.stop_reason is not None and racing:  # it failed: go on without
-                reference = _choose_reference(racing)
-            elapsed_s = time.monotonic() - started
-            overdue = elapsed_s > budget_s and num_rounds >= MIN_ROUNDS
-            if overdue or num_rounds >= MAX_ROUNDS:
-                for competitor in racing:
-                    self._look(competitor, reference)
-                    competitor.stop_reason = "budget" if overdue else "max_rounds"
-                    if competitor.ratio_error < self.options.target:
-                        competitor.stop_reason = "interval"
-                break
-            racing = [competitor for competitor in racing if not self._too_slow(competitor, racing)]
-            if num_rounds >= next_look and racing:
-                next_look = math.ceil(num_rounds * _LOOK_AGAIN)
-                racing = self._retire(racing, reference)
-        self._look(reference, reference)
-        for competitor in competitors:
-            competitor.outcome["reference"] = reference.case.case_id
-
-    def _sample(self, competitor: _Competitor, round_id: int) -> None:
+    def _sample(self, competitor: Competitor, round_id: int) -> None:
         self.beat(competitor.index)
         self._phase(competitor.case, "timing")
         started = time.monotonic()
         try:
-            sample = competitor.prepared.sample()
+            competitor.sample(round_id)
         except Exception as error:
             if is_poisoned(error):
                 raise
@@ -207,71 +156,23 @@ class GroupRun:
         spent_s = time.monotonic() - started
         self.calls_s["timed"] += spent_s
         competitor.spent_s += spent_s
-        if sample.dropped:
-            competitor.dropped += 1
-            competitor.last_drop = sample.dropped
-            if competitor.dropped >= MAX_ROUNDS:
-                competitor.stop_reason = "max_rounds"
-        else:
-            competitor.samples_s.append(sample.seconds)
-            competitor.round_ids.append(round_id)
 
-    def _too_slow(self, competitor: _Competitor, racing: list[_Competitor]) -> bool:
-        """Whether it leaves before it has an interval: twice its own time is spent, and another goes on."""
-        if competitor.spent_s < 2 * self.options.case_time_s or len(racing) == 1:
-            return False
-        competitor.stop_reason = "budget"
-        return True
-
-    def _retire(self, racing: list[_Competitor], reference: _Competitor) -> list[_Competitor]:
-        """Let those leave whose interval is narrow enough or whose time is spent; the reference leaves last."""
-        for competitor in racing:
-            if competitor is reference and len(racing) > 1:
-                continue
-            self._look(competitor, reference)
-            if competitor.ratio_error < self.options.target:
-                competitor.stop_reason = "interval"
-            elif competitor.spent_s >= self.options.case_time_s and len(competitor.samples_s) >= MIN_ROUNDS:
-                competitor.stop_reason = "budget"
-        rest = [competitor for competitor in racing if competitor.stop_reason is None]
-        if rest == [reference] and len(racing) > 1:
-            # it was only still here for the others, and leaves with the last of them
-            reference.stop_reason = next(competitor.stop_reason for competitor in racing if competitor is not reference)
-            rest = []
-        return rest
-
-    def _look(self, competitor: _Competitor, reference: _Competitor) -> None:
-        """Update ``ratio_error``: the width of the interval over the ratio to the reference (for it: over its own median)."""
-        own = competitor.samples_s, competitor.round_ids
-        if competitor is reference:
-            median, low, high = median_interval(own[0], num_resamples=_STOPPING_RESAMPLES) if own[0] else (math.nan, 0, math.inf)
-            competitor.ratio_error = (high - low) / median if own[0] else math.inf
-            return
-        # Far from narrow by the normal approximation: not worth a bootstrap.
-        shared = dict(zip(reference.round_ids, reference.samples_s))
-        logs = np.log([seconds / shared[round_id] for seconds, round_id in zip(*own) if round_id in shared])
-        if len(logs) < MIN_ROUNDS:
-            competitor.ratio_error = math.inf
-            return
-        rough = 2 * 1.96 * 1.2533 * 1.4826 * float(np.median(np.abs(logs - np.median(logs)))) / math.sqrt(len(logs))
-        if rough > 2 * self.options.target:
-            competitor.ratio_error = rough
-            return
-        ratio = paired_ratio(
-            reference.samples_s, own[0], reference.round_ids, own[1], seed=self.options.seed, num_resamples=_STOPPING_RESAMPLES
-        )
-        competitor.ratio_error = ratio.relative_width
-
-    def _finish(self, competitor: _Competitor) -> None:
+    def _finish(self, competitor: Competitor) -> None:
         if competitor.stop_reason == "failed":
             return  # its outcome was said
-        outcome = competitor.outcome
+        self.beat(competitor.index)
+        prepared, outcome = competitor.prepared, competitor.outcome
+        outcome |= {
+            "warmup_s": prepared.warmup_s,
+            "num_dropped": len(competitor.dropped_s),
+            "dropped_s": competitor.dropped_s,
+            "dropped_round_ids": competitor.dropped_round_ids,
+            "drop_reason": competitor.drop_reason,
+        }
         if not competitor.samples_s:
-            why = f"all {competitor.dropped} samples were dropped, the last as {competitor.last_drop}"
+            why = f"all {len(competitor.dropped_s)} samples were dropped, the last as {competitor.drop_reason}"
             self._say_failure(competitor.index, "invalid", why, outcome)
             return
-        self.beat(competitor.index)
-        prepared = competitor.prepared
         outcome |= {
             "samples_s": competitor.samples_s,
             "round_ids": competitor.round_ids,
@@ -279,9 +180,9 @@ class GroupRun:
             "timer": f"{self.timer.name}, {'cold' if self.timer.cold else 'warm'} cache",
             "num_calls": prepared.num_calls,
             "num_warmup": 1 + len(prepared.warmup_s) * prepared.num_calls,
-            "num_dropped": competitor.dropped,
+            "overhead_fraction": _finite(prepared.overhead_fraction),
             "stop_reason": competitor.stop_reason,
-            "ratio_error": competitor.ratio_error if math.isfinite(competitor.ratio_error) else None,
+            "ratio_error": _finite(competitor.ratio_error),
             "memory_method": "inputs, parameters and gradients, and the allocator's peak of one call above them",
             "stamp": self.tools.stamp(),
         }
@@ -297,26 +198,26 @@ class GroupRun:
             outcome["error"] = one_line(error)
         self.say({"say": "outcome", "index": competitor.index, "status": "ok", **outcome})
 
-    def _other_latencies(self, competitor: _Competitor) -> dict[str, float | None]:
-        """Graph replay and profiler device time of a call, where the device has them."""
-        found: dict[str, float | None] = {}
-        for key, name, num_samples in (("graph_s", "graph", 5), ("device_s", "profiler", 3)):
+    def _other_latencies(self, competitor: Competitor) -> dict[str, Any]:
+        """Graph replay and profiler device time of a call, where the device has them, with their samples."""
+        found: dict[str, Any] = {}
+        for key, name, num_samples in (("graph", "graph", 5), ("device", "profiler", 3)):
             try:
                 with self._counting("extra"):
                     timer = make_timer(name, self.tools.device, cold=self.timer.cold)  # the verdict compares it with eager
                     prepared = timer.prepare(competitor.built.run, warmup_budget_s=0.05)
                     samples = [prepared.sample() for _ in range(num_samples)]
                 kept = [sample.seconds for sample in samples if not sample.dropped]
-                found[key] = statistics.median(kept) if kept else None
+                found |= {f"{key}_samples_s": kept, f"{key}_s": statistics.median(kept) if kept else None}
             except Exception as error:  # a call that cannot be captured still has its eager time
                 if is_poisoned(error):
                     raise
-                found[key] = None
+                found[f"{key}_s"] = None
         return found
 
     def _say_failure(self, index: int, status: str, error: str, outcome: dict[str, Any]) -> None:
-        memory = {key: outcome[key] for key in ("peak_memory_bytes",) if key in outcome}
-        self.say({"say": "outcome", "index": index, "status": status, "error": error.splitlines()[0], **memory})
+        kept = {key: outcome[key] for key in _KEPT_ON_FAILURE if key in outcome}
+        self.say({"say": "outcome", "index": index, "status": status, "error": error.splitlines()[0], **kept})
 
     def _phase(self, case: Case, phase: str) -> None:
         now = time.monotonic()
@@ -324,26 +225,18 @@ class GroupRun:
             self._last_phase = now
             self.say({"say": "phase", "case_id": case.case_id, "phase": phase})
 
-    def _counting(self, what: str) -> "_Counting":
-        return _Counting(self.calls_s, what)
+    @contextlib.contextmanager
+    def _counting(self, what: str) -> Iterator[None]:
+        """Add the time inside the block to that entry of ``calls_s``, less what a block within it counts for itself."""
+        started, outer_s = time.monotonic(), self._inner_s
+        self._inner_s = 0.0
+        try:
+            yield
+        finally:
+            spent_s = time.monotonic() - started
+            self.calls_s[what] += spent_s - self._inner_s
+            self._inner_s = outer_s + spent_s
 
 
-class _Counting:
-    """Adds the time inside its block to one entry of a table."""
-
-    def __init__(self, table: dict[str, float], what: str) -> None:
-        self.table, self.what = table, what
-
-    def __enter__(self) -> None:
-        self.started = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.table[self.what] += time.monotonic() - self.started
-
-
-def _choose_reference(competitors: list[_Competitor]) -> _Competitor:
-    def warm_s(competitor: _Competitor) -> float:
-        return min(competitor.prepared.warmup_s)
-
-    flurkas = [competitor for competitor in competitors if mechanisms.get(competitor.case.mechanism).is_flurka]
-    return min(flurkas or competitors, key=warm_s)
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Which device a run would use, asked of the CUDA driver itself, so that planning a run needs no torch."""
+"""Which device a request means, asked of the CUDA driver itself, so that planning a run needs no torch."""
 
 import ctypes
 import re
@@ -15,6 +15,11 @@ class FoundDevice:
     device: str
     kind: str
     name: str | None = None
+
+    @property
+    def index(self) -> int:
+        """N of cuda:N; 0 for a CPU."""
+        return int(self.device.partition(":")[2] or 0)
 
 
 def find_device(request: str) -> FoundDevice:

@@ -19,6 +19,7 @@ from flurka_bench.workload import Case
 
 _LAYOUT = struct.Struct("qq")
 NOBODY = -1  # no case is being executed
+LATE = "skipped: time budget"  # the error of a case for which the budget left no time
 _OOM_TEXTS = (
     "out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "failed to allocate", "alloc_failed",
 )  # fmt: skip

@@ -12,20 +12,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import flurka_bench
-from flurka_bench import mechanisms
 from flurka_bench.errors import Interrupted, RequestError
+from flurka_bench.measure.judging import Peaks, figures, make_record, reason_to_skip, weight
 from flurka_bench.measure.process import StopError, Stopper, Worker, WorkerDeathError
-from flurka_bench.measure.protocol import case_to_message
-from flurka_bench.measure.timers import diagnose
+from flurka_bench.measure.protocol import LATE, case_to_message
 from flurka_bench.results import RunWriter
 from flurka_bench.suite import Suite
-from flurka_bench.workload import SIZES, Case
+from flurka_bench.workload import Case
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "flurka_bench.measure.worker")
 _START_TIMEOUT_S = 180.0
@@ -62,15 +60,6 @@ class Summary:
     def time_in_calls_s(self) -> float:
         """Seconds inside calls of the cases themselves."""
         return sum(self.calls_s.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peaks:
-    """What a device can do at most in a case's dtype, None where nobody knows; beyond ``margin`` times that is impossible."""
-
-    flops_per_s: float
-    bandwidth_bytes_per_s: float | None
-    margin: float = 1.0
 
 
 def run_suite(
@@ -150,6 +139,7 @@ class _Run:
     summary: Summary = field(init=False)
     too_large: list[Case] = field(default_factory=list)  # cases that ran out of memory
     up_since: float | None = None
+    num_late: int = 0  # cases skipped for want of time
 
     def go(self) -> Summary:
         cases = self.suite.cases()
@@ -233,14 +223,19 @@ class _Run:
 
     def _measure_all(self, todo: list[Case]) -> None:
         groups = [chunk for _, group in groupby(todo, key=lambda case: case.workload_key) for chunk in self._chunks(list(group))]
-        weights = [_weight(group) for group in groups]
+        weights = [weight(group) for group in groups]
         for number, group in enumerate(groups):
-            share = None
-            if self.budget_s is not None:
-                assert self.up_since is not None
-                left_s = self.budget_s - (time.monotonic() - self.up_since)
-                share = max(left_s, 0.0) * weights[number] / sum(weights[number:])
-            self._measure_group(group, share)
+            self._measure_group(group, weights[number] / sum(weights[number:]))
+        if self.num_late:
+            hint = "raise it with --budget and give another --out to measure them"
+            self._show(
+                "note", text=f"the time budget of {self.budget_s:.4g} s was spent, {self.num_late} cases were skipped ({hint})"
+            )
+
+    def _left_s(self) -> float:
+        """What is left of the run's time budget; infinite without one."""
+        assert self.up_since is not None
+        return math.inf if self.budget_s is None else self.budget_s - (time.monotonic() - self.up_since)
 
     def _chunks(self, group: list[Case]) -> Iterator[list[Case]]:
         """Split a group where its parameters and inputs, and the largest working set, would not fit in memory together."""
@@ -248,9 +243,9 @@ class _Run:
         chunk: list[Case] = []
         resident, peak = 0.0, 0.0
         for case in group:
-            figures = _figures(case)
-            working = figures.peak_bytes - figures.resident_bytes
-            own = figures.resident_bytes * (2 if case.pass_ == "train" else 1)  # gradients stay, too
+            found = figures(case)
+            working = found.peak_bytes - found.resident_bytes
+            own = found.resident_bytes * (2 if case.pass_ == "train" else 1)  # gradients stay, too
             if chunk and resident + own + max(peak, working) > 0.8 * memory:
                 yield chunk
                 chunk, resident, peak = [], 0.0, 0.0
@@ -258,44 +253,58 @@ class _Run:
             resident, peak = resident + own, max(peak, working)
         yield chunk
 
-    def _measure_group(self, group: list[Case], share_s: float | None) -> None:
-        ready: list[tuple[Case, dict[str, Any]]] = []
-        pending: list[Case] = []
-        for case in group:
-            reason = self._reason_to_skip(case)
-            if reason:
-                ready.append((case, {"status": "skipped", "error": reason}))
+    def _measure_group(self, group: list[Case], fraction: float) -> None:
+        """Measure a group on ``fraction`` of the time that is left.
+
+        Where gate, warm-up and the fewest rounds take more, it may take twice its share: beyond, cases are skipped.
+        """
+        outcomes: dict[Case, dict[str, Any]] = {}
+        share_s = self._left_s() * fraction
+        latest = time.monotonic() + min(2 * share_s, self._left_s())
+        pending = []
+        for case in sorted(group, key=lambda case: figures(case).flops):
+            if reason := reason_to_skip(case, self.too_large, self.suite.budget.memory_bytes):
+                outcomes[case] = {"status": "skipped", "error": reason}
             else:
                 pending.append(case)
         stray_deaths, started = 0, time.monotonic()
         while pending:
-            left_s = None if share_s is None else max(share_s - (time.monotonic() - started), 0.0)
-            outcomes, death = self._exchange(pending, left_s)
+            deadline_s = latest - time.monotonic()
+            if deadline_s <= 0:
+                outcomes |= {case: {"status": "skipped", "error": LATE} for case in pending}
+                break
+            found, death = self._exchange(pending, share_s - (time.monotonic() - started), deadline_s)
             if death is not None:
                 self.worker = None
-                if death.index is not None and death.index not in outcomes:
-                    outcomes[death.index] = {"status": death.status, "error": death.error}
-                elif not outcomes:
+                if death.index is not None and death.index not in found:
+                    found[death.index] = {"status": death.status, "error": death.error}
+                elif not found:
                     stray_deaths += 1
                     if stray_deaths >= _MAX_STRAY_DEATHS:
-                        outcomes = {index: {"status": death.status, "error": death.error} for index in range(len(pending))}
-            ready += [(pending[index], outcome) for index, outcome in sorted(outcomes.items())]
-            self.too_large += [pending[index] for index, outcome in outcomes.items() if outcome["status"] == "oom"]
-            pending = [case for index, case in enumerate(pending) if index not in outcomes]
-        records = [self._record(case, outcome) for case, outcome in ready]
-        for record in records:
+                        found = {index: {"status": death.status, "error": death.error} for index in range(len(pending))}
+            outcomes |= {pending[index]: outcome for index, outcome in found.items()}
+            self.too_large += [pending[index] for index, outcome in found.items() if outcome["status"] == "oom"]
+            pending = [case for index, case in enumerate(pending) if index not in found]
+        records = []
+        for case in group:
+            self.num_late += outcomes[case].get("error") == LATE
+            record = make_record(case, outcomes[case], hello=self.hello, seed=self.seed, predict=self.predict, peaks=self.peaks)
             self.writer.append(record)
+            records.append(record)
             self.summary.statuses[record["status"]] = self.summary.statuses.get(record["status"], 0) + 1
             self._show("record", record=record)
         self._show("group", records=tuple(records))
 
-    def _exchange(self, pending: list[Case], share_s: float | None) -> tuple[dict[int, dict], WorkerDeathError | None]:
+    def _exchange(
+        self, pending: list[Case], share_s: float, deadline_s: float
+    ) -> tuple[dict[int, dict], WorkerDeathError | None]:
         """Have a group measured: outcomes by index, and how the worker died if it did."""
         worker = self.worker or self._start_worker()
         budget = self.suite.budget
         options = {
             "seed": self.seed,
-            "budget_s": share_s if share_s is not None else budget.case_time_s * len(pending) + 1.0,
+            "budget_s": max(share_s, 0.0) if math.isfinite(share_s) else budget.case_time_s * len(pending) + 1.0,
+            "deadline_s": deadline_s if math.isfinite(deadline_s) else None,
             "case_time_s": budget.case_time_s,
             "target": budget.target,
             "first_round": self.writer.next_round,
@@ -328,58 +337,6 @@ class _Run:
         for key, seconds in message["calls_s"].items():
             self.summary.calls_s[key] = self.summary.calls_s.get(key, 0.0) + seconds
 
-    def _reason_to_skip(self, case: Case) -> str | None:
-        for other in self.too_large:
-            if _same_family(case, other) and all(_size(case, name) >= _size(other, name) for name in SIZES):
-                return f"skipped: larger than an OOM ({other.case_id})"
-        limit, needed = self.suite.budget.memory_bytes, _figures(case).peak_bytes
-        if limit is not None and needed > limit:
-            return f"skipped: needs about {needed / 1e9:.3g} GB, the suite's memory budget is {limit / 1e9:.3g} GB"
-        return None
-
-    def _record(self, case: Case, outcome: dict[str, Any]) -> dict[str, Any]:
-        figures = _figures(case)
-        record: dict[str, Any] = {
-            "case_id": case.case_id,
-            "status": outcome["status"],
-            **case.as_record(),
-            "device": self.hello.get("device", self.device),
-            "seed": self.seed,
-            "samples_s": [],
-            "round_ids": [],
-            "flops": figures.flops,
-            "bytes": figures.bytes,
-            **dict.fromkeys(("median_s", "peak_memory_bytes", "predicted_s", "error")),  # each record has them, null or not
-        }
-        if self.predict is not None:
-            record |= self.predict(case)
-        record |= outcome
-        peaks = self.peaks(case) if self.peaks is not None and record["status"] == "ok" else None
-        if peaks is not None:
-            if impossible := self._impossible(case, record["median_s"], peaks):
-                record |= {"status": "invalid", "error": impossible}
-            if peaks.bandwidth_bytes_per_s is not None:
-                record["limited_by"] = diagnose(
-                    eager_s=record["median_s"],
-                    device_s=record.get("device_s"),
-                    flops=figures.flops,
-                    num_bytes=figures.bytes,
-                    peak_flops_per_s=peaks.flops_per_s,
-                    peak_bandwidth_bytes_per_s=peaks.bandwidth_bytes_per_s,
-                )
-        return record
-
-    def _impossible(self, case: Case, seconds: float, peaks: Peaks) -> str | None:
-        """By which physical bound the measured time is too short, if any."""
-        flops = _figures(case).matmul_flops
-        if flops / seconds > peaks.margin * peaks.flops_per_s:
-            return f"faster than peak FLOPs: {flops / seconds:.3g} FLOP/s, the device has {peaks.flops_per_s:.3g}"
-        # What must come from memory at least once: inputs and parameters, less what the cache may still hold.
-        moved = _figures(case).resident_bytes - float(self.hello.get("cache_bytes", 0))
-        if peaks.bandwidth_bytes_per_s is not None and moved / seconds > peaks.margin * peaks.bandwidth_bytes_per_s:
-            return f"faster than peak bandwidth: {moved / seconds:.3g} B/s, the device has {peaks.bandwidth_bytes_per_s:.3g}"
-        return None
-
     def _show(self, kind: str, **content: Any) -> None:
         if self.on_event is None:
             return
@@ -391,40 +348,3 @@ class _Run:
             elif fresh:
                 left_s = elapsed_s / fresh * (total - done)
         self.on_event(Event(kind=kind, num_done=done, num_cases=total, left_s=left_s, **content))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Figures:
-    """What the runner wants to know of a case's op list."""
-
-    flops: float
-    matmul_flops: float
-    bytes: float
-    resident_bytes: float  # inputs, parameters and buffers
-    peak_bytes: float
-
-
-@lru_cache(maxsize=4096)
-def _figures(case: Case) -> _Figures:
-    ops = mechanisms.lower(case)
-    kept = {tensor.name: tensor for op in ops for tensor in op.reads if tensor.role in ("input", "parameter", "buffer")}
-    return _Figures(
-        flops=float(sum(op.flops for op in ops)),
-        matmul_flops=float(sum(op.matmul_flops for op in ops)),
-        bytes=float(sum(op.bytes_read + op.bytes_written for op in ops)),
-        resident_bytes=float(sum(tensor.bytes for tensor in kept.values())),
-        peak_bytes=float(mechanisms.peak_memory_bytes(case)),
-    )
-
-
-def _weight(group: list[Case]) -> float:
-    """How much of the time budget a group asks for: its FLOPs, and a constant for each case's own overheads."""
-    return sum(_figures(case).flops / 1e11 + 0.02 for case in group)
-
-
-def _size(case: Case, name: str) -> int:
-    return getattr(case, name) or 0
-
-
-def _same_family(left: Case, right: Case) -> bool:
-    return left.replace(**{name: getattr(right, name) for name in SIZES}) == right

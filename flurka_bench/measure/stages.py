@@ -17,25 +17,23 @@ _CALL = "flurka_bench: one call"
 _BACKWARD = "autograd::engine::evaluate_function"
 
 
-def stage_times(device: Device, call: Callable[[], Any], *, num_calls: int = 5) -> dict[str, float]:
+def stage_times(device: Device, call: Callable[[], Any], *, num_calls: int = 3) -> dict[str, float]:
     """Seconds per call by stage, in the order of ``workload.STAGES``; on a GPU the kernels', on a CPU the ops' time.
 
-    Each is the median over ``num_calls``. One more goes before, because the profiler sets itself up within its first call.
+    Each is the median over ``num_calls``. One more goes before, because the profiler sets itself up within its first call:
+    four calls in all, for a case that is warm.
     ``other`` is what no stage holds (accumulating gradients, the loss). A call without ranges gives an empty table.
     """
-    from torch.profiler import ProfilerActivity, profile, record_function
+    from torch.autograd.profiler import profile, record_function  # see CpuDevice.peak_memory_bytes
 
     from flurka_bench.attention.stages import profiled_stages
 
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.is_queue else [])
-    call()
-    device.synchronize()
-    with profiled_stages(), profile(activities=activities) as profiler:
+    with profiled_stages(), profile(use_device="cuda" if device.is_queue else None, use_kineto=True) as profiler:
         for _ in range(num_calls + 1):
             with record_function(_CALL):
                 call()
                 device.synchronize()
-    calls_us = [attribute(events, on_device=device.is_queue) for events in _by_call(profiler.events())[1:]]
+    calls_us = [attribute(events, on_device=device.is_queue) for events in _by_call(profiler.function_events)[1:]]
     medians_us = {stage: statistics.median(call_us.get(stage, 0.0) for call_us in calls_us) for stage in STAGES}
     return {stage: spent_us * 1e-6 for stage, spent_us in medians_us.items() if spent_us}
 

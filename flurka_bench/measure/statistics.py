@@ -4,23 +4,29 @@ A speedup is baseline time / candidate time: above 1 the candidate is faster. Sa
 estimate is the median of the pairs' log-ratios, which drift common to both leaves alone and rare long samples hardly
 move. Its interval is a circular block bootstrap over rounds (Politis and Romano 1992), because under load neighbouring
 rounds resemble each other, widened by Student's t for the number of independent blocks that there are and by what blocks
-that short leave out of the noise. Few rounds cannot tell independent noise from resembling noise, so they are not taken to
-be independent until they show it.
+that short leave out of the noise.
 
-Share of A/A trials called FASTER or SLOWER (noise of 5 % on each side, 1,000 trials a cell), by autocorrelation of the noise:
+A handful of rounds inside one slow swing of the machine cannot show the swing: their noise looks small and independent. So
+fewer than ``FEW_ROUNDS`` are taken to have an autocorrelation of 0.8 whatever they show, and more gradually less. Under noise
+this makes few rounds AMBIGUOUS, which is what they are; a quiet machine's few rounds still tell a difference from its noise.
 
-======  ====  ====  ====  ====
-rounds   0.0   0.3   0.5   0.8
-======  ====  ====  ====  ====
-     5   0 %   1 %   3 %  12 %
-     8   1 %   2 %   5 %  15 %
-    12   0 %   2 %   4 %  11 %
-    20   0 %   1 %   2 %   9 %
-    30   0 %   1 %   1 %   6 %
-======  ====  ====  ====  ====
+Share of A/A trials called FASTER or SLOWER (noise of 5 % on each side, 1,000 trials a cell), by autocorrelation of the noise;
+then of trials with a true difference of 10 % called so, by the noise of each side (autocorrelation 0.2). Printed by
+``scripts/error_rates.py``:
 
-A handful of rounds inside one slow swing of the machine cannot show the swing. The ratios with at least 16 rounds in the
-reference runs have an autocorrelation of 0.2 (quick) and 0.4 (layer) at the ninth decile.
+======  ====  ====  ====  ====  =====  =====  =====  =====
+rounds   0.0   0.3   0.5   0.8  0.5 %  1.0 %  2.0 %  3.0 %
+======  ====  ====  ====  ====  =====  =====  =====  =====
+     5   0 %   0 %   1 %   2 %   94 %   53 %   18 %    9 %
+     8   0 %   0 %   1 %   4 %  100 %   92 %   47 %   20 %
+    12   0 %   0 %   0 %   3 %  100 %   99 %   69 %   32 %
+    20   0 %   0 %   0 %   3 %  100 %  100 %   92 %   60 %
+    30   0 %   0 %   0 %   4 %  100 %  100 %  100 %   98 %
+    60   0 %   0 %   0 %   1 %  100 %  100 %  100 %  100 %
+======  ====  ====  ====  ====  =====  =====  =====  =====
+
+The ratios with at least 16 rounds in the reference runs have an autocorrelation of 0.2 (quick) and 0.4 (layer) at the ninth
+decile.
 """
 
 import math
@@ -39,8 +45,10 @@ MARGIN = 0.02
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 1000
 _MIN_PAIRS = 5  # below, no interval narrower than everything is honest
-# Before a round is seen, the noise's autocorrelation is taken to be this, with the weight of so many rounds.
+# Before a round is seen, the noise's autocorrelation is taken to be this, with the weight of so many rounds ...
 _PRIOR_AUTOCORRELATION, _PRIOR_ROUNDS = 0.5, 8
+# ... and whatever is seen, it is taken to be at least this while there are few rounds, and inversely to their number beyond.
+FEW_ROUNDS, _LEAST_AUTOCORRELATION = 24, 0.8
 
 
 def modified_z_scores(samples: Sequence[float]) -> np.ndarray:
@@ -202,17 +210,23 @@ def _block_bootstrap(values: np.ndarray, num_resamples: int, seed: int) -> np.nd
 
 
 def _left_out(values: np.ndarray, length: int) -> float:
-    """Standard error of an AR(1) series over what its blocks of ``length`` hold of it; 1 for long series without memory.
+    """Standard error of an AR(1) series over what its blocks of ``length`` show of it; 1 for long series without memory.
 
-    The variance of a mean is (1 + rho) / (1 - rho) times that of independent rounds, and a block of length L holds
-    1 + 2 sum (1 - j / L) rho^j of it. rho is the estimate shrunk towards the prior, not below 0.
+    The variance of a mean of n is v = (1 + 2 sum (1 - j / n) rho^j) / n times the series', of which a sample of n shows only
+    1 - v; a block of length L holds 1 + 2 sum (1 - j / L) rho^j of n v. rho is the estimate shrunk towards the prior, not below
+    what few rounds are taken to have.
     """
     n = len(values)
     rho = (n * _autocorrelation(values) + _PRIOR_ROUNDS * _PRIOR_AUTOCORRELATION) / (n + _PRIOR_ROUNDS)
-    rho = min(max(rho, 0.0), 0.95)
-    lags = np.arange(1, length)
-    held = 1 + 2 * float(((1 - lags / length) * rho**lags).sum())
-    return math.sqrt((1 + rho) / (1 - rho) / held)
+    rho = min(max(rho, _LEAST_AUTOCORRELATION * min(FEW_ROUNDS / n, 1.0)), 0.95)
+    share = _correlated_sum(rho, n) / n
+    return math.sqrt(n * share / (1 - share) / _correlated_sum(rho, length))
+
+
+def _correlated_sum(rho: float, n: int) -> float:
+    """1 + 2 sum over j < n of (1 - j / n) rho^j: the variance of a sum of n over n times that of one."""
+    lags = np.arange(1, n)
+    return 1 + 2 * float(((1 - lags / n) * rho**lags).sum())
 
 
 def _estimate(

@@ -83,6 +83,7 @@ class Timer:
             raise RequestError(f"the {self.name} timer needs a CUDA device, got {device.name}; use the wall timer")
         self.device, self.cold = device, device.is_queue if cold is None else cold
         self.overhead_target, self.min_block_s, self.max_calls = overhead_target, min_block_s, max_calls
+        self._overhead_s: float | None = None  # found once: the same for every call
 
     def elapsed_s(self, run: Call, num_calls: int) -> float:
         """Seconds that ``num_calls`` calls took together."""
@@ -96,37 +97,38 @@ class Timer:
         """What this timer reads for a block of nothing (median of 9)."""
         return statistics.median(self.elapsed_s(_nothing, 1) for _ in range(9))
 
-    def prepare(self, call: Call, *, warmup_budget_s: float = 1.0, max_warmups: int = 100) -> Prepared:
-        """Warm the call up and choose its block size."""
-        call()  # the first call compiles, allocates and loads: it belongs to no sample
-        self.device.synchronize()
+    def prepare(self, call: Call, *, warmup_budget_s: float = 1.0, max_warmups: int = 100, called: bool = False) -> Prepared:
+        """Warm the call up and choose its block size. ``called``: it has been called before."""
+        if not called:
+            call()  # the first call compiles, allocates and loads: it belongs to no sample
+            self.device.synchronize()
         run = self.set_up(call)
-        overhead_s = self.overhead_s()
+        if self._overhead_s is None:
+            self._overhead_s = self.overhead_s()
         # Cold calls are timed one by one, so a longer block averages but does not dilute the timer's cost.
-        needed_s = max(self.min_block_s, 0.0 if self.cold else overhead_s / self.overhead_target)
+        needed_s = max(self.min_block_s, 0.0 if self.cold else self._overhead_s / self.overhead_target)
         num_calls, block_s = 1, self.elapsed_s(run, 1)
         while block_s < needed_s and num_calls < self.max_calls:
             wanted = math.ceil(1.2 * num_calls * needed_s / block_s) if block_s > 0 else 10 * num_calls
             num_calls = min(max(wanted, num_calls + 1), 10 * num_calls, self.max_calls)
             block_s = self.elapsed_s(run, num_calls)
-        warmup_s = self._warm_up(run, num_calls, warmup_budget_s, max_warmups)
-        cost_s = overhead_s * (num_calls if self.cold else 1)
+        warmup_s = self._warm_up(run, num_calls, block_s / num_calls, warmup_budget_s, max_warmups)
+        cost_s = self._overhead_s * (num_calls if self.cold else 1)
         block_s = warmup_s[-1] * num_calls
         fraction = cost_s / block_s if block_s > 0 else math.inf
         return Prepared(timer=self, run=run, num_calls=num_calls, overhead_fraction=fraction, warmup_s=warmup_s)
 
-    def _warm_up(self, run: Call, num_calls: int, budget_s: float, max_warmups: int) -> list[float]:
+    def _warm_up(self, run: Call, num_calls: int, first_s: float, budget_s: float, max_warmups: int) -> list[float]:
         """Sample until the oldest of the last five samples is no longer an outlier among them, or the budget is spent.
 
-        Five slow calls alike pass for warm: a plateau cannot be told from the truth without waiting for its end.
+        ``first_s`` is the sample that chose the block. Five slow calls alike pass for warm: a plateau cannot be told from the
+        truth without waiting for its end.
         """
-        samples: list[float] = []
-        while len(samples) < max_warmups:
+        samples = [first_s]
+        while len(samples) < max_warmups and sum(samples) * num_calls < budget_s:
             samples.append(self.elapsed_s(run, num_calls) / num_calls)
             window = samples[-_WARMUP_WINDOW:]
             if len(window) == _WARMUP_WINDOW and abs(modified_z_scores(window)[0]) <= OUTLIER_Z:
-                break
-            if sum(samples) * num_calls >= budget_s:
                 break
         return samples
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from flurka_bench.errors import RequestError
-from flurka_bench.measure.group import GroupRun, Options, Tools
+from flurka_bench.measure.group import GroupRun, Tools
 from flurka_bench.measure.protocol import NOBODY, Heartbeat, case_from_message, encode, one_line
+from flurka_bench.measure.race import Options
 
 POISONED_EXIT = 70
 
@@ -105,6 +106,8 @@ def serve(open_tools: Callable[[str], tuple[Tools, dict[str, Any]]], arguments: 
             return 2
         if options.memory_limit:
             _limit_memory(options.memory_limit)
+        gc.collect()
+        gc.freeze()  # torch's own million objects stay: collecting between groups need not look at them
         say({"say": "hello", **hello})
         for line in sys.stdin.buffer:
             order = json.loads(line)

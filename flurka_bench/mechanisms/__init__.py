@@ -2,6 +2,6 @@
 
 from flurka_bench.mechanisms.lowering import lower
 from flurka_bench.mechanisms.memory import peak_memory_bytes
-from flurka_bench.mechanisms.names import MECHANISMS, Mechanism, canonical, get, paper_baseline, strong
+from flurka_bench.mechanisms.names import MECHANISMS, Mechanism, canonical, get
 
-__all__ = ["MECHANISMS", "Mechanism", "canonical", "get", "lower", "paper_baseline", "peak_memory_bytes", "strong"]
+__all__ = ["MECHANISMS", "Mechanism", "canonical", "get", "lower", "peak_memory_bytes"]

@@ -1,5 +1,7 @@
 """From a case to its op list: one op per kernel that its backend launches."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from flurka_bench.errors import RequestError
@@ -8,7 +10,7 @@ from flurka_bench.mechanisms.fusion import fuse
 from flurka_bench.mechanisms.layer import Layer
 from flurka_bench.mechanisms.model import encoder
 from flurka_bench.mechanisms.names import as_floats, canonical, get
-from flurka_bench.ops import Op
+from flurka_bench.ops import Op, Tensor
 from flurka_bench.workload import Case
 
 
@@ -22,11 +24,31 @@ def lower(case: Case, device: str = "cuda") -> list[Op]:
     its own ("optimizer"), so that a reader can leave it out. ``device`` is "cuda" or "cpu", for the little
     in which their kernels differ: fused attention's gradients come tokens first on a CPU.
     """
-    tape = record(case, device)
-    return fuse(tape.ops) if case.backend == "compiled" else tape.ops
+    return lower_with_lifetimes(case, device).ops
 
 
-def record(case: Case, device: str = "cuda") -> Tape:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lowered:
+    """What a case launches, and what it keeps in memory meanwhile.
+
+    ``leaves`` are there before the first op. ``held_until`` gives the op up to which a variable keeps a tensor that nobody
+    needs; compiled code has no variables and frees at the last use.
+    """
+
+    ops: list[Op]
+    leaves: list[Tensor]
+    held_until: dict[str, int]
+
+
+def lower_with_lifetimes(case: Case, device: str = "cuda") -> Lowered:
+    """As ``lower``, with what decides how long tensors live."""
+    tape = _record(case, device)
+    if case.backend == "compiled":
+        return Lowered(ops=fuse(tape.ops), leaves=tape.leaves, held_until={})
+    return Lowered(ops=tape.ops, leaves=tape.leaves, held_until=tape.held_until)
+
+
+def _record(case: Case, device: str) -> Tape:
     """The tape of ``case`` with its eager ops, forward and in training backward."""
     case = _one_batch(as_floats(canonical(case)))
     mechanism = get(case.mechanism)

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from flurka_bench.mechanisms.fusion import fuse
-from flurka_bench.mechanisms.lowering import record
+from flurka_bench.mechanisms.lowering import lower_with_lifetimes
 from flurka_bench.ops import Op, Tensor
 from flurka_bench.workload import Case, Number
 
@@ -15,18 +14,16 @@ def peak_memory_bytes(case: Case, device: str = "cuda") -> Number:
 
     Kernels' private workspaces and the allocator's rounding are not in it. Arrays in, arrays out; ``device`` as in ``lower``.
     """
-    tape = record(case, device)
-    if case.backend == "compiled":  # compiled code frees at the last use, local variables or not
-        return peak_live_bytes(fuse(tape.ops), tape.leaves)
-    return peak_live_bytes(tape.ops, tape.leaves, tape.held_until)
+    lowered = lower_with_lifetimes(case, device)
+    return peak_live_bytes(lowered.ops, lowered.leaves, lowered.held_until)
 
 
 def peak_live_bytes(ops: Sequence[Op], leaves: Sequence[Tensor], held_until: Mapping[str, int] | None = None) -> Number:
     """Liveness over an op list: a tensor is born where it is first written and dies after its last use.
 
-    ``leaves`` are there from the start. ``held_until`` gives the op up to which a variable keeps a tensor that nobody
-    needs. What autograd saves is what the backward ops read, so it stays alive by itself. What nobody reads after it was
-    last written is a result (the output, the leaves' gradients) and stays to the end.
+    ``leaves`` and ``held_until`` as in ``lowering.Lowered``. What autograd saves is what the backward ops read, so it stays
+    alive by itself. What nobody reads after it was last written is a result (the output, the leaves' gradients) and stays to
+    the end.
     """
     alive = {tensor.name: tensor for tensor in leaves}
     last_use: dict[str, int] = dict(held_until or {})

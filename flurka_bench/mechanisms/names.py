@@ -10,10 +10,12 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from flurka_bench.errors import RequestError, unknown
-from flurka_bench.workload import BACKENDS, COMPRESSIONS, DTYPES, LEVELS, ORDERS, PASSES, Case, Number
+from flurka_bench.workload import CHOICES, Case, Number
 
 LARGEST_INPUT = 2**62  # elements: what is counted on it still fits the integers and floats that count it
-SIMILARITIES = ("softmax", "sdpa", "favor", "relu", "elu")
+SOFTMAX = ("softmax", "sdpa")
+RANDOM_FEATURES = ("favor", "relu")  # products with Ω: their number is a knob, and projections can be absorbed into them
+SIMILARITIES = (*SOFTMAX, *RANDOM_FEATURES, "elu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,19 +33,14 @@ class Mechanism:
     parents: dict[str, str | None]
 
     @property
-    def uses_rank(self) -> bool:
-        """Whether ``rank`` is one of its knobs."""
-        return self.compressed
-
-    @property
     def uses_features(self) -> bool:
         """Whether ``num_features`` is one of its knobs (elu + 1 has as many features as ``head_dim``: no choice)."""
-        return self.similarity in ("favor", "relu")
+        return self.similarity in RANDOM_FEATURES
 
     @property
     def is_kernel(self) -> bool:
         """Whether the similarity is a feature map, so that the cost grows with N·m instead of N·N."""
-        return self.similarity in ("favor", "relu", "elu")
+        return self.similarity not in SOFTMAX
 
     @property
     def is_flurka(self) -> bool:
@@ -52,18 +49,17 @@ class Mechanism:
 
 
 def _cell(compressed: bool, similarity: str) -> Mechanism:
-    softmax_suffix = {"softmax": "", "sdpa": "-sdpa"}
-    kernel = similarity not in softmax_suffix
+    kernel = similarity not in SOFTMAX
     if kernel:
         name = f"{'flurka' if compressed else 'kernel'}-{similarity}"
+    elif compressed:
+        name = "low-rank-sdpa" if similarity == "sdpa" else "low-rank"
     else:
-        name = (
-            f"low-rank{softmax_suffix[similarity]}" if compressed else {"softmax": "full-math", "sdpa": "full-sdpa"}[similarity]
-        )
+        name = "full-sdpa" if similarity == "sdpa" else "full-math"
     orders = ["project_first"]
     if compressed:
         orders.append("compress_first")
-    if similarity in ("favor", "relu"):  # only a product with Ω lets a projection be absorbed
+    if similarity in RANDOM_FEATURES:
         orders.append("absorbed")
     return Mechanism(
         name=name,
@@ -149,18 +145,10 @@ def canonical(case: Case) -> Case:
 
 
 def _check_names(case: Case) -> None:
-    accepted = {
-        "level": LEVELS,
-        "pass_": PASSES,
-        "backend": BACKENDS,
-        "dtype": DTYPES,
-        "compression": COMPRESSIONS,
-    }
-    for name, values in accepted.items():
-        if getattr(case, name) not in values:
-            raise unknown(name.rstrip("_"), getattr(case, name), values)
-    if case.order is not None and case.order not in ORDERS:
-        raise unknown("order", case.order, ORDERS)
+    for name, accepted in CHOICES.items():
+        value = getattr(case, "pass_" if name == "pass" else name)
+        if value not in accepted and not (name == "order" and value is None):
+            raise unknown(name, value, accepted)
     for name in ("share_kv", "share_heads"):
         if not isinstance(getattr(case, name), bool):
             raise RequestError(f"{name} must be true or false, got {getattr(case, name)!r} (--{name.replace('_', '-')})")
@@ -219,16 +207,6 @@ def _check_window(case: Case) -> None:
             f"compression {case.compression!r} needs a rank that divides seq_len, got rank {case.rank}, seq_len {case.seq_len}"
             " (--rank, --seq-len)"
         )
-
-
-def paper_baseline(case: Case) -> Case:
-    """The case as the paper times it: keys and values projected first, one kernel per operation."""
-    return case.replace(order=None if case.level == "core" else "project_first", backend="eager")
-
-
-def strong(case: Case) -> Case:
-    """The case in its mechanism's best-known order: absorbed before compress_first before project_first."""
-    return case.replace(order=None if case.level == "core" else get(case.mechanism).orders[-1])
 
 
 def as_floats(case: Case) -> Case:

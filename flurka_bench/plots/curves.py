@@ -5,12 +5,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from flurka_bench.analysis.baselines import FAMILY_OF
-from flurka_bench.analysis.crossover import AXES, crossovers, in_words
+from flurka_bench.analysis.crossover import crossovers, in_words
 from flurka_bench.analysis.speedup import CELL, WORKLOAD, prepare
 from flurka_bench.plots import style
 from flurka_bench.plots.heatmap import axis_name, caption
-
-_KNOBS = ("rank", "num_features")
+from flurka_bench.workload import SIZES
 
 
 def _middle(values: pd.Series) -> int:
@@ -83,10 +82,11 @@ def scaling_curves(frame: pd.DataFrame, rank: int | None = None, num_features: i
     return fig
 
 
-def crossover_curves(frame: pd.DataFrame, cells: pd.DataFrame, axis: str = "rank") -> Figure:
+def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
     """Speedup against one axis with its interval, one colour per baseline in ``cells``; dashed: predicted.
 
-    Everything else is at the middle value tested. The legend says where the subject starts or stops to win.
+    Everything else is at the middle value tested. The legend says where the subject starts or stops to win; baselines for
+    which the same case stands share a line.
     """
     axis_name(axis)
     cells = cells[cells["speedup"].notna() | cells["predicted_speedup"].notna()]
@@ -94,18 +94,24 @@ def crossover_curves(frame: pd.DataFrame, cells: pd.DataFrame, axis: str = "rank
         return style.says_nothing("No cell has both sides: nothing to draw.")
     for name in CELL:
         if name != axis and cells[name].nunique() > 1:
-            keep = _middle(cells[name]) if name in AXES else cells[name].mode().iloc[0]
+            keep = _middle(cells[name]) if name in SIZES else cells[name].mode().iloc[0]
             cells = cells[cells[name] == keep]
     if cells.empty:
         return style.says_nothing(f"No line along {axis}.")
     fig = style.figure(8.2, 4.6)
     plot = fig.subplots()
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"]
-    for colour, (name, part) in zip(colours * 9, cells.groupby("baseline", sort=False)):
-        part = part.drop_duplicates(axis).sort_values(axis)
+    same: dict[tuple, list[str]] = {}
+    parts = {}
+    for name, part in cells.groupby("baseline", sort=False):
+        parts[name] = part = part.drop_duplicates(axis).sort_values(axis)
+        key = tuple(part[[axis, "baseline_row", "predicted_baseline_row"]].itertuples(index=False, name=None))
+        same.setdefault(key, []).append(str(name))
+    for colour, names in zip(colours * 9, same.values()):
+        name, part = " = ".join(names), parts[names[0]]
         x = part[axis].to_numpy()
         bounded = part["speedup_high"].where(np.isfinite(part["speedup_high"]), part["speedup"])
-        words = crossovers(frame, part, axis)
+        words = crossovers(part, axis)
         prefix = "" if part["speedup"].notna().any() else "predicted_"
         label = f"{name}: {in_words(words.iloc[0].to_dict(), prefix)}" if len(words) else str(name)
         plot.fill_between(

@@ -13,11 +13,11 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from flurka_bench.analysis.baselines import baseline
-from flurka_bench.analysis.crossover import AXES
 from flurka_bench.analysis.speedup import CELL
-from flurka_bench.errors import unknown
+from flurka_bench.errors import RequestError, unknown
 from flurka_bench.plots import style
 from flurka_bench.units import format_ratio
+from flurka_bench.workload import SIZES
 
 # Brown to blue-green through white: the two ends differ in hue and equally in lightness for every common colour vision.
 COLOURS = "BrBG"
@@ -38,9 +38,25 @@ class Grid:
 
 def axis_name(name: str) -> str:
     """An axis that a map can have. Raises RequestError naming the nearest."""
-    if name not in AXES:
-        raise unknown("axis", name, AXES)
+    if name not in SIZES:
+        raise unknown("axis", name, SIZES)
     return name
+
+
+def map_axes(cells: pd.DataFrame, x: str | None = None, y: str | None = None) -> tuple[str, str]:
+    """The axes asked for; where none is, one with most values among N, k, m: those a first look wants to see.
+
+    Raises RequestError for an axis that a map cannot have, and for one axis twice.
+    """
+    counts = {name: cells[name].nunique() for name in ("seq_len", "rank", "num_features")}
+    first, second = sorted(counts, key=lambda name: -counts[name])[:2]
+    if second == "seq_len":
+        first, second = second, first
+    x = axis_name(x or (first if first != y else second))
+    y = axis_name(y or (second if second != x else first))
+    if x == y:
+        raise RequestError(f"--x and --y must be two different axes, got {x!r} twice")
+    return x, y
 
 
 def grids(cells: pd.DataFrame, x: str, y: str) -> list[Grid]:
@@ -56,11 +72,30 @@ def grids(cells: pd.DataFrame, x: str, y: str) -> list[Grid]:
     return sorted(found, key=lambda grid: -len(grid.cells))
 
 
+def thin_lines(grid: Grid) -> tuple[dict[tuple[str, int], str], str]:
+    """Rows and columns that hold fewer of the subject's mechanisms than the map does: (axis, value) -> those; and a note."""
+    held: dict[tuple[str, int], set[str]] = {}
+    for (x, y), row in grid.cells.items():
+        for line in ((grid.x, x), (grid.y, y)):
+            held.setdefault(line, set()).update(filter(None, row["subjects"].split(", ")))
+    thin = {
+        line: ", ".join(sorted(names))
+        for line, names in held.items()
+        if names and names < set().union(*(other for (axis, _), other in held.items() if axis == line[0]))
+    }
+    said: dict[tuple[str, str], list[str]] = {}
+    for (axis, value), names in sorted(thin.items()):
+        said.setdefault((axis, names), []).append(str(value))
+    words = (f"{style.SYMBOLS[axis].split()[-1]} = {', '.join(values)}: {names} only" for (axis, names), values in said.items())
+    return thin, "; ".join(words)
+
+
 def heat_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "num_features", which: int = 0) -> Figure:
     """A map over x and y of ``cells`` = ``speedups(...)``: measured left, predicted right, both 1x contours in both.
 
     ``which`` counts the maps that ``grids`` finds, largest first. Colour is the speedup in log scale, white at 1;
-    AMBIGUOUS and SAME cells are hatched; an empty cell says why it is empty.
+    AMBIGUOUS and SAME cells are hatched; an empty cell says why it is empty. A row or column with fewer of the subject's
+    mechanisms than others has a star, and a note says which it has.
     """
     found = grids(cells, x, y)
     if not found:
@@ -73,11 +108,12 @@ def heat_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "num_features", w
     most = np.quantile(np.exp(np.abs(np.log(sum(ratios.values(), [1.0])))), 0.9)
     limit = next((limit for limit in LIMITS if limit >= most), LIMITS[-1])
     width = 1.9 + len(sides) * max(3.2, 0.62 * len(grid.xs) + 1.0)
-    fig = style.figure(max(width, 6.5), max(3.6, 0.36 * len(grid.ys) + 2.3))
+    thin, note = thin_lines(grid)
+    fig = style.figure(max(width, 6.5), max(3.6, 0.36 * len(grid.ys) + 2.3) + (0.2 if note else 0))
     axes = fig.subplots(1, len(sides), sharey=True, squeeze=False)[0]
     norm = LogNorm(1 / limit, limit)
     for axis, side in zip(axes, sides):
-        _draw(axis, grid, side, norm)
+        _draw(axis, grid, side, norm, thin)
         for contour, line in (("", "-"), ("predicted_", "--")):
             _contour(axis, grid, contour, line)
     axes[0].set_ylabel(style.SYMBOLS[y])
@@ -88,7 +124,10 @@ def heat_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "num_features", w
     bar.minorticks_off()
     fixed = grid.fixed
     bar.set_label(f"← {fixed['baseline']} faster      {fixed['subject']} faster →")
-    fig.suptitle(f"Speedup of {fixed['subject']} over {baseline(str(fixed['baseline'])).label}\n{caption(fixed)}", fontsize=10)
+    told = f"\n* {note}" if note else ""
+    fig.suptitle(
+        f"Speedup of {fixed['subject']} over {baseline(str(fixed['baseline'])).label}\n{caption(fixed)}{told}", fontsize=10
+    )
     handles = [Patch(facecolor="white", edgecolor="0.35", hatch="////", label="undecided or the same"),
                Patch(facecolor="0.88", edgecolor="0.6", label="no measurement (why: in the cell)")]  # fmt: skip
     drawn = [(side, line) for side, line in (("measured", "-"), ("predicted", "--"))]
@@ -108,7 +147,7 @@ def caption(fixed: dict[str, object]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _draw(axis: Axes, grid: Grid, side: str, norm: LogNorm) -> None:
+def _draw(axis: Axes, grid: Grid, side: str, norm: LogNorm, thin: dict[tuple[str, int], str]) -> None:
     import matplotlib
 
     colours = matplotlib.colormaps[COLOURS]
@@ -131,8 +170,11 @@ def _draw(axis: Axes, grid: Grid, side: str, norm: LogNorm) -> None:
                       color="white" if dark else "black", path_effects=[withStroke(linewidth=3, foreground=colour)])  # fmt: skip
     axis.set_xlim(-0.5, len(grid.xs) - 0.5)
     axis.set_ylim(-0.5, len(grid.ys) - 0.5)
-    axis.set_xticks(range(len(grid.xs)), [str(x) for x in grid.xs], rotation=45 if len(grid.xs) > 8 else 0)
-    axis.set_yticks(range(len(grid.ys)), [str(y) for y in grid.ys])
+    across, up = (
+        [f"{v}*" if (name, v) in thin else str(v) for v in values] for name, values in ((grid.x, grid.xs), (grid.y, grid.ys))
+    )
+    axis.set_xticks(range(len(grid.xs)), across, rotation=45 if len(grid.xs) > 8 else 0)
+    axis.set_yticks(range(len(grid.ys)), up)
     axis.set_xlabel(style.SYMBOLS[grid.x])
     axis.set_title("predicted" if side else "measured")
     axis.tick_params(length=0)

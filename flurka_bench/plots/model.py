@@ -128,8 +128,9 @@ def roofline(rows: pd.DataFrame, peak_flops_per_s: float, bandwidth_bytes_per_s:
                   markeredgecolor="0.25", markeredgewidth=0.8, fillstyle="full" if word == "measured" else "left")  # fmt: skip
     for stage in [stage for stage in STAGES if any(p[1] == stage for p in points)]:
         axis.plot([], [], "s", color=style.STAGE_COLOURS[stage], markeredgecolor="0.25", label=stage)
-    for mechanism in dict.fromkeys(p[0] for p in points):
-        axis.plot([], [], style.LINES[mechanism][1], color="white", markeredgecolor="0.25", label=mechanism)
+    for family in dict.fromkeys(FAMILY_OF[p[0]] for p in points):  # one marker a family
+        marker = style.LINES[next(p[0] for p in points if FAMILY_OF[p[0]] == family)][1]
+        axis.plot([], [], marker, color="white", markeredgecolor="0.25", label=family)
     axis.set_xlabel("arithmetic intensity, FLOP per byte")
     axis.set_ylabel("FLOP/s")
     axis.grid(True, which="major", color="0.92")
@@ -137,6 +138,11 @@ def roofline(rows: pd.DataFrame, peak_flops_per_s: float, bandwidth_bytes_per_s:
     style.title(fig, f"Stages under the roof ({words})" + (f"\n{title}" if title else ""))
     fig.legend(loc="outside right center", frameon=False, fontsize=8)
     return fig
+
+
+def stage_total(row: pd.Series, name: str) -> float:
+    """The sum of a record's stages, 0 where it has none."""
+    return sum(float(seconds or 0.0) for seconds in row[name].values()) if isinstance(row.get(name), dict) else 0.0
 
 
 def stage_bars(rows: pd.DataFrame, title: str = "") -> Figure:
@@ -149,7 +155,9 @@ def stage_bars(rows: pd.DataFrame, title: str = "") -> Figure:
     fig = style.figure(8.4, 1.5 + 0.62 * len(rows))
     axis = fig.subplots()
     seen, labels = set(), []
-    total = 0.0
+    # A bar more than twice as long as the fifth longest is cut, so that the others can be read; its figure goes on.
+    lengths = sorted(stage_total(row, name) for _, row in rows.iterrows() for name in ("stages_s", "predicted_stages_s"))
+    total = min(lengths[-1], 2 * lengths[max(0, len(lengths) - 5)] or lengths[-1])
     for line, (_, row) in enumerate(rows.iterrows()):
         labels.append(
             "\n".join([str(row["mechanism"]), " ".join(str(row[name]) for name in ("order", "backend") if row.get(name))])
@@ -160,10 +168,10 @@ def stage_bars(rows: pd.DataFrame, title: str = "") -> Figure:
                 continue
             for stage in STAGES:
                 width = float(table.get(stage) or 0.0)
-                if width:
+                if width and left < total:
                     axis.barh(
                         line + offset,
-                        width,
+                        min(width, total - left),
                         0.36,
                         left=left,
                         color=style.STAGE_COLOURS[stage],
@@ -172,18 +180,21 @@ def stage_bars(rows: pd.DataFrame, title: str = "") -> Figure:
                         linewidth=0.5,
                     )
                     seen.add(stage)
-                    left += width
-            total = max(total, left)
-            axis.text(
-                left, line + offset, f" {format_seconds(left)} {'predicted' if hatch else 'measured'}", va="center", fontsize=7
-            )
+                    left = min(left + width, total)
+            length = stage_total(row, name)
+            text = f" {'→ ' if length > total else ''}{format_seconds(length)} {'predicted' if hatch else 'measured'}"
+            if (
+                not hatch and not 0.8 < length / (row.get("seconds") or length) < 1.25
+            ):  # the profiled call was not like the timed ones
+                text += f" (the timed calls: {format_seconds(row['seconds'])})"
+            axis.text(left, line + offset, text, va="center", fontsize=7)
     for stage in [stage for stage in STAGES if stage in seen]:
         axis.barh(0, 0, color=style.STAGE_COLOURS[stage], label=stage)
     axis.set_yticks(range(len(rows)), labels, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlim(0, total * 1.25)
     axis.xaxis.set_major_formatter(lambda value, _: format_seconds(value) if value else "0")
-    axis.set_xlabel("time of one call (hatched: predicted)")
+    axis.set_xlabel("time of one call (hatched: predicted; →: the bar is cut)")
     style.title(fig, "Time by stage" + (f"\n{title}" if title else ""))
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)

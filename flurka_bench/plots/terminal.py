@@ -5,7 +5,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from flurka_bench.plots.heatmap import Grid, caption, grids
+from flurka_bench.plots.heatmap import Grid, caption, grids, thin_lines
 from flurka_bench.units import format_ratio
 
 # The same brown to blue-green as the pictures, by steps of log2: below 1/4, 1/2, 1/1.2, 1, 1.2, 2, 4.
@@ -35,12 +35,13 @@ def _cell(row: pd.Series | None, side: str) -> Text:
 
 def _table(grid: Grid, side: str) -> Table:
     title = "predicted" if side else "measured"
+    thin, _ = thin_lines(grid)
     table = Table(title=title, title_style="bold", box=None, padding=0, show_header=True, pad_edge=False)
     table.add_column(f"{SHORT[grid.y]} \\ {SHORT[grid.x]} ", justify="right")
     for x in grid.xs:
-        table.add_column(str(x), justify="center", min_width=WIDTH, no_wrap=True)
+        table.add_column(f"{x}*" if (grid.x, x) in thin else str(x), justify="center", min_width=WIDTH, no_wrap=True)
     for y in reversed(grid.ys):
-        table.add_row(f"{y} ", *[_cell(grid.cells.get((x, y)), side) for x in grid.xs])
+        table.add_row(f"{y}{'*' if (grid.y, y) in thin else ' '}", *[_cell(grid.cells.get((x, y)), side) for x in grid.xs])
     return table
 
 
@@ -56,12 +57,7 @@ def terminal_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "rank", which
     wide = len(sides) * (len(grid.xs) + 1) * WIDTH <= Console().width
     head = Text(f"speedup of {grid.fixed['subject']} over {grid.fixed['baseline']}", style="bold")
     key = Text("+ faster  - slower  ~ undecided or the same  · no measurement", style="dim")
+    note = thin_lines(grid)[1]
+    key = Text(f"{key.plain}\n* {note}", style="dim") if note else key
     body = [both] if wide else [_table(grid, side) for side in sides]
     return Group(head, Text(caption(grid.fixed), style="dim"), *body, key)
-
-
-def default_axes(cells: pd.DataFrame) -> tuple[str, str]:
-    """The two axes with most values among N, k, m: those a first look wants to see."""
-    counts = {name: cells[name].nunique() for name in ("seq_len", "rank", "num_features")}
-    x, y = sorted(counts, key=lambda name: -counts[name])[:2]
-    return (y, x) if y == "seq_len" else (x, y)

@@ -127,6 +127,10 @@ def devices(cells: pd.DataFrame, axis: str = "seq_len") -> Figure:
     """The subject's median speedup per device along one axis, with the range over the other knobs; one bar group per value."""
     cells = cells.assign(shown=cells["speedup"].where(cells["speedup"].notna(), cells["predicted_speedup"]))
     cells = cells[cells["shown"].notna()]
+    if len(cells):  # one level and one pass, the layer's where there is one
+        level = next(name for name in ("layer", "core", "model") if (cells["level"] == name).any())
+        cells = cells[cells["level"] == level]
+        cells = cells[cells["pass"] == ("forward" if (cells["pass"] == "forward").any() else "train")]
     if cells.empty:
         return style.says_nothing("No cell has both sides on any device.")
     fig = style.figure(8.2, 4.2)
@@ -150,7 +154,7 @@ def devices(cells: pd.DataFrame, axis: str = "seq_len") -> Figure:
     style.title(
         fig,
         f"{first['subject']} over {first['baseline']} by device: dot median, line range over rank and num_features\n"
-        f"level {first['level']} · {first['pass']} · {first['dtype']}",
+        f"level {first['level']} · {first['pass']} · {', '.join(dict.fromkeys(cells['dtype']))}",
     )
     plot.grid(True, axis="y", color="0.92")
     fig.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)

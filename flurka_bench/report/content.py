@@ -81,7 +81,7 @@ def collect(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], title: str, 
     for subject in subjects(records):
         views[subject] = {name: speedups(records, subject, name, known) for name in BASELINES}
     first = next(iter(views.values()), {})
-    lines = [crossovers(records, cells, *AXES) for cells in first.values() if len(cells)]
+    lines = [crossovers(cells, *AXES) for cells in first.values() if len(cells)]
     return Content(
         title=title,
         predicted_only=bool((everything["status"] == "predicted").any() and everything["seconds"].isna().all()),
@@ -91,7 +91,7 @@ def collect(frame: pd.DataFrame, runs: Sequence[Mapping[str, Any]], title: str, 
         views=views,
         answer=answers(first),
         fastest=fastest_by_length(records),
-        crossings=pd.concat(lines, ignore_index=True) if lines else crossovers(records, speedups(records), *AXES),
+        crossings=pd.concat(lines, ignore_index=True) if lines else crossovers(speedups(records), *AXES),
         agreement=agreement(records, next(iter(views), "flurka"), first),
         left_out=len(everything) - len(records),
         warnings=[*warnings, *noticed(everything)],

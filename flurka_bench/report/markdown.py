@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
+from flurka_bench.analysis.agreement import tables
 from flurka_bench.analysis.answer import in_words
 from flurka_bench.analysis.crossover import in_words as crossing_words
 from flurka_bench.report.content import Content, knob_words
-from flurka_bench.report.page import ANSWER_HEAD, agreement_tables, answer_row, empty_words, fastest_words, slices, subtitle
+from flurka_bench.report.page import ANSWER_HEAD, answer_row, empty_words, fastest_words, slices, subtitle
 
 MAX_CROSSINGS = 40
+SIZES = {"num_heads": "h", "head_dim": "d", "seq_len": "N"}
 
 
 def _safe(text: object) -> str:
@@ -46,20 +48,27 @@ def markdown(content: Content) -> str:
         ]
         parts.append(table(ANSWER_HEAD, [answer_row(row) for row in rows]))
     crossings = content.crossings[content.crossings["baseline"] == "best-other"]
+    sides = [side for side in ("", "predicted_") if crossings[f"{side}wins"].notna().any()]
     if len(crossings):
         parts.append(f"## Crossovers: where {content.subject} beats the best of all others\n")
-        head = ("axis", "device", "level, pass, dtype", "at", "measured: wins", "predicted: wins")
+        head = (
+            "axis",
+            "device",
+            "level, pass, dtype",
+            "at",
+            *("predicted: wins" if side else "measured: wins" for side in sides),
+        )
         rows = []
         for row in crossings.head(MAX_CROSSINGS).to_dict("records"):
-            at = ", ".join(filter(None, [f"N = {row['seq_len']}" if row["seq_len"] else "", knob_words(row)]))
+            sizes = [f"{symbol} = {row[name]}" for name, symbol in SIZES.items() if row[name]]
+            at = ", ".join(filter(None, [*sizes, knob_words(row)]))
             place = f"{row['level']} {row['pass']} {row['dtype']}"
-            rows.append([row["axis"], row["device"], place, at, crossing_words(row), crossing_words(row, "predicted_")])
+            rows.append([row["axis"], row["device"], place, at, *(crossing_words(row, side) for side in sides)])
         parts.append(table(head, rows))
         if len(crossings) > MAX_CROSSINGS:
             parts.append(f"{len(crossings) - MAX_CROSSINGS} more are in the page (.html).\n")
     if len(content.agreement.times):
         parts.append("## Agreement of prediction and measurement\n")
-        for title, head, rows, _ in agreement_tables(content):
-            if rows:
-                parts += [f"### {_safe(title)}\n", table(head, rows)]
+        for title, head, rows, _ in tables(content.agreement):
+            parts += [f"### {_safe(title)}\n", table(head, rows)]
     return "\n".join(parts)

@@ -16,7 +16,7 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const expand = (c, n) => c.values || (c.codes ? c.codes.map((i) => c.words[i]) : new Array(n).fill(c.words[0]));
   const R = Object.fromEntries(Object.entries(D.records).map(([k, c]) => [k, expand(c, D.count)]));
-  const P = { ...D.pairs, verdict: expand(D.pairs.verdict, D.pairs.own.length) };
+  const P = { ...D.pairs, verdict: expand(D.pairs.verdict, D.pairs.own.length), flops: expand(D.pairs.flops, D.pairs.own.length) };
   const rec = (name, i) => (R[name] ? R[name][i] : null);
   const el = (tag, text, attributes = {}) => {
     const e = document.createElement(tag);
@@ -41,6 +41,7 @@
     if (!gridCache.has(v.grid)) gridCache.set(v.grid, Object.fromEntries(Object.entries(gridColumns[v.grid]).map(([k, c]) => [k, expand(c, v.count)])));
     return gridCache.get(v.grid);
   };
+  const devices = [...new Set(R.device || [])];
   const distinct = (values) => [...new Set(values)].sort((a, b) => (typeof a === "number" ? a - b : String(a).localeCompare(String(b))));
 
   function select(name, label, values, chosen, onchange) {
@@ -72,6 +73,8 @@
     const narrow = (name) => {
       if (!grid[name]) return;
       const values = distinct(cells.map((i) => grid[name][i]));
+      if (name === "device") values.sort((a, b) => devices.indexOf(a) - devices.indexOf(b)); // as the runs or targets were given
+      if (name === "level" && values.includes("layer") && !(name in S.fixed)) S.fixed.level = "layer"; // what the answer leads with
       if (!values.some((v) => String(v) === String(S.fixed[name]))) S.fixed[name] = values[AXES.includes(name) ? Math.floor(values.length / 2) : 0];
       if (values.length > 1) box.append(select(name, NAMES[name] || name, values.map((v) => [v, v === 0 ? "none" : String(v)]), S.fixed[name], (v) => { S.fixed[name] = v; }));
       cells = cells.filter((i) => String(grid[name][i]) === String(S.fixed[name]));
@@ -88,7 +91,22 @@
     if (focus && $(focus)) $(focus).focus();
     shown = { xs: distinct(cells.map((i) => grid[S.x][i])), ys: distinct(cells.map((i) => grid[S.y][i])), at: new Map() };
     for (const i of cells) shown.at.set(grid[S.x][i] + "|" + grid[S.y][i], i);
+    shown.thin = { [S.x]: thin(S.x, shown.xs), [S.y]: thin(S.y, shown.ys) };
     draw();
+  }
+
+  // ---- rows and columns with fewer of the subject's mechanisms than others -------------------------------------------------
+  function thin(name, values) {
+    if (!view.subjects) return new Map();
+    const all = expand(view.subjects, view.count), held = new Map(values.map((v) => [v, new Set()]));
+    for (const i of shown.at.values()) if (all[i]) all[i].split(", ").forEach((s) => held.get(grid[name][i]).add(s));
+    const most = new Set([...held.values()].flatMap((s) => [...s])).size;
+    return new Map([...held].filter(([, s]) => s.size && s.size < most).map(([v, s]) => [v, [...s].sort().join(", ")]));
+  }
+  function thinWords() {
+    const said = new Map();
+    for (const [name, values] of [[S.y, shown.ys], [S.x, shown.xs]]) for (const [v, text] of shown.thin[name]) said.set(SYMBOL[name] + "|" + text, [...(said.get(SYMBOL[name] + "|" + text) || []), v]);
+    return [...said].map(([key, values]) => `* at ${key.split("|")[0]} = ${values.join(", ")}: ${key.split("|")[1]} only`).join("; ");
   }
 
   // ---- one cell in words -----------------------------------------------------------------------------------------------
@@ -115,8 +133,14 @@
     }
     if (bound(a) && bound(b)) parts.push(bound(a) === bound(b) ? `both ${bound(a)}-bound` : `${bound(a)}-bound, the other ${bound(b)}-bound`);
     if (rec("flops", a) && rec("flops", b)) parts.push(`needs ${ratio(rec("flops", a) / rec("flops", b))} the FLOPs`);
+    if (P.flops[p]) parts.push(`fewer matmul FLOPs where ${P.flops[p]}`);
     return parts.join("; ");
   }
+  const off = (i) => { // predicted over measured speedup, where both are known
+    const [m, p] = [at("measured", i), at("predicted", i)];
+    return m < 0 || p < 0 ? null : P.ratio[p] / P.ratio[m];
+  };
+  const offWords = (i) => off(i) === null ? "" : `predicted ${ratio(P.ratio[at("predicted", i)])}, measured ${ratio(P.ratio[at("measured", i)])}: ${off(i) >= 1 ? "+" : "−"}${(100 * Math.abs(off(i) - 1)).toFixed(1)} %`;
   const form = (i) => [rec("mechanism", i), rec("order", i), rec("backend", i)].filter(Boolean).join(" ");
   function lines(side, i, x, y) {
     const p = at(side, i);
@@ -124,8 +148,13 @@
     const time = (r) => side === "measured" ? `${seconds(rec("median_s", r))} (${(rec("samples_s", r) || []).length} samples)`
       : `${seconds(rec("predicted_s", r))} (${seconds(rec("predicted_low_s", r))} to ${seconds(rec("predicted_high_s", r))})`;
     return [`${place(x, y)}: ${ratio(P.ratio[p])} (${interval(p)}) ${P.verdict[p]}`, `${form(P.own[p])}: ${time(P.own[p])}`,
-      `${form(P.other[p])}: ${time(P.other[p])}`, reason(p)].filter(Boolean);
+      `${form(P.other[p])}: ${time(P.other[p])}`, offWords(i), ...reason(p).split("; ")].filter(Boolean);
   }
+
+  const fold = (text, most) => text.split(" ").reduce((done, word) => { // hover labels do not wrap by themselves
+    if (done.length && done[done.length - 1].length + word.length < most) done[done.length - 1] += " " + word; else done.push(word);
+    return done;
+  }, []);
 
   // ---- the maps --------------------------------------------------------------------------------------------------------
   function scale() {
@@ -142,6 +171,7 @@
     $("caption").textContent = `Speedup of ${S.subject} over ${D.baselines[S.baseline]}: ` +
       [...SLICE, ...Object.keys(NAMES).filter((n) => ![S.x, S.y, "pass", "num_layers", "ffn_dim", "vocab_size", "share_kv", "share_heads", "compression"].includes(n))]
         .map((n) => SLICE.includes(n) ? S.fixed[n] : S.fixed[n] ? `${SYMBOL[n] || n} = ${S.fixed[n]}` : "").filter(Boolean).join(" · ");
+    $("thin").textContent = thinWords();
     $("panels").classList.toggle("one", sides.length === 1);
     for (const side of ["measured", "predicted"]) {
       $("panel-" + side).hidden = !sides.includes(side);
@@ -159,7 +189,7 @@
     const { xs, ys } = shown, style = getComputedStyle(document.documentElement), ink = style.getPropertyValue("--ink").trim();
     const cell = (x, y) => shown.at.get(x + "|" + y);
     const pair = (x, y) => at(side, cell(x, y));
-    const label = (x, y) => lines(side, cell(x, y), x, y).map(escapeLabel).join("<br>");
+    const label = (x, y) => lines(side, cell(x, y), x, y).flatMap((line) => fold(line, innerWidth < 760 ? 40 : 90)).map(escapeLabel).join("<br>");
     const small = xs.length * ys.length <= (innerWidth < 760 ? 64 : 240);
     const heat = { type: "heatmap", z: numbers(side), x: xs.map((_, c) => c), y: ys.map((_, r) => r), zmin: -limit, zmax: limit, xgap: 1, ygap: 1, showscale: false,
       colorscale: ramp.map((colour, i) => [i / (ramp.length - 1), colour]), customdata: ys.map((y) => xs.map((x) => label(x, y))), hoverongaps: false,
@@ -189,10 +219,10 @@
       return [[4.5, dark.matches ? "#15181b" : "#ffffff"], [2, ink]].map(([width, colour]) => ({ type: "contour", z, x: heat.x, y: heat.y, showscale: false, hoverinfo: "skip", connectgaps: false,
         contours: { start: 0, end: 0, size: 1, coloring: "lines" }, colorscale: [[0, colour], [1, colour]], line: { width, dash: s === "measured" ? "solid" : "dash" } }));
     });
-    const axis = (values, title, size) => ({ tickvals: values.map((_, i) => i), ticktext: values.map((v) => (v === 0 ? "none" : String(v))), title: { text: title, standoff: 6 }, range: [-0.5, values.length - 0.5],
+    const axis = (values, title, size, name) => ({ tickvals: values.map((_, i) => i), ticktext: values.map((v) => (v === 0 ? "none" : String(v)) + (shown.thin[name].has(v) ? "*" : "")), title: { text: title, standoff: 6 }, range: [-0.5, values.length - 0.5],
       fixedrange: true, showgrid: false, zeroline: false, ticks: "", tickfont: { size }, automargin: true });
     Plotly.react($("plot-" + side), [heat, hatch, holes, ...contours], {
-      xaxis: axis(xs, SYMBOL[S.x], 11), yaxis: axis(ys, SYMBOL[S.y], 11), shapes, dragmode: false, hovermode: "closest", showlegend: false, margin: { l: 44, r: 8, t: 6, b: 40 },
+      xaxis: axis(xs, SYMBOL[S.x], 11, S.x), yaxis: axis(ys, SYMBOL[S.y], 11, S.y), shapes, dragmode: false, hovermode: "closest", showlegend: false, margin: { l: 44, r: 8, t: 6, b: 40 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "system-ui, sans-serif" },
       hoverlabel: { bgcolor: style.getPropertyValue("--panel").trim(), font: { color: ink, size: 12 }, bordercolor: style.getPropertyValue("--line").trim(), align: "left" },
     }, { displayModeBar: false, responsive: true });
@@ -258,6 +288,7 @@
     }
     box.append(el("h3", `${place(x, y)}: ${ratio(P.ratio[p])} (${interval(p)}), ${P.verdict[p]}, ${side}`));
     box.append(el("p", reason(p)));
+    if (offWords(i)) box.append(el("p", `The speedup here: ${offWords(i)}`));
     const table = el("table"), sides = [P.own[p], P.other[p]];
     for (const [name, value] of [["", form], ["median of samples", (r) => seconds(rec("median_s", r))], ["samples", (r) => String((rec("samples_s", r) || []).length)],
       ["predicted", (r) => seconds(rec("predicted_s", r))], ["band", (r) => `${seconds(rec("predicted_low_s", r))} to ${seconds(rec("predicted_high_s", r))}`],
@@ -315,11 +346,12 @@
     $("crossing-note").textContent = rows.length ? `Where ${C.subject[0]} beats ${D.baselines[S.baseline]}${note}: ${rows.length} lines along ${SYMBOL[axis]}${rows.length > 100 ? ", the first 100 shown" : ""}.` : `No line along ${SYMBOL[axis]} with two or more cells here.`;
     const vary = ["num_heads", "head_dim", "batch", "seq_len", "rank", "num_features", "compression"].filter((n) => n !== axis && new Set(rows.map((i) => C[n][i])).size > 1);
     const head = el("tr");
-    head.append(...vary.map((n) => el("th", SYMBOL[n] || n)), el("th", "measured: wins", { class: "word" }), el("th", "predicted: wins", { class: "word" }));
+    const told = ["measured", "predicted"].filter((side) => C[side]);
+    head.append(...vary.map((n) => el("th", SYMBOL[n] || n)), ...told.map((side) => el("th", side + ": wins", { class: "word" })));
     box.append(head);
     for (const i of rows.slice(0, 100)) {
       const row = el("tr");
-      row.append(...vary.map((n) => el("td", String(C[n][i]))), el("td", C.measured[i], { class: "word" }), el("td", C.predicted[i], { class: "word" }));
+      row.append(...vary.map((n) => el("td", String(C[n][i]))), ...told.map((side) => el("td", C[side][i], { class: "word" })));
       box.append(row);
     }
   }

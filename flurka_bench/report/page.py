@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from flurka_bench import __version__
+from flurka_bench.analysis.agreement import tables
 from flurka_bench.analysis.answer import SLICE, fastest_in_words, in_words
 from flurka_bench.analysis.baselines import BASELINES
 from flurka_bench.analysis.speedup import CELL
-from flurka_bench.report.content import Content, knob_words
+from flurka_bench.report.content import Content
 from flurka_bench.report.payload import MAX_EXACT_SAMPLES, embed, payload
 from flurka_bench.units import format_ratio
 
@@ -143,51 +144,12 @@ def _warnings(content: Content) -> str:
     return "<ul class=warnings>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
 
 
-def percent(value: float) -> str:
-    """``0.123`` -> ``"12%"``; nan -> ``"n/a"``."""
-    return "n/a" if value != value else f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
-
-
-def agreement_tables(content: Content) -> list[tuple[str, Sequence[str], list[list[str]], tuple[int, ...]]]:
-    """The agreement as (title, head, rows, long columns), for every form of the report."""
-    found = content.agreement
-    times = [[r["bottleneck"], str(r["count"]), percent(r["mape"]), percent(r["median_ape"]), percent(r["p90_ape"]),
-              f"{r['bias']:.2f}", percent(r["coverage"])] for r in found.times.to_dict("records")]  # fmt: skip
-    signs = [[r["baseline"], str(r["cells"]), str(r["decided"]), percent(r["sign_agreement"]), f"{r['iou']:.2f}",
-              percent(r["ratio_mape"])]
-             for r in found.signs.to_dict("records") if r["decided"]]  # fmt: skip
-    words = ("FASTER", "SLOWER", "SAME", "AMBIGUOUS")
-    pooled = found.confusion.groupby(["verdict", "predicted_verdict"])["count"].sum() if len(found.confusion) else {}
-    confusion = (
-        [[word, *[str(pooled.get((word, other), 0)) for other in words]] for word in words] if len(found.confusion) else []
-    )
-    worst = [[r["baseline"], cell_words(r), format_ratio(r["speedup"]), format_ratio(r["predicted_speedup"]), r["explanation"]]
-             for r in found.worst.to_dict("records")]  # fmt: skip
-    return [
-        ("Times, by bottleneck",
-         ("", "cases", "mean error", "median", "90th percentile", "predicted / measured", "inside the band"), times, ()),
-        ("Who wins, where the cells differ by more than the noise",
-         ("baseline", "cells", "decided", "same winner", "overlap (IoU) of the winning regions", "mean error of the speedup"),
-         signs, ()),
-        ("Verdicts, measured (down) against predicted (across), all baselines", ("", *words), confusion, ()),
-        ("The cells whose speedup is farthest off", ("baseline", "cell", "measured", "predicted", "why"), worst, (4,)),
-    ]  # fmt: skip
-
-
-def cell_words(row: Mapping[str, Any]) -> str:
-    """``"layer forward float32 N = 512 k = 64"``: a cell in a line."""
-    return f"{row['level']} {row['pass']} {row['dtype']}, N = {row['seq_len']}" + (
-        f", {words}" if (words := knob_words(row)) else ""
-    )
-
-
 def _agreement(content: Content) -> str:
     if content.predicted_only or content.agreement.times.empty:
         return "<p>There is nothing to compare: no case here has both a measured and a predicted time.</p>"
     return "".join(
         f"<h3>{escape(title)}</h3>" + table(rows, head, words=(0, 1) if long else (0,), long=long)
-        for title, head, rows, long in agreement_tables(content)
-        if rows
+        for title, head, rows, long in tables(content.agreement)
     )
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 from flurka_bench.analysis.baselines import BASELINES
 from flurka_bench.analysis.crossover import in_words
 from flurka_bench.analysis.speedup import CELL
+from flurka_bench.analysis.stages import flop_conditions
 from flurka_bench.report.content import Content
 
 # Every sample is kept to the last digit while the page stays small, to six significant digits beyond.
@@ -18,7 +19,7 @@ _RECORD_COLUMNS = (
     "case_id", "status", "mechanism", "level", "pass", "backend", "order", "device", "dtype", "batch", "num_heads", "seq_len",
     "head_dim", "rank", "num_features", "compression", "share_kv", "share_heads", "num_layers", "ffn_dim", "vocab_size", "seed",
     "median_s", "flops", "bytes", "peak_memory_bytes", "predicted_s", "predicted_low_s", "predicted_high_s", "bound",
-    "limited_by",     "graph_s", "device_s", "stages_s", "predicted_stages_s", "error", "samples_s", "round_ids",
+    "limited_by", "graph_s", "device_s", "stages_s", "predicted_stages_s", "error", "samples_s", "round_ids",
 )  # fmt: skip
 _SIDES = {"": "measured", "predicted_": "predicted"}
 
@@ -31,12 +32,13 @@ def _number(value: float, digits: int = 5) -> float | None:
 
 def _column(values: list[Any]) -> dict[str, Any]:
     """A column as it is, or as codes into a list of words where that is shorter."""
-    keys = [json.dumps(value, sort_keys=True) for value in values]
-    words = list(dict.fromkeys(keys))
+    simple = all(isinstance(value, (str, int, float, bool, type(None))) for value in values)
+    keys = [(type(value), value) for value in values] if simple else [json.dumps(value, sort_keys=True) for value in values]
+    words = {key: value for key, value in zip(keys, values)}
     if len(words) > max(4, len(values) // 4):
         return {"values": values}
-    place = {word: index for index, word in enumerate(words)}
-    return {"words": [json.loads(word) for word in words], "codes": [place[key] for key in keys]}
+    place = {key: index for index, key in enumerate(words)}
+    return {"words": list(words.values()), "codes": [place[key] for key in keys]}
 
 
 def _plain(value: Any) -> Any:
@@ -112,10 +114,17 @@ def views_payload(content: Content) -> dict[str, Any]:
                 view[side] = [
                     pairs.add(side, own, other, (a, b, c), v) for own, other, a, b, c, v in cells[columns].itertuples(index=False)
                 ]
+            if cells["subjects"].nunique() > 1:  # cells of fewer mechanisms than others are marked
+                view["subjects"] = _column(list(cells["subjects"]))
             reasons = [text if isinstance(text, str) else None for text in cells["missing"]]
             view["missing"] = _column(reasons) if any(reasons) and not content.predicted_only else None
             views[subject][name] = view
-    return {"grids": grids, "pairs": {k: _column(v) if k == "verdict" else v for k, v in pairs.columns.items()}, "views": views}
+    rows = list(zip(pairs.columns["own"], pairs.columns["other"]))
+    columns = pairs.columns | {
+        "verdict": _column(pairs.columns["verdict"]),
+        "flops": _column(flop_conditions(content.records, rows)),
+    }
+    return {"grids": grids, "pairs": columns, "views": views}
 
 
 def crossings_payload(content: Content) -> dict[str, Any]:
@@ -123,7 +132,8 @@ def crossings_payload(content: Content) -> dict[str, Any]:
     crossings = content.crossings
     columns = {name: _column([_plain(value) for value in crossings[name]]) for name in (*CELL, "subject", "baseline", "axis")}
     for prefix, side in _SIDES.items():
-        columns[side] = _column([in_words(row, prefix) for row in crossings.to_dict("records")])
+        if crossings[f"{prefix}wins"].notna().any():
+            columns[side] = _column([in_words(row, prefix) for row in crossings.to_dict("records")])
     return columns | {"count": len(crossings)}
 
 

@@ -1,51 +1,67 @@
-"""The report as PDF: a page of answers, then the pictures."""
+"""The report as PDF: the answers and the agreement as text, then the pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 
 from matplotlib.backends.backend_pdf import PdfPages
 from matplotlib.figure import Figure
 
+from flurka_bench.analysis.agreement import tables
 from flurka_bench.analysis.answer import in_words
 from flurka_bench.plots import curves, heatmap, model, style, tradeoff
-from flurka_bench.plots.terminal import default_axes
 from flurka_bench.report.content import Content
-from flurka_bench.report.page import agreement_tables, answer_row, empty_words, fastest_words, slices, subtitle
+from flurka_bench.report.page import ANSWER_HEAD, answer_row, empty_words, fastest_words, slices, subtitle
 
-_LINES = 48  # of text that fit on one page
+LINES = 48  # of text that fit on one page
+MAX_MAPS = 6  # over the best of all others; over each other strong baseline the middle one
+_SIZES = {"title": 13, "head": 8.5, "text": 8.5, "table": 6.2}  # of letters, by kind of line
 
 
 def _text_pages(content: Content) -> list[Figure]:
-    lines = [(content.title, True), (subtitle(content), False)]
+    lines = [("title", content.title), ("text", subtitle(content))]
     if content.predicted_only:
-        lines.append(("Predictions only: nothing here was measured.", True))
-    lines += [(f"! {warning}", False) for warning in content.warnings]
+        lines.append(("head", "Predictions only: nothing here was measured."))
+    lines += [("text", f"! {warning}") for warning in content.warnings]
     if content.answer.empty:
-        lines.append((empty_words(content), False))
+        lines.append(("text", empty_words(content)))
     for key, part in slices(content.answer):
         rows = part.to_dict("records")
-        lines += [
-            ("", False),
-            (" · ".join(map(str, key)), True),
-            (" ".join([*in_words(rows[0]), fastest_words(content, key)]), False),
-        ]
-        for row in rows:
-            label, faster, slower, same, open_, missing, median, best, at, _ = answer_row(row)
-            counts = f"faster {faster}, slower {slower}, same {same}, open {open_}, no time {missing}"
-            lines.append((f"  {label}: {counts}; median {median}, best {best} at {at}", False))
-    if len(content.agreement.times):
-        for title, head, rows, _ in agreement_tables(content)[:2]:
-            lines += [("", False), (title, True)]
-            lines += [("  " + ", ".join(f"{name} {value}".strip() for name, value in zip(head, row)), False) for row in rows]
-    wrapped = [(part, bold) for text, bold in lines for part in (wrap(text, 108, subsequent_indent="    ") or [""])]
+        lines += [("text", ""), ("head", " · ".join(map(str, key)))]
+        lines.append(("text", " ".join([*in_words(rows[0]), fastest_words(content, key)])))
+        lines += _columns(ANSWER_HEAD, [answer_row(row) for row in rows])
+    for title, head, rows, long in tables(content.agreement):
+        lines += [("text", ""), ("head", title)]
+        if long:
+            told = ("{}, {}: measured {}, predicted {}: {}".format(*row) for row in rows)
+            lines += [("text", line) for line in told]
+        else:
+            lines += _columns(head, rows)
+    wrapped = [(kind, part) for kind, text in lines for part in _wrap(kind, text)]
     pages = []
-    for start in range(0, len(wrapped), _LINES):
+    for start in range(0, len(wrapped), LINES):
         fig = style.figure(8.27, 11.69)
-        for line, (text, bold) in enumerate(wrapped[start : start + _LINES]):
-            size = 13 if start == line == 0 else 8.5
-            fig.text(0.07, 0.95 - 0.0185 * line, text.replace("$", r"\$"), fontsize=size, fontweight="bold" if bold else "normal")
+        for line, (kind, text) in enumerate(wrapped[start : start + LINES]):
+            family, weight = (
+                "DejaVu Sans Mono" if kind == "table" else "DejaVu Sans",
+                "bold" if kind in ("title", "head") else "normal",
+            )
+            place = (0.07, 0.95 - 0.0185 * line)
+            fig.text(*place, text.replace("$", r"\$"), fontsize=_SIZES[kind], family=family, fontweight=weight)
         pages.append(fig)
     return pages
+
+
+def _wrap(kind: str, text: str) -> list[str]:
+    return [text] if kind == "table" else wrap(text, 78 if kind == "title" else 118, subsequent_indent="    ") or [""]
+
+
+def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+    """A table as lines of letters of one width; what a first column says in brackets is left out."""
+    cells = [[text.partition(" (")[0] if column == 0 else text for column, text in enumerate(row)] for row in (head, *rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+    pads = [str.ljust, *[str.rjust] * (len(head) - 1)]
+    return [("table", "  ".join(pad(text, width) for pad, text, width in zip(pads, row, widths))) for row in cells]
 
 
 def write_pdf(content: Content, path: Path) -> None:
@@ -55,7 +71,10 @@ def write_pdf(content: Content, path: Path) -> None:
     for name in ("best-other", "strong-low-rank", "strong-kernel"):
         cells = first.get(name)
         if cells is not None and len(cells):
-            figures.append(heatmap.heat_map(cells, *default_axes(cells)))
+            axes = heatmap.map_axes(cells)
+            count = len(heatmap.grids(cells, *axes))
+            shown = range(min(count, MAX_MAPS)) if name == "best-other" else (count // 2,)
+            figures += [heatmap.heat_map(cells, *axes, which=which) for which in shown]
     if not content.answer.empty:
         figures += [curves.scaling_curves(content.records), tradeoff.memory(content.records)]
         if len(content.agreement.times):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flurka_bench.errors import RequestError
+from flurka_bench.results.index import CaseIndex
 from flurka_bench.results.records import FIELDS, SCHEMA, TIMING, UPGRADES, Form, check_record, upgrade
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def iter_records(folder: Path, warnings: list[str] | None = None, form: Form = T
     Raises RequestError with the line for any other damage, and for a case that has two records.
     """
     path = Path(folder) / RECORDS_NAME
-    seen: set[str] = set()
+    seen = CaseIndex()
     for number, line, is_last in numbered_lines(path):
         where = f"{path}, line {number}"
         try:
@@ -94,7 +95,7 @@ def iter_records(folder: Path, warnings: list[str] | None = None, form: Form = T
             raise RequestError(f"{where}: {error}") from None
         if record["case_id"] in seen:
             raise RequestError(f"{where}: a second record of case {record['case_id']!r}")
-        seen.add(record["case_id"])
+        seen.add(record["case_id"], record["status"])
         yield record
 
 

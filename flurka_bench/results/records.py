@@ -5,6 +5,8 @@ Schema history (``SCHEMA`` is the one written; all others are upgraded while rea
 1. One list of samples per case, each case timed on its own; no knobs beyond rank and num_features.
 2. Competitors are interleaved: ``round_ids`` says which samples are pairs. Adds compression, share_kv, share_heads, the
    sizes of level model, the prediction's band, and why and how a measurement stopped.
+3. All samples are kept: those of the warm-up, those dropped (until then only counted), and those behind graph_s and device_s.
+   Adds the timer's own share of a sample.
 """
 
 import math
@@ -15,7 +17,7 @@ from typing import Any
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.workload import BACKENDS, COMPRESSIONS, DTYPES, LEVELS, ORDERS, PASSES
 
-SCHEMA = 2
+SCHEMA = 3
 STATUSES = ("ok", "oom", "timeout", "crashed", "incorrect", "invalid", "skipped", "unsupported")
 
 
@@ -69,10 +71,17 @@ FIELDS: dict[str, Field] = {
     "timer": Field(kind="text", meaning="how the samples were taken"),
     "num_calls": _size("calls per sample", required=False),
     "num_warmup": _size("calls before the first sample", required=False, least=0),
+    "warmup_s": Field(kind="numbers", meaning="time of one call while it warmed up, per block, in order", unit="s"),
     "num_dropped": _size("samples dropped because the device was throttled or the clock stepped back", required=False, least=0),
+    "dropped_s": Field(kind="numbers", meaning="time of one call, per dropped sample", unit="s"),
+    "dropped_round_ids": Field(kind="counts", meaning="round of each dropped sample", least=0),
+    "drop_reason": Field(kind="text", meaning="why the last dropped sample does not count"),
+    "overhead_fraction": Field(kind="number", meaning="share of a sample that the timer itself takes", least=0),
     "stop_reason": Field(kind="text", meaning="why no more samples were taken", accepted=("interval", "budget", "max_rounds")),
     "ratio_error": Field(kind="number", meaning="width of the interval of the ratio to the reference, over the ratio", least=0),
     "reference": Field(kind="text", meaning="case_id of the competitor that decided when to stop"),
+    "graph_samples_s": Field(kind="numbers", meaning="samples of graph_s that count", unit="s", least=0),
+    "device_samples_s": Field(kind="numbers", meaning="samples of device_s that count", unit="s", least=0),
     "graph_s": _seconds("one call replayed as a CUDA graph, cache as in timer"),
     "device_s": _seconds("time the device itself was busy in one call"),
     "limited_by": Field(
@@ -153,7 +162,8 @@ def _upgrade_1(record: dict[str, Any]) -> dict[str, Any]:
     return {**defaults, "round_ids": [], **record, "schema": 2}
 
 
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _upgrade_1}
+# From 2 to 3 fields were only added: an older record lacks them.
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _upgrade_1, 2: lambda record: {**record, "schema": 3}}
 
 
 def upgrade(data: dict[str, Any], where: str, upgrades: Mapping[int, Callable]) -> dict[str, Any]:

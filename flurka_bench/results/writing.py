@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from flurka_bench.errors import RequestError
+from flurka_bench.results.index import CaseIndex
 from flurka_bench.results.reading import META_NAME, RECORDS_NAME, check_kind, iter_records, loads, numbered_lines, read_meta
 from flurka_bench.results.records import SCHEMA, TIMING, Form, check_record
 
@@ -25,7 +26,7 @@ class RunWriter:
     def __init__(self, folder: str | Path, form: Form = TIMING) -> None:
         self.folder = Path(folder)
         self.form = form
-        self.done: dict[str, str] = {}  # case_id -> status
+        self.done = CaseIndex()
         self.next_round = 0  # the first round id that no sample of this run has
         self.repairs: list[str] = []
         self.meta: dict[str, Any] = {}
@@ -68,8 +69,7 @@ class RunWriter:
             raise RequestError(f"{str(self.folder)!r} has {RECORDS_NAME} but no {META_NAME}: not a run (give another --out)")
         self._repair(path)
         for record in iter_records(self.folder, form=self.form):
-            self.done[record["case_id"]] = record["status"]
-            self.next_round = max([self.next_round, *(round_id + 1 for round_id in record.get("round_ids", ()))])
+            self._note(record)
 
     def _repair(self, path: Path) -> None:
         """Cut off what follows the last whole record: a crash can only have torn the end."""
@@ -149,8 +149,12 @@ class RunWriter:
         except OSError as error:
             os.ftruncate(self._file.fileno(), size)
             raise self._cannot_write(error) from None
-        self.done[record["case_id"]] = record["status"]
-        self.next_round = max([self.next_round, *(round_id + 1 for round_id in record.get("round_ids", ()))])
+        self._note(record)
+
+    def _note(self, record: Mapping[str, Any]) -> None:
+        self.done.add(record["case_id"], record["status"])
+        rounds = [*record.get("round_ids", ()), *(record.get("dropped_round_ids") or ())]
+        self.next_round = max(self.next_round, *(round_id + 1 for round_id in rounds), 0)
 
     def close(self) -> None:
         """Close the files and let others in."""
