@@ -126,7 +126,8 @@ def plot(
     if labels and family not in found.families:
         raise unknown("input family of this error run (--family)", family, found.families)
     written = style.save(figures.curves(found, wanted), folder / "error-curves", formats=("png",))
-    written += style.save(figures.parents(found, family), folder / f"error-parents-{family}", formats=("png",))
+    if any("low_rank_step" in item.means and family in (item.family, item.inputs) for item in found.summaries):
+        written += style.save(figures.parents(found, family), folder / f"error-parents-{family}", formats=("png",))
     if timing is not None:
         size, chosen = positive_int("--seq-len")(seq_len), one_of(LEVELS, "--level")(level)
         written += _beside_time(found, timing, family=family, seq_len=size, level=chosen, folder=folder)
