@@ -69,7 +69,7 @@ def error(
 
     with _Progress(quiet=json) as progress:
         folder = runner.run(
-            loaded, out or Path("results") / loaded.name, environment=capture(CpuDevice(), seed=0), progress=progress.show
+            loaded, out or Path("results") / loaded.name, environment=capture(CpuDevice()), progress=progress.show
         )
     _print_summaries(load_error_run(folder).summaries, folder, as_json=json)
 
