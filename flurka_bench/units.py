@@ -43,10 +43,10 @@ def parse_fraction(text: str, what: str = "threshold") -> float:
 
 
 def _scaled(value: float, steps: list[tuple[float, str]], digits: int) -> str:
-    for factor, unit in steps:
-        if abs(value) >= factor:
-            return f"{value / factor:.{digits}g} {unit}"
-    return f"{value / steps[-1][0]:.{digits}g} {steps[-1][1]}"
+    rounds_up = 1 - 0.5 * 10.0**-digits  # 0.9996 ms to three digits is 1 ms, not 1e+03 µs
+    factor, unit = next((step for step in steps if abs(value) >= rounds_up * step[0]), steps[-1])
+    scaled = value / factor
+    return f"{scaled:.{max(digits, len(str(int(abs(scaled)))))}g} {unit}"  # 115, not 1.2e+02
 
 
 def format_seconds(seconds: float | None, digits: int = 3) -> str:

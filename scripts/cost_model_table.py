@@ -4,10 +4,10 @@
 
 Datasheet only: the global constants are fitted again without the device (all its files), then predict all its rows; ``host
 known`` adds the dispatch time of the host, which float32 rows hold and no datasheet of a device gives.
-Calibrated: the same constants, moved by 20 (``--rows``) of the device's rows (stratified by shape), predict its other rows; the mean over
-SEEDS. Seen: the shipped constants on the rows they were fitted to, for comparison. ``own regime`` draws the calibration rows
-from the line's own shapes. ``--ablation`` switches one term off at a time, fits all constants again without each device and
-prints the error on the devices left out.
+Calibrated: the same constants, moved by 20 (``--rows``) of the device's rows (stratified by shape), predict its other
+rows; the mean over SEEDS. Seen: the shipped constants on the rows they were fitted to, for comparison. ``own regime`` draws
+the calibration rows from the line's own shapes. ``--ablation`` switches one term off at a time, fits all constants
+again without each device and prints the error on the devices left out.
 """
 
 import argparse
@@ -177,7 +177,7 @@ def ablation(name: str, folder: Path) -> None:
 
 
 def errors(line: Line, one: Judged) -> tuple[float, ...]:
-    """One device on a line's rows: mean errors seen, unseen, with its host known, calibrated, in its own regime; order right unseen, calibrated."""
+    """One device on a line: mean errors (seen, unseen, host known, calibrated, own regime), order (unseen, calibrated)."""
     mask = line.where(one.rows.columns)
     measured = one.rows.seconds
     mape = [float(absolute_percentage_error(predicted, measured)[mask].mean()) for predicted in (one.seen, one.unseen, one.host)]

@@ -105,7 +105,7 @@ MATMUL_TENSOR = _fit(
         "epilogue_cycles": {"mma": 3000.0, "wgmma": 1500.0},
         "epilogue_exponent": {"mma": 0.5, "wgmma": 0.5},
         "picojoules_per_flop": {"mma": 1.5, "wgmma": 0.8},
-        "l2_capacity": {"l2-split": 0.1, "l2-whole": 0.4},  # two halves, each with copies of what the other holds
+        "l2_capacity": {"l2-split": 0.1, "l2-whole": 0.4},  # two halves; whole
     },
 )  # fmt: skip
 # 0.85 (TDP - 30 W) / peak of each architecture's board with the most power for its peak, as the boards are built to sustain:
@@ -142,7 +142,7 @@ MATMUL_VECTOR = _fit(
         "picojoules_per_flop": _SIMT_ENERGY,
     },
     own_scale=0.01,
-    hosts={"bmm": ("vector", "layouts", "batched", "launch_eager_s"), "linear": ("vector", "layouts", "linear", "launch_eager_s")},
+    hosts={op: ("vector", "layouts", layout, "launch_eager_s") for op, layout in (("bmm", "batched"), ("linear", "linear"))},
     throttled=("p4", "t4"),
 )  # fmt: skip
 

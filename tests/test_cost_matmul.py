@@ -64,10 +64,18 @@ def test_translation_misses_cost_half_of_their_price_at_the_reach():
     assert far == pytest.approx(1.5 * seconds(BARE, 1, 1024, 1024, 2**20), rel=1e-3)  # and no more than its price
 
 
+def test_bands_of_rows_read_the_right_operand_again():
+    # 108 x 4 x 64 x 64 results in flight over 1728 columns are bands of 1024 rows: eight bands, seven further reads.
+    again = bare(read_again=1.0, dram_efficiency=1e-3, l2_capacity=1e-9)  # bound by memory, nothing stays in L2
+    once = dataclasses.replace(again, read_again=0.0)
+    added = seconds(again, 1, 8192, 1728, 512) - seconds(once, 1, 8192, 1728, 512)
+    assert added == pytest.approx(7 * 2 * 1728 * 512 / (1e-3 * load(A100).memory_bandwidth_bytes_per_s), rel=1e-3)
+
+
 def test_the_left_operand_alone_is_exposed_on_its_way_from_memory():
     cold = bare(exposed_read=0.25)
-    added = seconds(cold, 1, 4096, 128, 512, working_set_bytes=np.inf) - seconds(BARE, 1, 4096, 128, 512, working_set_bytes=np.inf)
-    assert added == pytest.approx(0.25 * 2 * 4096 * 512 / load(A100).memory_bandwidth_bytes_per_s, rel=1e-3)
+    cold_s, bare_s = (seconds(each, 1, 4096, 128, 512, working_set_bytes=np.inf) for each in (cold, BARE))
+    assert cold_s - bare_s == pytest.approx(0.25 * 2 * 4096 * 512 / load(A100).memory_bandwidth_bytes_per_s, rel=1e-3)
     assert seconds(cold, 1, 4096, 128, 512) == pytest.approx(seconds(BARE, 1, 4096, 128, 512), rel=1e-6)  # in L2
 
 

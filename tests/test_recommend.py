@@ -122,6 +122,7 @@ def test_an_error_bar_keeps_what_was_measured_below_it():
         "low-rank-sdpa",
     }
     assert all(each.error.high <= 0.2 for each in answer.candidates)
+    assert answer.num_without_error > 0 == recommend(SMALL, H100, errors=errors).num_without_error
     bars = dict(answer.by_floor)
     assert bars["error <= 0.2"] == dataclasses.replace(answer.candidates[0], tied=False)
     assert bars["error <= 0.4"].prediction.seconds <= bars["error <= 0.1"].prediction.seconds

@@ -230,3 +230,10 @@ def test_names_in_an_expression_are_offered_as_suites_write_them():
 )
 def test_long_times_read_as_people_say_them(seconds, text):
     assert format_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(115, "115 s"), (0.31, "310 ms"), (0.996, "1 s"), (9.97e-4, "1 ms"), (1.24e-5, "12 µs"), (0, "0 ns")]
+)
+def test_no_quantity_is_shown_with_an_exponent(seconds, text):
+    assert format_seconds(seconds, digits=2) == text

@@ -119,7 +119,7 @@ class Recommendation:
     exact attention meets the error bar.
 
     ``front`` are those that no other beats in time, memory and (where all have one) error at once. ``by_floor`` gives the
-    fastest at other floors, each said in words.
+    fastest at other floors, each said in words. ``num_without_error`` counts those that an error bar left out unseen.
     """
 
     hardware: str
@@ -129,6 +129,7 @@ class Recommendation:
     by_floor: tuple[tuple[str, Candidate | None], ...]
     nearest: Candidate | None
     num_searched: int
+    num_without_error: int = 0
     why_none: str = ""
 
     def fastest_by_family(self) -> list[Candidate]:
@@ -215,6 +216,7 @@ def recommend(
     return Recommendation(
         hardware=profile.name, request=request, candidates=ranked, front=_front(ranked), by_floor=_by_floor(request, possible),
         nearest=nearest, num_searched=len(asked), why_none=why,
+        num_without_error=0 if request.max_error is None else sum(each.error is None for each in fitting),
     )  # fmt: skip
 
 

@@ -221,7 +221,7 @@ def summary(frame: pd.DataFrame, subject: str = "flurka") -> pd.DataFrame:
         cells = speedups(rows, subject, name, known)
         if result is None:
             result = cells[[*CELL, "subject_mechanism", "subject_order", "subject_backend", "subject_s"]].copy()
-            ours = ~(cells["speedup"] < 1)
+            ours = cells["subject_s"].notna() & ~(cells["speedup"] < 1)
             for field in ("mechanism", "order", "backend", "s"):
                 result[f"fastest_{field}"] = cells[f"subject_{field}"].where(ours, cells[f"baseline_{field}"])
         for bound in ("", "_low", "_high"):

@@ -128,6 +128,11 @@ def _print(answer: "Recommendation", limit: int, *, sizes: str, source: Path) ->
     if sizes:
         print("errors, here and below: median (10th to 90th percentile) over layers and seeds, E and F learned;"
               f" measured at {sizes} in {source}")  # fmt: skip
+    if answer.num_without_error:
+        print(
+            f"{answer.num_without_error} of them are left out: no error was measured for them at N = {request.seq_len} and these"
+            " head widths, and none is extrapolated"
+        )
     if answer.why_none:
         met = "Only exact attention is known to meet" if answer.candidates else "Nothing meets"
         print(f"{met} what was asked: {answer.why_none}.")

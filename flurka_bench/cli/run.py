@@ -1,5 +1,6 @@
 """``run``: measure a suite on the device at hand, resumable, and say what came out."""
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -185,14 +186,15 @@ class _Progress:
         if sys.stderr.isatty() and not self.quiet:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+            from rich.table import Column
 
             columns = (
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=16),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[left]}"),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),  # gives way in a narrow terminal
             )
-            self.bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+            self.bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True, expand=True)
             self.bar.start()
             self.task = self.bar.add_task("starting", total=None, left="")
         return self
@@ -218,8 +220,9 @@ class _Progress:
 
         for line in lines:
             self.bar.console.print(escape(line), highlight=False)
-        left = f"{format_seconds(event.left_s, 2)} left" if event.left_s is not None else ""
-        fields = {"description": escape(event.text)} if event.kind == "phase" else {}
+        left = f"{format_seconds(math.ceil(event.left_s), 2)} left" if event.left_s else ""
+        case, _, phase = event.text.rpartition(": ")  # the phase first: a narrow terminal cuts the end off
+        fields = {"description": escape(f"{phase} {case}")} if event.kind == "phase" else {}
         self.bar.update(self.task, total=event.num_cases, completed=event.num_done, left=left, **fields)
         self.bar.refresh()
 
@@ -281,8 +284,8 @@ def _leading(cells: "pd.DataFrame") -> "pd.DataFrame":
     """Per workload the cell in which FLuRKA is fastest, with the workload's fastest mechanism of all beside it."""
     from flurka_bench.analysis.speedup import WORKLOAD
 
-    if cells.empty or cells["subject_s"].isna().all():
-        return cells.iloc[:0]
+    if cells.empty:
+        return cells
     leading = cells.sort_values("subject_s", kind="stable").drop_duplicates(WORKLOAD).sort_index().set_index(WORKLOAD)
     fastest = cells.sort_values("fastest_s", kind="stable").drop_duplicates(WORKLOAD).set_index(WORKLOAD)
     for name in ("mechanism", "order", "backend", "s"):
@@ -293,10 +296,11 @@ def _leading(cells: "pd.DataFrame") -> "pd.DataFrame":
 def _print_workload(cell: Any) -> None:
     sizes = f"b={cell['batch']} h={cell['num_heads']} N={cell['seq_len']} d={cell['head_dim']}"
     print(f"\n{cell['level']} {cell['pass']} {cell['dtype']} {sizes}")
-    if cell["subject_s"] != cell["subject_s"]:
+    if _form(cell, "fastest"):
+        print(f"fastest  {_form(cell, 'fastest')}: {format_seconds(cell['fastest_s'])}")
+    if not _form(cell, "subject"):
         print("FLuRKA   not measured (its records say why)")
         return
-    print(f"fastest  {_form(cell, 'fastest')}: {format_seconds(cell['fastest_s'])}")
     knobs = f" k={cell['rank']} m={cell['num_features']}"
     print(f"FLuRKA   {_form(cell, 'subject')}{knobs}: {format_seconds(cell['subject_s'])}; its speedup over")
 
@@ -317,8 +321,8 @@ def _print_workload(cell: Any) -> None:
 
 def _form(cell: Any, side: str) -> str:
     order, backend = cell[f"{side}_order"], cell[f"{side}_backend"]
-    parts = [cell[f"{side}_mechanism"], order if isinstance(order, str) else "", "" if backend == "eager" else backend]
-    return " ".join(part for part in parts if part)
+    parts = [cell[f"{side}_mechanism"], order, "" if backend == "eager" else backend]
+    return " ".join(part for part in parts if part and isinstance(part, str))  # nan where there is no time, None at level core
 
 
 def _draw(folder: Path) -> None:

@@ -35,10 +35,8 @@ class MatmulConstants:
 
     compute_efficiency: float  # of the unit's peak, inside the main loop of a tile of 128 x 128
     feed_bytes_per_clock_per_sm: float  # operands from L2 to one SM while it works
-    walk_reach_bytes: (
-        float  # operands this large lose half of walk_price: their rows lie on more pages than are translated at once
-    )
-    walk_price: float  # how much longer a step along the inner dimension takes when every translation misses
+    walk_reach_bytes: float  # operands this large pay half of walk_price
+    walk_price: float  # how much longer a step along the inner dimension takes with operands far larger than that
     read_again: float  # share of the right operand's further reads that miss L2; 0: tiles in flight form a square
     exposed_read: float  # share of the left operand's way from DRAM that hides behind nothing
     tile_overhead: float  # how much longer a multiplication takes where a tile has twice the border for its area
@@ -75,8 +73,9 @@ _NUMBERS = tuple(field.name for field in fields(MatmulConstants) if field.name n
 class Terms:
     """Seconds of each call and of its parts, arrays of one shape.
 
-    ``seconds`` is ``launch`` plus the p-norm of ``compute``, ``dram`` and ``l2``, slowed by the power limit by ``power``
-    seconds. ``latency`` is the part of ``compute`` that does not grow with the shape (prologue, split).
+    ``seconds`` is the p-norm of ``compute``, ``dram`` and ``l2`` and what of the left operand's read is exposed, slowed by the
+    power limit by ``power`` seconds, after ``launch``, of which ``host_overlap`` runs beside it where the host dispatches.
+    ``latency`` is the part of ``compute`` that does not grow with the shape (prologue, split).
     """
 
     seconds: np.ndarray
