@@ -9,6 +9,7 @@ import synthetic
 from matplotlib.image import imread
 
 from flurka_bench.analysis.speedup import all_speedups, prepare, speedups
+from flurka_bench.analysis.tradeoff import pareto_front
 from flurka_bench.errors import RequestError
 from flurka_bench.plots import curves, heatmap, model, style, terminal, tradeoff
 
@@ -156,4 +157,6 @@ def test_axes_are_filled_in_and_checked():
 
 def test_pareto_front_by_hand():
     x, y = np.array([1.0, 2.0, 3.0, 2.0]), np.array([5.0, 3.0, 4.0, 6.0])
-    assert tradeoff.pareto_front(x, y).tolist() == [True, True, False, False]
+    assert pareto_front(x, y).tolist() == [True, True, False, False]
+    assert pareto_front(x, y, np.array([1.0, 1.0, 0.5, 1.0])).tolist() == [True, True, True, False]
+    assert pareto_front(np.ones(2), np.ones(2)).tolist() == [True, True]  # equals beat nobody

@@ -135,6 +135,44 @@ def test_least_squares_beats_mean_pool_on_its_own_inputs_and_recovers_a_known_on
     assert torch.allclose(projections.least_squares(references, attend, E), known, atol=1e-3)
 
 
+def positional(seed):
+    """Inputs of which half lies in the position, equal in all of them, as in an encoder with learned positions."""
+    source, fixed = generator("positional", seed), generator("positions")
+    tensors = []
+    for _ in "qkv":
+        position, own = (torch.randn(2, 64, 16, generator=g, dtype=torch.float64) for g in (fixed, source))
+        tensors.append(position[:, torch.randperm(64, generator=fixed)] + 0.5 * own)
+    return implied.reference(Draw(*tensors))
+
+
+def test_learned_projections_beat_fixed_ones_on_inputs_that_they_never_saw():
+    training, unseen = [positional(seed) for seed in range(8)], [positional(seed) for seed in range(100, 104)]
+    pool = projections.mean_pool(8, 64)
+
+    def error(E, F):
+        outputs = [projections._softmax_scores(item, E)(item.q) @ (F @ item.v) for item in unseen]
+        return sum(float((o - item.output).norm() / item.output.norm()) for o, item in zip(outputs, unseen)) / len(unseen)
+
+    E, F = projections.learn(training, 8)
+    only_F = projections.least_squares(training, [projections._softmax_scores(item, pool) for item in training], pool)
+    drawn = projections.draw("gaussian", 8, 64, generator("drawn"), share_kv=False)
+    assert error(E, F) < 0.99 * error(pool, only_F) < 0.99 * error(pool, pool) < error(*drawn)
+    again = projections.learn([positional(seed) for seed in range(8)], 8)
+    assert torch.equal(again[0], E) and torch.equal(again[1], F)
+
+
+def test_learning_without_anything_to_learn_does_not_leave_mean_pool_far_behind():
+    """Independent Gaussian inputs share nothing: what training fits does not carry over, and the left-out input notices."""
+    training, unseen = ([implied.reference(draw(seq_len=64, seed=seed)) for seed in seeds] for seeds in (range(8), range(50, 54)))
+    pool = projections.mean_pool(8, 64)
+
+    def error(E, F):
+        outputs = [projections._softmax_scores(item, E)(item.q) @ (F @ item.v) for item in unseen]
+        return sum(float((o - item.output).norm() / item.output.norm()) for o, item in zip(outputs, unseen)) / len(unseen)
+
+    assert error(*projections.learn(training, 8)) < 1.02 * error(pool, pool)
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's resettable peak of resident memory")
 def test_a_case_at_16384_holds_no_more_than_one_block():
     """All working memory of a whole case, a Lanczos step included, against 1024 x N float64; A itself would be sixteen

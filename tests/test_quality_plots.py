@@ -1,12 +1,12 @@
 """The error figures draw what the run says, join it with times, and say so where there is nothing to draw."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from flurka_bench.analysis.tradeoff import join_time, sentence
+from flurka_bench.cli import main
 from flurka_bench.plots import error, style
 from flurka_bench.plots.tradeoff import pareto
 from flurka_bench.quality.frontier import ErrorRun
@@ -38,15 +38,18 @@ def frame():
         {"mechanism": "flurka-relu", "rank": 64, "num_features": 64, "median_s": 0.25},
         {"mechanism": "kernel-relu", "rank": None, "num_features": 64, "median_s": 0.4, "status": "oom"},
     ]
-    return pd.DataFrame([base | row for row in rows])
+    samples = [0.98, 0.99, 1.0, 1.0, 1.01, 1.02]
+    return pd.DataFrame([base | row | {"samples_s": [row["median_s"] * share for share in samples]} for row in rows])
 
 
 def test_time_joins_the_error_that_was_measured_and_nothing_else():
-    joined = error.join_time(frame(), ErrorRun(list(records())), family="trained", seq_len=512)
+    joined = join_time(frame(), ErrorRun(list(records())), family="trained", seq_len=512)
     assert list(joined["mechanism"]) == ["full-sdpa", "low-rank", "flurka-relu"]  # k = 256 is outside, oom has no time
     assert list(joined["error_median"]) == pytest.approx([0.0, 2.2 / 32, 0.4])
     assert list(joined["seconds"]) == [1.0, 0.5, 0.25]
-    assert error.join_time(frame(), ErrorRun(list(records())), family="trained", seq_len=1024).empty
+    assert (joined["seconds_low"] < joined["seconds"]).all() and (joined["seconds"] < joined["seconds_high"]).all()
+    assert (joined["seconds_low"] >= 0.98 * joined["seconds"]).all()
+    assert join_time(frame(), ErrorRun(list(records())), family="trained", seq_len=1024).empty
 
 
 def test_figures_show_the_run(tmp_path):
@@ -58,8 +61,11 @@ def test_figures_show_the_run(tmp_path):
     assert {round(bar.get_width(), 6) for bar in bars} == {0.5}  # min(0.3 + 0.2, 0.25 + 0.4)
     paths = style.save(figure, tmp_path / "curves", formats=("png",))
     assert paths[0].stat().st_size > 10_000
-    joined = error.join_time(frame(), run, family="trained", seq_len=512)
-    assert len(pareto(joined).axes[0].lines) >= 3
+    joined = join_time(frame(), run, family="trained", seq_len=512)
+    axis = pareto(joined.assign(peak_memory_bytes=[3, 2, 1]), third="peak_memory_bytes").axes[0]
+    marks = {item.get_label(): item.get_offsets() for item in axis.collections}
+    assert {"full-sdpa", "low-rank", "flurka-relu"} <= set(marks)
+    assert len(marks["front of these and peak memory"]) == 3
 
 
 def test_nothing_to_draw_is_said():
@@ -68,9 +74,32 @@ def test_nothing_to_draw_is_said():
         assert "none of these" in figure.texts[0].get_text() or "no FLuRKA" in figure.texts[0].get_text()
 
 
-def test_the_script_shows_its_use():
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "scripts/plot_error.py", "--help"], capture_output=True, text=True, cwd=root, env={"PYTHONPATH": "."}
-    )
-    assert done.returncode == 0 and "--timing" in done.stdout
+def test_the_front_of_time_error_and_memory_from_the_command_line(capsys, tmp_path):
+    reference = Path(__file__).parents[1] / "results" / "reference"
+    arguments = ["quality", "plot", str(reference / "error"), "--timing", str(reference / "error-time-cpu-1-thread")]
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--inputs", "trained", "--out", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "error-curves.png",
+        "error-parents-trained.png",
+        "error-time-trained-n512.png",
+    }
+    assert "peak memory" in out and "exact attention takes" in out
+    for wrong, says in (("--family", "did you mean 'trained'"), ("--inputs", "did you mean 'trained'")):
+        with pytest.raises(SystemExit) as ended:
+            main([*arguments, wrong, "traind", "--out", str(tmp_path / "no")])
+        assert ended.value.code == 2 and says in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--seq-len", "1024", "--inputs", "trained", "--out", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2 and "times nothing" in err and "N = 512 with d = 32" in err
+
+
+def test_the_sentence_says_what_is_known():
+    rows = join_time(frame(), ErrorRun(list(records())), family="trained", seq_len=512)
+    said = sentence(rows, "trained")
+    assert "most accurate is low-rank (k = 32)" in said and "at 2.00×" in said and "flurka-relu (k = 64, m = 64)" in said
+    assert "no approximation was faster" in sentence(rows.assign(seconds=[0.1, 0.5, 0.25]), "trained")
+    assert "full-sdpa was not timed" in sentence(rows[rows["mechanism"] != "full-sdpa"], "trained")

@@ -18,7 +18,7 @@ SMALL = """
 kind = "error"
 name = "small"
 seeds = 2
-training_inputs = 2
+training_inputs = 3
 [[inputs]]
 family = "gaussian"
 seq_len = [32]
@@ -261,6 +261,7 @@ def test_error_and_show(capsys, tmp_path):
         (["error", "error-quick", "--inputs", "gaussian", "--rank", "0"], "--rank must be"),
         (["error", "error-quick", "--inputs", "gaussian", "--model", "x"], "--model is for the trained inputs"),
         (["error", "error-quick", "--model", "no-such-folder"], "no model folder"),
+        (["error", "error-quick", "--text", "no-such-text"], "cannot read the text file no-such-text"),
         (["show", "no-such-run"], "is not a run"),
         (["bounds", "--draws", "3"], "--draws"),
     ],
@@ -283,4 +284,4 @@ def test_wrong_models_and_texts_are_one_line_and_exit_code_2(capsys, tmp_path):
     for content, says in ((b"", "is empty"), (b"\xff\xfe", "not UTF-8")):
         text.write_bytes(content)
         code, _, err = call(capsys, "error", "error-quick", "--text", text)
-        assert code == 2 and (says in err or "flurka-bench[quality]" in err) and err.count("\n") == 1
+        assert code == 2 and says in err and str(text) in err and err.count("\n") == 1

@@ -128,6 +128,22 @@ def test_an_error_bar_keeps_what_was_measured_below_it():
     assert bars["error <= 0.4"].prediction.seconds <= bars["error <= 0.1"].prediction.seconds
     looser = recommend(dataclasses.replace(request, max_error=0.4), H100, errors=errors)
     assert "flurka-relu" in {each.prediction.case.mechanism for each in looser.candidates}
+    assert answer.nearest is None and looser.nearest is None and not answer.why_none
+
+
+def test_where_only_exact_attention_meets_the_bar_the_nearest_approximation_is_shown():
+    errors = ErrorRun(list(error_records()))
+    strict = recommend(dataclasses.replace(SMALL, max_error=0.01), H100, errors=errors)
+    assert {each.prediction.case.mechanism for each in strict.candidates} == {"full-math", "full-sdpa"}
+    assert strict.nearest.prediction.case.mechanism.startswith("low-rank") and strict.nearest.error.high > 0.1
+    assert "no approximation meets the error bar" in strict.why_none
+    elsewhere = recommend(dataclasses.replace(SMALL, max_error=0.5, seq_len=4096), H100, errors=errors)
+    assert elsewhere.nearest is None
+    assert "at N = 4096" in elsewhere.why_none and "N = 1024 with d = 64" in elsewhere.why_none
+
+
+def test_a_bar_needs_a_run_and_a_family_of_it():
+    errors, request = ErrorRun(list(error_records())), dataclasses.replace(SMALL, max_error=0.2)
     with pytest.raises(RequestError, match="--error-run"):
         recommend(request, H100)
     with pytest.raises(RequestError, match="trained"):

@@ -82,7 +82,10 @@ class Request:
             more = "".join(
                 f", {name} >= {value}" for name, value in (("rank", self.min_rank), ("features", self.min_features)) if value
             )
-            return f"quality floor: error at most {self.max_error:g} on {self.inputs!r} inputs{more}"
+            return (
+                f"quality floor: relative output error at most {self.max_error:g} at its 90th percentile over layers and seeds,"
+                f" on {self.inputs!r} inputs{more}"
+            )
         if self.floor_assumed:
             return (
                 f"quality floor ASSUMED: rank >= {self.rank_floor}, num_features >= head_dim. A smaller rank or fewer features is"
@@ -112,7 +115,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """The answer for one target: candidates that meet everything, fastest first; and the nearest where none does.
+    """The answer for one target: candidates that meet everything, fastest first; and the nearest where none does, or where only
+    exact attention meets the error bar.
 
     ``front`` are those that no other beats in time, memory and (where all have one) error at once. ``by_floor`` gives the
     fastest at other floors, each said in words. ``num_without_error`` counts those that an error bar left out unseen.
@@ -206,8 +210,8 @@ def recommend(
     fitting = [each for each in asked if _fits(request, each)]
     good = [each for each in fitting if _meets_error(request, each)]
     nearest, why = None, ""
-    if not good:
-        nearest, why = _nearest(request, asked, fitting)
+    if all(_exact(each) for each in good) and (request.max_error is not None or not good):
+        nearest, why = _nearest(request, asked, fitting, errors)
     ranked = tuple(replace(each, tied=_tied(each, good[0])) for each in good)
     return Recommendation(
         hardware=profile.name, request=request, candidates=ranked, front=_front(ranked), by_floor=_by_floor(request, possible),
@@ -260,17 +264,29 @@ def _meets_error(request: Request, each: Candidate) -> bool:
     return request.max_error is None or (each.error is not None and each.error.high <= request.max_error)
 
 
-def _nearest(request: Request, found: list[Candidate], fitting: list[Candidate]) -> tuple[Candidate | None, str]:
+def _exact(each: Candidate) -> bool:
+    return FAMILY_OF[each.prediction.case.mechanism] == "full"
+
+
+def _nearest(
+    request: Request, found: list[Candidate], fitting: list[Candidate], errors: ErrorRun | None
+) -> tuple[Candidate | None, str]:
     if not fitting:
         smallest = min(found, key=lambda each: each.prediction.peak_memory_bytes)
         fastest = found[0]
         if request.max_latency_s is not None and fastest.prediction.seconds > request.max_latency_s:
             return fastest, "nothing is that fast; the fastest is shown"
         return smallest, "nothing fits into that much memory; the smallest is shown"
-    with_error = [each for each in fitting if each.error is not None]
-    if not with_error:
-        return None, f"no error was measured at N = {request.seq_len} and these head widths: nothing is extrapolated"
-    return min(with_error, key=lambda each: each.error.high), "nothing meets the error bar; the nearest is shown"
+    with_error = [each for each in fitting if each.error is not None and not _exact(each)]
+    if with_error:
+        return min(with_error, key=lambda each: each.error.high), "no approximation meets the error bar; the nearest is shown"
+    if not any(not _exact(each) for each in fitting):
+        return None, "no approximation keeps to the other limits"
+    widths, run = ", ".join(map(str, request.splits)), errors.sizes_in_words(request.inputs)
+    return None, (
+        f"no approximation's error was measured at N = {request.seq_len} with heads of width {widths}; the error run has"
+        f" {run} on {request.inputs!r} inputs, and nothing is extrapolated"
+    )
 
 
 def _tied(each: Candidate, best: Candidate) -> bool:

@@ -69,7 +69,7 @@ def error(
 
     with _Progress(quiet=json) as progress:
         folder = runner.run(
-            loaded, out or Path("results") / loaded.name, environment=capture(CpuDevice(), seed=0), progress=progress.show
+            loaded, out or Path("results") / loaded.name, environment=capture(CpuDevice()), progress=progress.show
         )
     _print_summaries(load_error_run(folder).summaries, folder, as_json=json)
 
@@ -96,6 +96,80 @@ def show(
                 raise unknown("input family (--inputs)", name, known)
         summaries = [item for item in summaries if item.family in wanted or item.inputs in wanted]
     _print_summaries(summaries, run, as_json=json)
+
+
+@app.command("plot")
+def plot(
+    run: Annotated[Path, typer.Argument(help="Folder of an error run.")],
+    timing: Annotated[Path | None, typer.Option(help="Folder of a timing run: adds error beside time and memory.")] = None,
+    inputs: Annotated[str | None, typer.Option(help="Labels to draw curves of; all by default.")] = None,
+    family: Annotated[str | None, typer.Option(help="Inputs beside time and parents; trained where the run has them.")] = None,
+    seq_len: Annotated[str, typer.Option(help="Sequence length N at which times are taken.")] = "512",
+    level: Annotated[str, typer.Option(help="Level of the times.")] = "core",
+    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; RUN by default.")] = None,
+) -> None:
+    """Draw an error run: curves against k and m, FLuRKA beside its parents, and error beside time and memory.
+
+    Example: flurka-bench quality plot results/error --timing results/error-time-cpu
+    """
+    from flurka_bench.cli.common import one_of
+    from flurka_bench.errors import unknown
+    from flurka_bench.plots import error as figures
+    from flurka_bench.plots import style
+    from flurka_bench.quality.frontier import load_error_run
+    from flurka_bench.workload import LEVELS
+
+    found, folder = load_error_run(run), out or run
+    labels = list(dict.fromkeys(item.inputs for item in found.summaries))
+    wanted = labels if inputs is None else comma_list(inputs, one_of(tuple(labels), "--inputs"), "--inputs")
+    family = family or ("trained" if "trained" in found.families else labels[0] if labels else "trained")
+    if labels and family not in found.families:
+        raise unknown("input family of this error run (--family)", family, found.families)
+    written = style.save(figures.curves(found, wanted), folder / "error-curves", formats=("png",))
+    if any("low_rank_step" in item.means and family in (item.family, item.inputs) for item in found.summaries):
+        written += style.save(figures.parents(found, family), folder / f"error-parents-{family}", formats=("png",))
+    if timing is not None:
+        size, chosen = positive_int("--seq-len")(seq_len), one_of(LEVELS, "--level")(level)
+        written += _beside_time(found, timing, family=family, seq_len=size, level=chosen, folder=folder)
+    for path in written:
+        print(path)
+
+
+def _beside_time(found: Any, timing: Path, *, family: str, seq_len: int, level: str, folder: Path) -> list[Path]:
+    """The front of time, error and memory: printed, said in a sentence and drawn."""
+    from flurka_bench.analysis.tradeoff import form, join_time, pareto_front, sentence
+    from flurka_bench.errors import RequestError
+    from flurka_bench.plots import style
+    from flurka_bench.plots.tradeoff import pareto
+    from flurka_bench.results import read_run, to_frame
+    from flurka_bench.units import format_bytes, format_seconds
+
+    frame = to_frame(read_run(timing))
+    rows = join_time(frame[(frame["level"] == level) & (frame["pass"] == "forward")], found, family=family, seq_len=seq_len)
+    if rows.empty:
+        measured = found.sizes_in_words(family)
+        raise RequestError(
+            f"{timing} times nothing at level {level}, N = {seq_len} (--seq-len) that has an error; errors are at {measured}"
+        )
+    front = rows[pareto_front(*(rows[name] for name in ("seconds", "error_median", "peak_memory_bytes")))]
+    print_table(
+        ("on the front of time, error and memory", "time", "interval", "error", "10% to 90%", "peak memory"),
+        [
+            (
+                form(row),
+                format_seconds(row["seconds"]),
+                f"{format_seconds(row['seconds_low'])} to {format_seconds(row['seconds_high'])}",
+                f"{row['error_median']:.2f}",
+                f"{row['error_low']:.2f} to {row['error_high']:.2f}",
+                format_bytes(row["peak_memory_bytes"]),
+            )
+            for _, row in front.sort_values("seconds").iterrows()
+        ],
+    )
+    print(f"\n{sentence(rows, family)}\n")
+    title = f"{level}, forward, N {seq_len}, {family} inputs"
+    figure = pareto(rows, title=title, third="peak_memory_bytes")
+    return style.save(figure, folder / f"error-time-{family}-n{seq_len}", formats=("png",))
 
 
 @app.command("bounds")

@@ -76,8 +76,9 @@ def recommend(
     if json:
         print_json([each.as_record() for answer in found for each in answer.candidates[:limit]])
         return
+    sizes = "" if errors is None else errors.sizes_in_words(inputs)
     for answer in found:
-        _print(answer, limit)
+        _print(answer, limit, sizes=sizes, source=error_run or ERROR_RUN)
     if len(found) > 1:
         _print_across(found)
 
@@ -117,22 +118,27 @@ def _row(each: "Candidate", note: str = "") -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _print(answer: "Recommendation", limit: int) -> None:
+def _print(answer: "Recommendation", limit: int, *, sizes: str, source: Path) -> None:
     from flurka_bench.analysis.recommend import because, python_imports, python_line
 
     request = answer.request
     print(f"\n{answer.hardware}: N = {request.seq_len}, D = {request.model_dim}, batch {request.batch}, {request.pass_},"
           f" {request.dtype}, level layer; {answer.num_searched} configurations searched")  # fmt: skip
     print(request.floor_in_words())
+    if sizes:
+        print("errors, here and below: median (10th to 90th percentile) over layers and seeds, E and F learned;"
+              f" measured at {sizes} in {source}")  # fmt: skip
     if answer.num_without_error:
         print(
             f"{answer.num_without_error} of them are left out: no error was measured for them at N = {request.seq_len} and these"
             " head widths, and none is extrapolated"
         )
-    if not answer.candidates:
-        print(f"Nothing meets what was asked: {answer.why_none}.")
+    if answer.why_none:
+        met = "Only exact attention is known to meet" if answer.candidates else "Nothing meets"
+        print(f"{met} what was asked: {answer.why_none}.")
         if answer.nearest is not None:
             print_table(_HEADERS, [_row(answer.nearest)])
+    if not answer.candidates:
         return
     best = answer.candidates[0]
     tied = sum(each.tied for each in answer.candidates) - 1

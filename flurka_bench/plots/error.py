@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -118,7 +117,7 @@ def parents(run: ErrorRun, inputs: str) -> Figure:
     parents' own errors, is not a bound in general, since the kernel's error on N keys is not its error on k compressed
     ones; it is shown for comparison.
     """
-    own = [i for i in run.summaries if i.inputs == inputs and "low_rank_step" in i.means]
+    own = [i for i in run.summaries if inputs in (i.family, i.inputs) and "low_rank_step" in i.means]
     if not own:
         return style.says_nothing(f"The error run has no FLuRKA on {inputs!r}.")
     own.sort(key=lambda item: item.means["output_error"])
@@ -145,21 +144,3 @@ def parents(run: ErrorRun, inputs: str) -> Figure:
     axis.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     style.title(fig, f"FLuRKA and its parents on {inputs}")
     return fig
-
-
-def join_time(frame: pd.DataFrame, run: ErrorRun, *, family: str, seq_len: int) -> pd.DataFrame:
-    """Timed cases at ``seq_len`` with the error to expect on ``family``: a row per case that both runs know.
-
-    ``frame`` is ``results.to_frame`` of a timing run. Adds seconds, error_low, error_median and error_high.
-    """
-    rows = []
-    for record in frame[(frame["status"] == "ok") & (frame["seq_len"] == seq_len)].to_dict("records"):
-        knobs = {name: None if pd.isna(record[name]) else int(record[name]) for name in ("rank", "num_features")}
-        found = run.error_interval(
-            mechanism=record["mechanism"], seq_len=seq_len, head_dim=int(record["head_dim"]), family=family,
-            compression=record["compression"], **knobs,
-        )  # fmt: skip
-        if found is not None:
-            low, median, high = found
-            rows.append(record | {"seconds": record["median_s"], "error_low": low, "error_median": median, "error_high": high})
-    return pd.DataFrame(rows, columns=[*frame.columns, "seconds", "error_low", "error_median", "error_high"])

@@ -2,44 +2,55 @@
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flurka_bench.analysis.baselines import FAMILY_OF
 from flurka_bench.analysis.speedup import prepare
+from flurka_bench.analysis.tradeoff import pareto_front
 from flurka_bench.plots import style
 from flurka_bench.plots.curves import _biggest
 from flurka_bench.plots.heatmap import caption
 from flurka_bench.units import format_bytes
 
 
-def pareto_front(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Which points no other point beats in both (smaller is better): a boolean array."""
-    order = np.lexsort((y, x))
-    least, front = np.inf, np.zeros(len(x), dtype=bool)
-    for index in order:
-        if y[index] < least:
-            front[index], least = True, y[index]
-    return front
+def pareto(
+    rows: pd.DataFrame, cost: str = "error_median", seconds: str = "seconds", title: str = "", third: str | None = None
+) -> Figure:
+    """Time against an error or memory column, one point per row (needs ``mechanism``); the front is joined by a line.
 
-
-def pareto(rows: pd.DataFrame, cost: str = "error_median", seconds: str = "seconds", title: str = "") -> Figure:
-    """Time against an error or memory column, one point per row (needs ``mechanism``); the front is joined by a line."""
-    known = rows[rows[seconds].notna() & rows[cost].notna() & (rows[cost] >= 0)]
+    ``third`` names one more cost: markers grow with it, and rings mark the front of all three. Where ``rows`` has
+    seconds_low, seconds_high, error_low and error_high, those on the front have their intervals drawn.
+    """
+    known = rows[rows[seconds].notna() & rows[cost].notna() & (rows[cost] >= 0)].reset_index(drop=True)
     if known.empty:
         return style.says_nothing(f"No row has both {seconds} and {cost}.")
-    fig = style.figure(7.2, 4.8)
+    fig = style.figure(7.8, 5.2)
     axis = fig.subplots()
+    areas = pd.Series(36.0, index=known.index) if third is None else 18 + 130 * (known[third] / known[third].max())
     for mechanism in [name for name in style.LINES if (known["mechanism"] == name).any()]:
         part = known[known["mechanism"] == mechanism]
         line, marker = style.LINES[mechanism]
         colour = style.FAMILY_COLOURS[FAMILY_OF[mechanism]]
-        axis.plot(part[seconds], part[cost], marker, color=colour, label=mechanism, markersize=6, alpha=0.8, linestyle="none",
-                  markerfacecolor=colour if line == "-" else "none")  # fmt: skip
-    front = known[pareto_front(known[seconds].to_numpy(), known[cost].to_numpy())].sort_values(seconds)
-    axis.step(front[seconds], front[cost], where="post", color="black", linewidth=1, label="front")
+        axis.scatter(part[seconds], part[cost], areas[part.index], marker=marker, label=mechanism, edgecolors=colour,
+                     facecolors={"-": colour, "--": "none", ":": f"{colour}55"}[line], linewidths=1.2)  # fmt: skip
+    flat = known[pareto_front(known[seconds], known[cost])].sort_values(seconds)
+    label = "front" if third is None else f"front of time and {cost.split('_')[0]}"
+    axis.step(flat[seconds], flat[cost], where="post", color="black", linewidth=1, label=label)
+    front = flat
+    if third is not None:
+        front = known[pareto_front(known[seconds], known[cost], known[third])].sort_values(seconds)
+        axis.scatter(front[seconds], front[cost], areas[front.index] + 110, marker="o", facecolors="none", edgecolors="black",
+                     linewidths=0.8, label=f"front of these and {_NAMES.get(third, third)}")  # fmt: skip
+        for share in (0.1, 1.0):
+            size = share * known[third].max()
+            axis.scatter(
+                [], [], 18 + 130 * share, marker="s", color="0.7", label=f"{_NAMES.get(third, third)} {format_bytes(size)}"
+            )
+    _intervals(axis, front, seconds, cost)
     labelled = np.full((1, 2), np.inf)
     extent = np.array([np.ptp(np.log(known[seconds])), np.ptp(known[cost].rank())]) + 1e-9
-    for _, row in front.iterrows():
+    for _, row in flat.iterrows():
         place = np.array([np.log(row[seconds]), known[cost].rank()[row.name]]) / extent
         if (np.abs(labelled - place).max(axis=1) < 0.08).any():
             continue  # the label would lie on its neighbour's
@@ -47,18 +58,32 @@ def pareto(rows: pd.DataFrame, cost: str = "error_median", seconds: str = "secon
         knobs = ", ".join(
             f"{symbol} {int(row[name])}" for name, symbol in (("rank", "k"), ("num_features", "m")) if row.get(name, 0) > 0
         )
-        axis.annotate(knobs, (row[seconds], row[cost]), xytext=(4, 4), textcoords="offset points", fontsize=7)
+        axis.annotate(knobs, (row[seconds], row[cost]), xytext=(6, 6), textcoords="offset points", fontsize=7)
     style.seconds_axis(axis, "x")
     if (known[cost] > 0).all():
         axis.set_yscale("log")
     if cost.endswith("_bytes"):
         axis.yaxis.set_major_formatter(lambda value, _: format_bytes(value))
     axis.set_xlabel("time of one call")
-    axis.set_ylabel({"peak_memory_bytes": "peak memory"}.get(cost, cost.replace("_", " ")))
+    axis.set_ylabel(_NAMES.get(cost, cost.replace("_", " ")))
+    axis.set_axisbelow(True)
     axis.grid(True, color="0.92")
     style.title(fig, "What speed costs: the lower left is better" + (f"\n{title}" if title else ""))
     fig.legend(loc="outside right center", frameon=False, fontsize=8)
     return fig
+
+
+_NAMES = {"peak_memory_bytes": "peak memory", "error_median": "relative output error, median and 10th to 90th percentile"}
+
+
+def _intervals(axis: Axes, front: pd.DataFrame, seconds: str, cost: str) -> None:
+    """Thin bars for what ``front`` has of seconds_low, seconds_high, error_low and error_high."""
+    bars = {}
+    for name, column, low, high in (("xerr", seconds, "seconds_low", "seconds_high"), ("yerr", cost, "error_low", "error_high")):
+        if {low, high} <= set(front.columns) and (name == "xerr" or cost == "error_median"):
+            bars[name] = [front[column] - front[low], (front[high] - front[column])]
+    if bars:
+        axis.errorbar(front[seconds], front[cost], **bars, linestyle="none", color="0.35", linewidth=0.7, zorder=0)
 
 
 def memory(frame: pd.DataFrame) -> Figure:

@@ -107,6 +107,14 @@ class ErrorRun:
             {*(label for group in labels.values() for label in group), *(n for n, group in labels.items() if len(group) == 1)}
         )
 
+    def sizes_in_words(self, family: str) -> str:
+        """The sizes at which ``family`` was measured, like "N = 256, 512 with d = 32"."""
+        by_width: dict[int, set[int]] = defaultdict(set)
+        for item in self.summaries:
+            if family in (item.family, item.inputs):
+                by_width[item.head_dim].add(item.seq_len)
+        return "; ".join(f"N = {', '.join(map(str, sorted(sizes)))} with d = {d}" for d, sizes in sorted(by_width.items()))
+
     def error_interval(
         self,
         *,

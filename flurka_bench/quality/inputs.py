@@ -149,8 +149,8 @@ class Trained:
     def __init__(self, *, model: str | None = None, text: str | None = None, layers: list[int] | None = None) -> None:
         """Load the encoder. Raises RequestError where the model, the text or a layer is not there."""
         self.label = "trained"
+        self.documents = (texts.read_text(text),) if text else texts.docstrings()  # before the model, which takes seconds
         self.encoder = Encoder(model)
-        self.documents = (texts.read_text(text),) if text else texts.docstrings()
         self.source = str(text) if text else "standard library docstrings"
         num_layers = self.encoder.config.num_layers
         self.layers = tuple(range(num_layers) if layers is None else layers)

@@ -89,6 +89,11 @@ class Reference:
                 self._whole = block
             yield rows, block
 
+    def release(self) -> None:
+        """Give back the room for blocks of a long input, which the next pass over it allocates again."""
+        if not self.fits:
+            self._buffers = []
+
     def buffer(self, index: int, num_rows: int) -> Tensor:
         """Room (h, n, N) for a block, the same each time: made afresh per block, blocks and the small results kept between
         them tear the heap into pieces that are never reused, and a long input's memory grows to N x N after all."""  # fmt: skip

@@ -5,7 +5,7 @@
     kind = "error"
     description = "one line"
     seeds = 3               # inputs per family, none of which trained anything
-    training_inputs = 4     # other inputs of the family, for the learned projection
+    training_inputs = 8     # other inputs of the family, for the learned projection; at least 3
     spectral = true         # the spectral norm costs about as much as everything else together
 
     [[inputs]]              # a family with its parameters; see quality.inputs
@@ -188,7 +188,7 @@ def parse(text: str, *, name: str = "error") -> ErrorSuite:
         description=str(data.get("description", "")),
         text=text,
         seeds=_count(data.get("seeds", 3), "seeds"),
-        training_inputs=_count(data.get("training_inputs", 4), "training_inputs", least=2),
+        training_inputs=_count(data.get("training_inputs", 8), "training_inputs", least=3),
         spectral=spectral,
         inputs=tuple(_inputs(table) for table in _tables(data, "inputs")),
         configurations=tuple(item for table in _tables(data, "mechanisms") for item in _configurations(table)),
