@@ -2,6 +2,9 @@
 
 import copy
 import json
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -178,3 +181,22 @@ def test_doctor_exits_1_when_something_is_bad(monkeypatch, quiet):
     answer = json.loads(done.stdout)
     assert [finding["name"] for finding in answer["findings"] if finding["judgement"] == "bad"] == ["disk"]
     assert "make room" in runner.invoke(build_app(), ["doctor", "--device", "cpu"]).stdout
+
+
+def test_own_work_is_no_other_load(monkeypatch):
+    stop = threading.Event()
+
+    def everything_is_busy(interval):
+        time.sleep(interval)
+        return SimpleNamespace(idle=0.0)
+
+    monkeypatch.setattr(environment.psutil, "cpu_times_percent", everything_is_busy)
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 1)
+    resting = environment._cpu(0.3)["busy_fraction"]
+    worker = threading.Thread(target=lambda: any(stop.is_set() for _ in iter(int, 1)))
+    worker.start()
+    try:
+        assert environment._cpu(0.3)["busy_fraction"] < resting - 0.1  # the thread gets more than a tenth of a CPU
+    finally:
+        stop.set()
+        worker.join()

@@ -74,8 +74,20 @@ def _container() -> str | None:
     return next((name for name in ("docker", "kubepods", "lxc") if name in (_read("/proc/1/cgroup") or "")), None)
 
 
-def _cpu(device_seconds: float) -> dict[str, Any]:
-    before = psutil.cpu_times_percent(interval=device_seconds)
+def _own_seconds() -> float:
+    """CPU time of this process and of the one that started it: the runner plans while its worker looks around."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error, AttributeError):
+        for process in (me := psutil.Process(), me.parent()):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def _cpu(watch_s: float) -> dict[str, Any]:
+    own_s = _own_seconds()
+    share = psutil.cpu_times_percent(interval=watch_s)
+    own = (_own_seconds() - own_s) / (watch_s * (os.cpu_count() or 1))
     return {
         "model": cpu_name(),
         "num_logical": os.cpu_count(),
@@ -84,8 +96,8 @@ def _cpu(device_seconds: float) -> dict[str, Any]:
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "clock_source": _read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         "cache_bytes": int(last_level_cache_bytes()[0]),
-        "busy_fraction": round(1 - (before.idle + getattr(before, "iowait", 0.0)) / 100, 3),
-        "steal_fraction": round(getattr(before, "steal", 0.0) / 100, 3),
+        "busy_fraction": round(max(1 - (share.idle + getattr(share, "iowait", 0.0)) / 100 - own, 0.0), 3),  # by others
+        "steal_fraction": round(getattr(share, "steal", 0.0) / 100, 3),
         "load_1m": _load_1m(),
     }
 
