@@ -43,10 +43,10 @@ def pictures() -> None:
     with redirect_stdout(StringIO()):
         plot([QUICK], kind="heatmap,scaling,predicted")
     error = REFERENCE / "error"
-    timing = ["--timing", str(REFERENCE / "error-time-cpu-1-thread"), "--seq-len", "512"]
-    for arguments in ([str(error), *timing], [str(REFERENCE / "error-limits")]):
-        subprocess.run([sys.executable, "scripts/plot_error.py", *arguments], check=True)
+    for arguments in ([error, "--timing", REFERENCE / "error-time-cpu-1-thread"], [REFERENCE / "error-limits"]):
+        subprocess.run([sys.executable, "-m", "flurka_bench", "quality", "plot", *arguments], check=True)
     shutil.copy(error / "error-time-trained-n512.png", IMAGES / "error-time.png")
+    subprocess.run([sys.executable, "scripts/plot_limits.py", "--out", IMAGES / "not-a-limit.png"], check=True)
 
 
 def pages() -> None:
