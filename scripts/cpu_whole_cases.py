@@ -135,7 +135,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="CSV of the cases with measured and predicted seconds")
     parser.add_argument("--cpu-clock", action="store_true", help="one thread, timed by its own clock")
     arguments = parser.parse_args()
-    allocator.reuse_memory()
+    allocator.restart_reusing()
     if arguments.cpu_clock:
         torch.set_num_threads(1)
     device = CpuDevice(clock_ns=time.thread_time_ns) if arguments.cpu_clock else CpuDevice()

@@ -1,5 +1,6 @@
 """Freed memory is used again: counted in page faults of a real process, and left alone where the user chose otherwise."""
 
+import json
 import os
 import subprocess
 import sys
@@ -51,3 +52,13 @@ def test_a_worker_keeps_what_it_frees():
 def test_what_the_user_set_is_left_alone(monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert allocator.worker_variables() == {}
+
+
+@linux
+def test_doctor_starts_as_a_worker_does():
+    """Three times, because by chance a process that was not restarted reuses memory, too."""
+    command = [sys.executable, "-m", "flurka_bench", "doctor", "--device", "cpu", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    for _ in range(3):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert json.loads(done.stdout)["environment"]["reuses_memory"] is True

@@ -2,9 +2,8 @@
 
 import copy
 import json
-import threading
 import time
-from types import SimpleNamespace
+from collections import namedtuple
 
 import pytest
 from typer.testing import CliRunner
@@ -183,20 +182,38 @@ def test_doctor_exits_1_when_something_is_bad(monkeypatch, quiet):
     assert "make room" in runner.invoke(build_app(), ["doctor", "--device", "cpu"]).stdout
 
 
+def times(monkeypatch, **spent):
+    """The CPUs' counters, of which ``spent`` seconds pass while they are watched."""
+    fields = ("user", "nice", "system", "idle", "iowait", "steal", "guest")
+    kind = namedtuple("times", fields)
+    readings = iter([kind(*[5.0] * 7), kind(*[5.0 + spent.get(name, 0.0) for name in fields])])
+    monkeypatch.setattr(environment.psutil, "cpu_times", lambda: next(readings))
+
+
+@pytest.mark.parametrize(
+    ("spent", "busy", "steal"),
+    [
+        ({"idle": 0.6}, 0.0, 0.0),  # 0.3 s of two idle CPUs: less than a second in all
+        ({"idle": 0.3, "user": 0.3, "guest": 0.3}, 0.5, 0.0),
+        ({"idle": 0.3, "iowait": 0.15, "steal": 0.15}, 0.25, 0.25),
+    ],
+)
+def test_the_load_of_a_short_look(monkeypatch, spent, busy, steal):
+    times(monkeypatch, **spent)
+    monkeypatch.setattr(environment, "_own_seconds", lambda: 0.0)
+    found = environment._cpu(0.01)
+    assert (found["busy_fraction"], found["steal_fraction"]) == (busy, steal)
+
+
 def test_own_work_is_no_other_load(monkeypatch):
-    stop = threading.Event()
+    times(monkeypatch, user=0.4, idle=0.2)
+    own = iter([10.0, 10.3])
+    monkeypatch.setattr(environment, "_own_seconds", lambda: next(own))
+    assert environment._cpu(0.01)["busy_fraction"] == pytest.approx(0.1 / 0.6, abs=1e-3)
 
-    def everything_is_busy(interval):
-        time.sleep(interval)
-        return SimpleNamespace(idle=0.0)
 
-    monkeypatch.setattr(environment.psutil, "cpu_times_percent", everything_is_busy)
-    monkeypatch.setattr(environment.os, "cpu_count", lambda: 1)
-    resting = environment._cpu(0.3)["busy_fraction"]
-    worker = threading.Thread(target=lambda: any(stop.is_set() for _ in iter(int, 1)))
-    worker.start()
-    try:
-        assert environment._cpu(0.3)["busy_fraction"] < resting - 0.1  # the thread gets more than a tenth of a CPU
-    finally:
-        stop.set()
-        worker.join()
+def test_own_seconds_grow_with_own_work():
+    before, end = environment._own_seconds(), time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    assert environment._own_seconds() - before > 0.05

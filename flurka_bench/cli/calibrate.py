@@ -219,11 +219,10 @@ def _measure(
     """Measure the device; the profile to start from, what was measured, and under which conditions."""
     dtypes = comma_list(dtype, one_of(DTYPES, "--dtype"), "--dtype") if dtype else None
     budget_s = parse_seconds(budget, "--budget") if budget else None
-    from flurka_bench.measure import allocator, environment, microbenchmarks
+    from flurka_bench.measure import environment, microbenchmarks
     from flurka_bench.measure.device import open_device
 
     device = open_device(name)
-    allocator.reuse_memory()
     captured = environment.capture(device)
     for warning in environment.warnings(captured):
         print(f"warning: {warning}", file=sys.stderr)

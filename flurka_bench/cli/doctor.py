@@ -16,10 +16,9 @@ def doctor(
 
     Example: flurka-bench doctor --device cpu
     """
-    from flurka_bench.measure import allocator, environment
+    from flurka_bench.measure import environment
     from flurka_bench.measure.device import open_device
 
-    allocator.reuse_memory()  # as a worker would
     captured = environment.capture(open_device(device))
     findings = environment.judge(captured)
     bad = sum(finding.judgement == "bad" for finding in findings)

@@ -9,6 +9,7 @@ import typer
 
 from flurka_bench import __version__
 from flurka_bench.errors import FlurkaError, Interrupted, nearest
+from flurka_bench.measure import allocator
 
 # In the order of a first session: measure, look, predict, decide, then the housekeeping. Modules are light to import;
 # torch, pandas, matplotlib and sympy are imported inside the functions that need them.
@@ -69,6 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 the answer is no, 2 the request was wrong, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
     only = given[0] if given and given[0] in VERBS and "_FLURKA_BENCH_COMPLETE" not in os.environ else None
+    if only in ("calibrate", "doctor") and arguments is None:
+        allocator.restart_reusing()  # what they find must hold for a run's worker
     try:
         code = build_app(only)(arguments, prog_name="flurka-bench", standalone_mode=False)
     except UsageProblem as error:

@@ -13,7 +13,6 @@ import sys
 VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES")
 CHOICE = "FLURKA_BENCH_ALLOCATOR"  # "system" leaves the system's own way
 
-_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # malloc.h, M_...
 # Never map a single result, never give back the heap's top, one heap for all threads. And no caches of small pieces: the
 # few bytes before an aligned result would go there, and the result's own memory then be too small for the next of its size.
 _TUNABLES = {"mmap_max": 0, "trim_threshold": 2**64 - 1, "arena_max": 1, "tcache_count": 0}
@@ -36,12 +35,13 @@ def worker_variables() -> dict[str, str]:
     return {"GLIBC_TUNABLES": settings} if _ours() else {}
 
 
-def reuse_memory() -> None:
-    """The same for this process as far as a running one can be told: without the caches, seldom a result is mapped anew."""
-    if _ours():
-        library = ctypes.CDLL(None)
-        for name, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_ARENA_MAX, 1)):
-            library.mallopt(name, value)
+def restart_reusing() -> None:
+    """Start this command again, in the same process, as a worker starts: glibc reads its settings at the start only.
+
+    (``mallopt`` tells a running process all but the caches of small pieces, and then some results still are mapped anew.)
+    """
+    if variables := worker_variables():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables})
 
 
 def give_back() -> None:

@@ -86,8 +86,13 @@ def _own_seconds() -> float:
 
 def _cpu(watch_s: float) -> dict[str, Any]:
     own_s = _own_seconds()
-    share = psutil.cpu_times_percent(interval=watch_s)
-    own = (_own_seconds() - own_s) / (watch_s * (os.cpu_count() or 1))
+    before = psutil.cpu_times()
+    time.sleep(watch_s)
+    after = psutil.cpu_times()
+    spent = {name: max(getattr(after, name) - getattr(before, name), 0.0) for name in before._fields if "guest" not in name}
+    total = max(sum(spent.values()), watch_s)  # of all CPUs; guests' time is part of user time
+    own = (_own_seconds() - own_s) / total
+    idle = spent["idle"] + spent.get("iowait", 0.0)
     return {
         "model": cpu_name(),
         "num_logical": os.cpu_count(),
@@ -96,8 +101,8 @@ def _cpu(watch_s: float) -> dict[str, Any]:
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "clock_source": _read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         "cache_bytes": int(last_level_cache_bytes()[0]),
-        "busy_fraction": round(max(1 - (share.idle + getattr(share, "iowait", 0.0)) / 100 - own, 0.0), 3),  # by others
-        "steal_fraction": round(getattr(share, "steal", 0.0) / 100, 3),
+        "busy_fraction": round(min(max((sum(spent.values()) - idle) / total - own, 0.0), 1.0), 3),  # by others
+        "steal_fraction": round(spent.get("steal", 0.0) / total, 3),
         "load_1m": _load_1m(),
     }
 
