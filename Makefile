@@ -34,8 +34,9 @@ $(VENV)/.test: $(VENV)/.bench
 bench: $(VENV)/.bench ## set up, run the quick suite (SUITE=..., DEVICE=...), draw the map
 	$(BIN)/flurka-bench run $(SUITE) --device $(DEVICE) --plot
 
+# One thread for each of the two workers: with more threads than cores they wait for each other, and the tests that time things see it.
 test: $(VENV)/.test ## set up, run the whole test suite
-	$(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
 lint: $(VENV)/.test ## format check, lint
 	$(BIN)/ruff format --check .

@@ -48,8 +48,10 @@ def test_the_heavy_stage_gets_the_time_forward_and_backward(ranges, train):
     forward = times["project"]
     if train:
         assert times["project"] > 2 * times["output"]
-        only_forward = stage_times(CpuDevice(), lambda: forward_only(ranges, x, heavy), num_calls=4)["project"]
-        assert forward > 1.5 * only_forward  # the backward of a matmul is two matmuls
+        # The least of several looks each: other programs only add.
+        both = min(forward, *(stage_times(CpuDevice(), call, num_calls=4)["project"] for _ in range(4)))
+        alone = (stage_times(CpuDevice(), lambda: forward_only(ranges, x, heavy), num_calls=4) for _ in range(5))
+        assert both > 1.5 * min(times["project"] for times in alone)  # the backward of a matmul is two matmuls
     else:
         assert set(times) == {"project", "output"}
 
