@@ -91,8 +91,7 @@ def _cpu(watch_s: float) -> dict[str, Any]:
     after = psutil.cpu_times()
     spent = {name: max(getattr(after, name) - getattr(before, name), 0.0) for name in before._fields if "guest" not in name}
     total = max(sum(spent.values()), watch_s)  # of all CPUs; guests' time is part of user time
-    own = (_own_seconds() - own_s) / total
-    idle = spent["idle"] + spent.get("iowait", 0.0)
+    busy_s = sum(spent.values()) - spent["idle"] - spent.get("iowait", 0.0) - (_own_seconds() - own_s)  # by others
     return {
         "model": cpu_name(),
         "num_logical": os.cpu_count(),
@@ -101,7 +100,7 @@ def _cpu(watch_s: float) -> dict[str, Any]:
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "clock_source": _read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         "cache_bytes": int(last_level_cache_bytes()[0]),
-        "busy_fraction": round(min(max((sum(spent.values()) - idle) / total - own, 0.0), 1.0), 3),  # by others
+        "busy_fraction": round(min(max(busy_s / total, 0.0), 1.0), 3),
         "steal_fraction": round(spent.get("steal", 0.0) / total, 3),
         "load_1m": _load_1m(),
     }
