@@ -1,7 +1,8 @@
 """The errors users see: one line, the accepted values, what was got, and what mends it.
 
-Every error that a wrong request, file or machine can cause is a ``FlurkaError``; the command line prints its text and
-exits with its ``exit_code``. Anything else that escapes is a bug and keeps its traceback. ``assert`` is for those.
+Every error that a wrong request, file or machine can cause is a ``FlurkaError``; the command line
+prints its text and exits with its ``exit_code``. Anything else that escapes is a bug and keeps its
+traceback. ``assert`` is for those.
 """
 
 import difflib
@@ -19,7 +20,8 @@ class RequestError(FlurkaError, ValueError):
 
 
 class Interrupted(FlurkaError):
-    """The user stopped the command; what was finished is on disk and the same command goes on from there."""
+    """The user stopped the command; what was finished is on disk and the same command goes on from
+    there."""
 
     exit_code = 130
 
@@ -31,7 +33,8 @@ def nearest(got: str, accepted: Iterable[str]) -> str | None:
 
 
 def unknown(what: str, got: object, accepted: Iterable[str]) -> RequestError:
-    """The error for a name that is not one of a known set: names the nearest and lists all of them."""
+    """The error for a name that is not one of a known set: names the nearest and lists all of
+    them."""
     accepted = sorted(str(name) for name in accepted)
     guess = nearest(str(got), accepted)
     hint = f" (did you mean {guess!r}?)" if guess else ""

@@ -1,7 +1,8 @@
 """A condition over a case's fields, such as ``rank > seq_len / 4 and mechanism != 'full-math'``.
 
-The text is parsed by Python's own grammar, checked against a short list of allowed nodes, and then walked: nothing is
-ever evaluated as code. Comparison with a field that a case does not have (the rank of full attention) is false.
+The text is parsed by Python's own grammar, checked against a short list of allowed nodes, and then
+walked: nothing is ever evaluated as code. Comparison with a field that a case does not have (the
+rank of full attention) is false.
 """
 
 import ast
@@ -24,7 +25,8 @@ _LONGEST = 400  # characters: bounds the depth of the tree and the size of its n
 
 
 class Expression:
-    """A parsed condition. Raises RequestError for anything but comparisons and + - * / // % over the known names."""
+    """A parsed condition. Raises RequestError for anything but comparisons and + - * / // % over
+    the known names."""
 
     def __init__(self, text: str, names: Iterable[str]) -> None:
         self.text = text
@@ -34,23 +36,34 @@ class Expression:
             # "pass" is a field of ours and a keyword of Python's
             self._tree = ast.parse(re.sub(r"\bpass\b", "pass_", text), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise RequestError(f"cannot read the expression {text!r}: {getattr(error, 'msg', error)}") from None
+            raise RequestError(
+                f"cannot read the expression {text!r}: {getattr(error, 'msg', error)}"
+            ) from None
         self._check(self._tree, {name if name != "pass" else "pass_" for name in names})
         if not isinstance(self._tree, ast.Compare | ast.BoolOp | ast.UnaryOp):
-            raise RequestError(f"the expression {text!r} is not a condition (like 'rank > seq_len / 4')")
+            raise RequestError(
+                f"the expression {text!r} is not a condition (like 'rank > seq_len / 4')"
+            )
 
     def holds(self, record: Mapping[str, Any]) -> bool:
-        """Whether the condition holds for a record of a case (``Case.as_record``). Raises RequestError where types do not mix."""
+        """Whether the condition holds for a record of a case (``Case.as_record``). Raises
+        RequestError where types do not mix."""
         try:
             return bool(_value(self._tree, record))
         except (TypeError, ArithmeticError) as error:
-            raise RequestError(f"the expression {self.text!r} cannot be computed: {error}") from None
+            raise RequestError(
+                f"the expression {self.text!r} cannot be computed: {error}"
+            ) from None
 
     def _check(self, node: ast.expr, names: set[str]) -> None:
         match node:
             case ast.Name(id=name):
                 if name not in names:
-                    raise unknown(f"name in the expression {self.text!r}", name, {entry.rstrip("_") for entry in names})
+                    raise unknown(
+                        f"name in the expression {self.text!r}",
+                        name,
+                        {entry.rstrip("_") for entry in names},
+                    )
                 children: list[ast.expr] = []
             case ast.Constant(value=bool() | int() | float() | str()):
                 children = []
@@ -60,7 +73,9 @@ class Expression:
                 children = [operand]
             case ast.BinOp(left=left, right=right, op=op) if type(op) in _ARITHMETIC:
                 children = [left, right]
-            case ast.Compare(left=left, comparators=rights, ops=ops) if all(type(op) in _COMPARISONS for op in ops):
+            case ast.Compare(left=left, comparators=rights, ops=ops) if all(
+                type(op) in _COMPARISONS for op in ops
+            ):
                 children = [left, *rights]
             case ast.List(elts=children) | ast.Tuple(elts=children):
                 pass
@@ -97,7 +112,11 @@ def _value(node: ast.expr, record: Mapping[str, Any]) -> Any:
             current = _value(left, record)
             for op, right in zip(ops, rights):
                 following = _value(right, record)
-                if current is None or following is None or not _COMPARISONS[type(op)](current, following):
+                if (
+                    current is None
+                    or following is None
+                    or not _COMPARISONS[type(op)](current, following)
+                ):
                     return False
                 current = following
             return True

@@ -1,8 +1,9 @@
 """What a mechanism asks of the hardware: a list of ops, one per launched kernel.
 
-This is the project's one arithmetic. Lowering (``mechanisms.lower``) writes these lists; the cost model, the peak-memory
-estimate and the closed-form regions read them, and nothing else counts FLOPs or bytes. Every quantity is an int, a NumPy
-array (a sweep's worth of cases at once) or a SymPy expression, as the case's fields were.
+This is the project's one arithmetic. Lowering (``mechanisms.lower``) writes these lists; the cost
+model, the peak-memory estimate and the closed-form regions read them, and nothing else counts FLOPs
+or bytes. Every quantity is an int, a NumPy array (a sweep's worth of cases at once) or a SymPy
+expression, as the case's fields were.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ class Tensor:
     name: str
     numel: Number
     dtype: str
-    role: str = "activation"  # activation, input, parameter, buffer (constants such as Omega), gradient
+    role: str = (
+        "activation"  # activation, input, parameter, buffer (constants such as Omega), gradient
+    )
 
     @property
     def bytes(self) -> Number:
@@ -33,20 +36,24 @@ class Op:
 
     The four dimensions mean, by kind:
 
-    =============  ==================================================================================
+    =============
+    ==================================================================================
     matmul         ``batch`` products (rows, inner) @ (inner, cols)
     softmax        ``batch * rows`` rows of ``cols`` elements (``inner`` is 1)
-    reduction      ``batch * rows`` rows of ``cols`` elements, each to one; ``inner`` elements apart in memory (1: adjacent)
+    reduction      ``batch * rows`` rows of ``cols`` elements, each to one; ``inner`` elements apart
+                   in memory (1: adjacent)
     elementwise    ``batch * rows * cols`` elements
     copy           the same, nothing computed
-    attention      fused softmax(Q K^T / sqrt(d)) V: ``batch`` heads, ``rows`` queries, ``cols`` keys,
-                   ``inner`` = head_dim
-    =============  ==================================================================================
+    attention      fused softmax(Q K^T / sqrt(d)) V: ``batch`` heads, ``rows`` queries, ``cols``
+                   keys, ``inner`` = head_dim
+    =============
+    ==================================================================================
 
-    FLOPs are split by the unit that does them: ``matmul_flops`` (multiply-add = 2; tensor cores where the dtype has
-    them), ``vector_flops`` (adds, multiplies, comparisons on the ordinary lanes) and ``special_flops`` (exp, rsqrt,
-    division, tanh: the special function units). ``recomputed_flops`` are matmul FLOPs a fused backward does again; they
-    cost time but are not part of the algorithm's count.
+    FLOPs are split by the unit that does them: ``matmul_flops`` (multiply-add = 2; tensor cores
+    where the dtype has them), ``vector_flops`` (adds, multiplies, comparisons on the ordinary
+    lanes) and ``special_flops`` (exp, rsqrt, division, tanh: the special function units).
+    ``recomputed_flops`` are matmul FLOPs a fused backward does again; they cost time but are not
+    part of the algorithm's count.
     """
 
     stage: str

@@ -4,16 +4,16 @@ A suite names values for *axes* (the fields of a case) and combines them::
 
     name = "example"
     description = "one line"
-    baselines = ["full-sdpa", "low-rank-sdpa"]  # what speedups are shown against, where the paper's do not suffice
+    baselines = ["full-sdpa", "low-rank-sdpa"]  # what speedups are shown against, where the paper's
+    do not suffice
     exclude = ["rank > seq_len / 4"]            # cases for which any of these holds are left out
 
-    [axes]                                      # shared by all blocks; a block's own value replaces a shared one
-    mechanism = ["full-sdpa", "flurka-relu"]
-    seq_len = {from = 1024, to = 8192, factor = 2}
+    [axes]                                      # shared by all blocks; a block's own value replaces
+    a shared one mechanism = ["full-sdpa", "flurka-relu"] seq_len = {from = 1024, to = 8192, factor
+    = 2}
 
-    [[product]]                                 # every combination of its values, times the shared axes
-    num_features = [32, 64]
-    rank = [128, 256]
+    [[product]]                                 # every combination of its values, times the shared
+    axes num_features = [32, 64] rank = [128, 256]
 
     [[zip]]                                     # its lists advance together, times the shared axes
     num_features = [16, 32]
@@ -22,11 +22,12 @@ A suite names values for *axes* (the fields of a case) and combines them::
     [budget]                                    # see Budget
     time = "80s"
 
-    [cuda]                                      # replaces keys of the above on that kind of device, table by table
-    axes = {dtype = ["bfloat16"]}
+    [cuda]                                      # replaces keys of the above on that kind of device,
+    table by table axes = {dtype = ["bfloat16"]}
 
-Cases come out in canonical form (``mechanisms.canonical``): impossible combinations fall away and equal ones collapse,
-so full attention is one case and not one per rank. Files are data: expressions are parsed and never evaluated as code.
+Cases come out in canonical form (``mechanisms.canonical``): impossible combinations fall away and
+equal ones collapse, so full attention is one case and not one per rank. Files are data: expressions
+are parsed and never evaluated as code.
 """
 
 import math
@@ -45,14 +46,26 @@ from flurka_bench.units import parse_bytes, parse_fraction, parse_seconds
 from flurka_bench.workload import LARGEST_SIZE, Case
 
 SHIPPED = Path(__file__).parent / "suites"
-MAX_COMBINATIONS = 200_000  # before collapsing; a second or two of work, and a guard against a slip of the keyboard
+# before collapsing; a second or two of work, and a guard against a slip of the keyboard
+MAX_COMBINATIONS = 200_000
 MAX_CASES = 10_000
 
 CHOICES = {"mechanism": tuple(mechanisms.MECHANISMS), **workload.CHOICES}
 FLAGS = ("share_kv", "share_heads")
 AXES = tuple(field.name.rstrip("_") for field in fields(Case))
 _BLOCKS = ("product", "zip")
-_KEYS = ("name", "description", "axes", "product", "zip", "exclude", "budget", "baselines", "cpu", "cuda")
+_KEYS = (
+    "name",
+    "description",
+    "axes",
+    "product",
+    "zip",
+    "exclude",
+    "budget",
+    "baselines",
+    "cpu",
+    "cuda",
+)
 _OVERLAY_KEYS = ("axes", "product", "zip", "exclude", "budget", "baselines")
 
 
@@ -60,10 +73,11 @@ _OVERLAY_KEYS = ("axes", "product", "zip", "exclude", "budget", "baselines")
 class Budget:
     """How much a run may take.
 
-    ``time_s`` is shared out over the workloads and bounds the repetitions (None: as many as the target interval asks for);
-    ``case_time_s`` bounds one case's; ``timeout_s`` is how long a single call may hang before its process is killed;
-    ``memory_bytes`` is the most a case may need (None: what the device has); ``target`` is the width of a speedup's
-    interval, relative to the speedup, at which sampling ends.
+    ``time_s`` is shared out over the workloads and bounds the repetitions (None: as many as the
+    target interval asks for); ``case_time_s`` bounds one case's; ``timeout_s`` is how long a single
+    call may hang before its process is killed; ``memory_bytes`` is the most a case may need (None:
+    what the device has); ``target`` is the width of a speedup's interval, relative to the speedup,
+    at which sampling ends.
     """
 
     time_s: float | None = None
@@ -81,13 +95,16 @@ class Suite:
     description: str
     text: str  # the file as written, recorded with every run
     device_kind: str
-    blocks: tuple[dict[str, Any], ...]  # {"combine": "product" | "zip", "shared": axes, "own": axes}
+    blocks: tuple[
+        dict[str, Any], ...
+    ]  # {"combine": "product" | "zip", "shared": axes, "own": axes}
     exclude: tuple[Expression, ...] = ()
     budget: Budget = Budget()
     baselines: tuple[str, ...] = ()
 
     def cases(self) -> list[Case]:
-        """The cases in canonical form, each once, the competitors of a workload together, else in the order of the file.
+        """The cases in canonical form, each once, the competitors of a workload together, else in
+        the order of the file.
 
         Raises RequestError if there is none or too many.
         """
@@ -102,7 +119,9 @@ class Suite:
         for block in self.blocks:
             ranks: list[tuple[int, int]] = []  # with the seq_len each is combined with
             for values in _combinations(block):
-                wanted = Case(**{("pass_" if key == "pass" else key): value for key, value in values.items()})
+                wanted = Case(
+                    **{("pass_" if key == "pass" else key): value for key, value in values.items()}
+                )
                 if mechanisms.MECHANISMS[wanted.mechanism].compressed and wanted.rank is not None:
                     ranks.append((wanted.rank, wanted.seq_len))
                 try:
@@ -124,10 +143,16 @@ class Suite:
                     f" with, as {rank} than {seq_len}"
                 )
         if not found:
-            why = f"all {num_excluded} possible ones are excluded" if num_excluded else str(impossible)
+            why = (
+                f"all {num_excluded} possible ones are excluded"
+                if num_excluded
+                else str(impossible)
+            )
             raise RequestError(f"suite {self.name!r} expands to no case: {why}")
         if len(found) > MAX_CASES:
-            raise RequestError(f"suite {self.name!r} expands to {len(found)} cases; the limit is {MAX_CASES} (shorten its axes)")
+            raise RequestError(
+                f"suite {self.name!r} expands to {len(found)} cases; the limit is {MAX_CASES} (shorten its axes)"
+            )
         workloads: dict[tuple, list[Case]] = {}
         for case in found:
             workloads.setdefault(case.workload_key, []).append(case)
@@ -142,8 +167,8 @@ def shipped_suites() -> list[str]:
 def load_suite(name_or_path: str | Path, device_kind: str = "cpu") -> Suite:
     """The suite of that name or file, for ``device_kind`` "cpu" or "cuda".
 
-    Raises RequestError for an unknown name, a file that cannot be read, malformed TOML (with line and column), and
-    unknown keys, mechanisms and values.
+    Raises RequestError for an unknown name, a file that cannot be read, malformed TOML (with line
+    and column), and unknown keys, mechanisms and values.
     """
     name = str(name_or_path)
     path = Path(name)
@@ -151,7 +176,9 @@ def load_suite(name_or_path: str | Path, device_kind: str = "cpu") -> Suite:
         path = SHIPPED / f"{name}.toml"
     elif not path.is_file():
         if path.suffix == ".toml" or len(path.parts) > 1:
-            raise RequestError(f"no suite file at {name!r}; shipped suites: {', '.join(shipped_suites())}")
+            raise RequestError(
+                f"no suite file at {name!r}; shipped suites: {', '.join(shipped_suites())}"
+            )
         raise unknown("suite", name, shipped_suites())
     try:
         text = path.read_text(encoding="utf-8")
@@ -161,13 +188,20 @@ def load_suite(name_or_path: str | Path, device_kind: str = "cpu") -> Suite:
 
 
 def parse_suite(text: str, *, device_kind: str = "cpu", name: str = "suite") -> Suite:
-    """A suite from the text of its file; ``name`` serves where the text gives none. Raises RequestError as load_suite does."""
+    """A suite from the text of its file; ``name`` serves where the text gives none. Raises
+    RequestError as load_suite does."""
     data = parse_toml(text, f"suite {name!r}")
     _check_keys(data, _KEYS, "key")
     name = _text(data.get("name", name), "name")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):  # it becomes the name of a folder
-        raise RequestError(f"a suite's name has up to 64 letters, digits, '-', '_' and '.', got {_short(name)}")
-    parsed = {kind: _overlay(data, kind) for kind in ("cpu", "cuda")}  # both are checked, whichever runs
+    if not re.fullmatch(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name
+    ):  # it becomes the name of a folder
+        raise RequestError(
+            f"a suite's name has up to 64 letters, digits, '-', '_' and '.', got {_short(name)}"
+        )
+    parsed = {
+        kind: _overlay(data, kind) for kind in ("cpu", "cuda")
+    }  # both are checked, whichever runs
     blocks, exclude, budget, baselines = parsed[device_kind]
     return Suite(
         name=name,
@@ -181,7 +215,9 @@ def parse_suite(text: str, *, device_kind: str = "cpu", name: str = "suite") -> 
     )
 
 
-def _overlay(data: dict[str, Any], device_kind: str) -> tuple[tuple[dict[str, Any], ...], tuple[Expression, ...], Budget, tuple]:
+def _overlay(
+    data: dict[str, Any], device_kind: str
+) -> tuple[tuple[dict[str, Any], ...], tuple[Expression, ...], Budget, tuple]:
     """The parts of a suite with the device kind's own table laid over the general ones."""
     own = _table(data, device_kind)
     _check_keys(own, _OVERLAY_KEYS, f"key in [{device_kind}]")
@@ -202,11 +238,19 @@ def _overlay(data: dict[str, Any], device_kind: str) -> tuple[tuple[dict[str, An
         if "mechanism" not in axes:
             raise RequestError("a suite must name its mechanisms (axes.mechanism)")
         blocks = [{"combine": "product", "shared": axes, "own": {}}]
-    expressions = tuple(Expression(entry, AXES) for entry in _list(own if "exclude" in own else data, "exclude", str))
+    expressions = tuple(
+        Expression(entry, AXES)
+        for entry in _list(own if "exclude" in own else data, "exclude", str)
+    )
     baselines = _list(own if "baselines" in own else data, "baselines", str)
     for baseline in baselines:
         mechanisms.get(baseline)
-    return tuple(blocks), expressions, _parse_budget(_table(data, "budget") | _table(own, "budget")), tuple(baselines)
+    return (
+        tuple(blocks),
+        expressions,
+        _parse_budget(_table(data, "budget") | _table(own, "budget")),
+        tuple(baselines),
+    )
 
 
 def _parse_axes(table: dict[str, Any], where: str) -> dict[str, list[Any]]:
@@ -226,18 +270,31 @@ def _parse_axis(axis: str, values: Any) -> list[Any]:
         if not all(isinstance(entry, bool) for entry in entries):
             raise RequestError(f"axis {axis} takes true and false, got {values!r}")
     else:
-        entries = _geometric(axis, values) if isinstance(values, dict) else values if isinstance(values, list) else [values]
+        entries = (
+            _geometric(axis, values)
+            if isinstance(values, dict)
+            else values
+            if isinstance(values, list)
+            else [values]
+        )
         least = 0 if axis in ("ffn_dim", "vocab_size") else 1
         for entry in entries:
-            if isinstance(entry, bool) or not isinstance(entry, int) or not least <= entry <= LARGEST_SIZE:
-                raise RequestError(f"axis {axis} takes whole numbers from {least} to 2^40, got {_short(entry)}")
+            if (
+                isinstance(entry, bool)
+                or not isinstance(entry, int)
+                or not least <= entry <= LARGEST_SIZE
+            ):
+                raise RequestError(
+                    f"axis {axis} takes whole numbers from {least} to 2^40, got {_short(entry)}"
+                )
     if not entries:
         raise RequestError(f"axis {axis} has no values")
     return entries
 
 
 def _geometric(axis: str, table: dict[str, Any]) -> list[int]:
-    """``{from, to, factor}`` or ``{from, to, num}`` -> sizes from ``from`` to at most ``to``, rounded, each once."""
+    """``{from, to, factor}`` or ``{from, to, num}`` -> sizes from ``from`` to at most ``to``,
+    rounded, each once."""
     _check_keys(table, ("from", "to", "factor", "num"), f"key in the range of {axis}")
     form = f"axis {axis}: a range is {{from, to, factor}} or {{from, to, num}}"
     if not {"from", "to"} <= table.keys() or ("factor" in table) == ("num" in table):
@@ -253,7 +310,11 @@ def _geometric(axis: str, table: dict[str, Any]) -> list[int]:
             raise RequestError(f"{form} with num from 2 to {MAX_CASES}, got {_short(table)}")
         values = [round(first * (last / first) ** (step / (num - 1))) for step in range(num)]
     else:
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1.001 <= factor <= LARGEST_SIZE:
+        if (
+            isinstance(factor, bool)
+            or not isinstance(factor, int | float)
+            or not 1.001 <= factor <= LARGEST_SIZE
+        ):
             raise RequestError(f"{form} with a factor of at least 1.001, got {_short(table)}")
         steps = math.floor(math.log(last / first) / math.log(factor) + 1e-9)
         values = [round(first * factor**step) for step in range(steps + 1)]
@@ -265,10 +326,20 @@ def _parse_budget(table: dict[str, Any]) -> Budget:
     _check_keys(table, keys, "key in [budget]")
     for key, value in table.items():
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise RequestError(f"budget {key} takes a quantity like '80s' or '8GB', got {_short(value)}")
-    seconds = {f"{key}_s": parse_seconds(table[key], f"budget {key}") for key in ("time", "case_time", "timeout") if key in table}
-    memory = {"memory_bytes": parse_bytes(table["memory"], "budget memory")} if "memory" in table else {}
-    target = {"target": parse_fraction(table["target"], "budget target")} if "target" in table else {}
+            raise RequestError(
+                f"budget {key} takes a quantity like '80s' or '8GB', got {_short(value)}"
+            )
+    seconds = {
+        f"{key}_s": parse_seconds(table[key], f"budget {key}")
+        for key in ("time", "case_time", "timeout")
+        if key in table
+    }
+    memory = (
+        {"memory_bytes": parse_bytes(table["memory"], "budget memory")} if "memory" in table else {}
+    )
+    target = (
+        {"target": parse_fraction(table["target"], "budget target")} if "target" in table else {}
+    )
     return Budget(**seconds, **memory, **target)
 
 
@@ -284,7 +355,9 @@ def _combinations(block: dict[str, Any]) -> Iterator[dict[str, Any]]:
     shared = {axis: values for axis, values in block["shared"].items() if axis not in own}
     if block["combine"] == "zip":
         length = max((len(values) for values in own.values()), default=1)
-        rows = list(zip(*[values * length if len(values) == 1 else values for values in own.values()])) or [()]
+        rows = list(
+            zip(*[values * length if len(values) == 1 else values for values in own.values()])
+        ) or [()]
     else:
         rows = product(*own.values())
     for row in rows:
@@ -308,7 +381,9 @@ def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
 def _list(data: dict[str, Any], key: str, kind: type) -> list[Any]:
     value = data.get(key, [])
     if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
-        raise RequestError(f"{key} must be a list of {'tables' if kind is dict else 'texts'}, got {_short(value)}")
+        raise RequestError(
+            f"{key} must be a list of {'tables' if kind is dict else 'texts'}, got {_short(value)}"
+        )
     return value
 
 

@@ -5,15 +5,37 @@ import re
 
 from flurka_bench.errors import RequestError
 
-_BYTES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "tb": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-_SECONDS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0}
+_BYTES = {
+    "": 1,
+    "b": 1,
+    "kb": 1e3,
+    "mb": 1e6,
+    "gb": 1e9,
+    "tb": 1e12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_SECONDS = {
+    "": 1.0,
+    "s": 1.0,
+    "ms": 1e-3,
+    "us": 1e-6,
+    "µs": 1e-6,
+    "ns": 1e-9,
+    "min": 60.0,
+    "h": 3600.0,
+}
 
 
 def _parse(text: str, scale: dict[str, float], what: str, example: str) -> float:
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ]*)\s*", str(text))
     if not match or match[2].lower() not in scale:
         units = ", ".join(unit for unit in scale if unit)
-        raise RequestError(f"{what} must be a positive number with a unit of {units} (like {example}), got {text!r}")
+        raise RequestError(
+            f"{what} must be a positive number with a unit of {units} (like {example}), got {text!r}"
+        )
     value = float(match[1]) * scale[match[2].lower()]
     if not (math.isfinite(value) and value > 0):
         raise RequestError(f"{what} must be finite and above 0 (like {example}), got {text!r}")
@@ -38,7 +60,9 @@ def parse_fraction(text: str, what: str = "threshold") -> float:
     except ValueError:
         value = math.nan
     if not 0 < value <= 1:
-        raise RequestError(f"{what} must be above 0% and at most 100% (like 5% or 0.05), got {text!r}")
+        raise RequestError(
+            f"{what} must be above 0% and at most 100% (like 5% or 0.05), got {text!r}"
+        )
     return value
 
 

@@ -5,9 +5,10 @@ Shape letters, used in comments and docstrings throughout the project::
     b  batch          N  seq_len       d  head_dim       D  model_dim = h * d
     h  num_heads      k  rank          m  num_features   f  ffn_dim
 
-A ``Case`` is one thing to time or to predict: a mechanism with its knobs, at a workload. Its numeric fields are plain
-ints for one case, NumPy arrays for many, or SymPy symbols for closed forms; everything that counts FLOPs and bytes is
-arithmetic on them. Categorical fields are always one string.
+A ``Case`` is one thing to time or to predict: a mechanism with its knobs, at a workload. Its
+numeric fields are plain ints for one case, NumPy arrays for many, or SymPy symbols for closed
+forms; everything that counts FLOPs and bytes is arithmetic on them. Categorical fields are always
+one string.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -21,23 +22,37 @@ ORDERS = ("project_first", "compress_first", "absorbed")
 BACKENDS = ("eager", "compiled", "fused")
 COMPRESSIONS = ("dense", "mean-pool", "conv")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-# The fields of a case that are one of a few names, with those names (``mechanisms.MECHANISMS`` has the mechanism's).
+# The fields of a case that are one of a few names, with those names (``mechanisms.MECHANISMS`` has
+# the mechanism's).
 CHOICES = {
     "level": LEVELS, "pass": PASSES, "order": ORDERS, "backend": BACKENDS, "dtype": DTYPES, "compression": COMPRESSIONS,
 }  # fmt: skip
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "bool": 1, "int64": 8}
 
-# The stages a mechanism runs, in this order where it has them; the same names in op lists, code, profiler and plots.
-# "ffn" and "other" (norms, residuals, embedding, optimizer) exist at level model only.
-STAGES = ("project", "compress", "features", "scores", "key_value", "output", "merge", "ffn", "other")
+# The stages a mechanism runs, in this order where it has them; the same names in op lists, code,
+# profiler and plots. "ffn" and "other" (norms, residuals, embedding, optimizer) exist at level
+# model only.
+STAGES = (
+    "project",
+    "compress",
+    "features",
+    "scores",
+    "key_value",
+    "output",
+    "merge",
+    "ffn",
+    "other",
+)
 
-# No size of a case is larger: beyond it a number is a slip, and products of a few sizes leave what floats can hold.
+# No size of a case is larger: beyond it a number is a slip, and products of a few sizes leave what
+# floats can hold.
 LARGEST_SIZE = 2**40
 
 # The sizes of a case, in the order in which ids, tables and records give them.
 SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features")
 
-# What competitors share to be compared: everything but the mechanism and its knobs. Under the names that records use.
+# What competitors share to be compared: everything but the mechanism and its knobs. Under the names
+# that records use.
 WORKLOAD = (
     "level", "pass", "dtype", "batch", "num_heads", "seq_len", "head_dim", "num_layers", "ffn_dim", "vocab_size",
 )  # fmt: skip
@@ -47,9 +62,10 @@ WORKLOAD = (
 class Case:
     """One mechanism with its knobs at one workload.
 
-    ``order`` is None at level core (there is nothing to reorder). ``rank`` is None where keys and values are not
-    compressed, ``num_features`` where the similarity is softmax; elu + 1 has ``num_features == head_dim``.
-    ``mechanisms.canonical`` brings a requested combination into this form, or says why it is impossible.
+    ``order`` is None at level core (there is nothing to reorder). ``rank`` is None where keys and
+    values are not compressed, ``num_features`` where the similarity is softmax; elu + 1 has
+    ``num_features == head_dim``. ``mechanisms.canonical`` brings a requested combination into this
+    form, or says why it is impossible.
     """
 
     mechanism: str
@@ -64,7 +80,9 @@ class Case:
     head_dim: Number = 64
     rank: Number | None = None
     num_features: Number | None = None
-    compression: str = "dense"  # how E and F are made: a learned dense matrix, mean-pool, strided convolution
+    compression: str = (
+        "dense"  # how E and F are made: a learned dense matrix, mean-pool, strided convolution
+    )
     share_kv: bool = False  # E = F: one compression serves keys and values
     share_heads: bool = True  # one E (and F) for all heads
     num_layers: Number = 1  # level model only, as are the next two
@@ -88,11 +106,19 @@ class Case:
 
     @property
     def case_id(self) -> str:
-        """A readable id, unique per case and the same on every machine; knobs at their default are left out."""
+        """A readable id, unique per case and the same on every machine; knobs at their default are
+        left out."""
         parts = [self.mechanism, self.level, self.pass_]
         if self.order is not None:
             parts.append(self.order)
-        parts += [self.backend, self.dtype, f"b{self.batch}", f"h{self.num_heads}", f"n{self.seq_len}", f"d{self.head_dim}"]
+        parts += [
+            self.backend,
+            self.dtype,
+            f"b{self.batch}",
+            f"h{self.num_heads}",
+            f"n{self.seq_len}",
+            f"d{self.head_dim}",
+        ]
         parts += [f"k{self.rank}"] if self.rank is not None else []
         parts += [f"m{self.num_features}"] if self.num_features is not None else []
         parts += [self.compression] if self.compression != "dense" else []
@@ -107,5 +133,6 @@ class Case:
         return replace(self, **changes)
 
     def as_record(self) -> dict[str, Any]:
-        """The case's fields under the names that records, tables and command-line options use (``pass``, not ``pass_``)."""
+        """The case's fields under the names that records, tables and command-line options use
+        (``pass``, not ``pass_``)."""
         return {field.name.rstrip("_"): getattr(self, field.name) for field in fields(self)}

@@ -1,12 +1,16 @@
-"""A/A test: a mechanism against itself must not be called FASTER or SLOWER in more than 5 % of trials.
+"""A/A test: a mechanism against itself must not be called FASTER or SLOWER in more than 5 % of
+trials.
 
-    python scripts/aa_test.py [--trials 200] [--load 0|1] [--budget 0.3] [--threads 1] [--out results/reference/aa.json]
+    python scripts/aa_test.py [--trials 200] [--load 0|1] [--budget 0.3] [--threads 1] [--out
+    results/reference/aa.json]
 
-Each trial hands the worker's own code a group of one case twice over: two competitors with tensors of their own, gated,
-warmed up, sampled in interleaved rounds until the interval is narrow or the budget spent. Then it asks for the verdict.
-With ``--load 1`` another process keeps a core busy in bursts of random length meanwhile, which is worse than a steady load
-because it leaves and returns within a trial. Prints the verdicts, by what stopped the trial and how far the ratios were from 1;
-``--out`` keeps that in a JSON file beside the answer for the other load. 200 trials take about four minutes. Exits 1 above 5 %.
+Each trial hands the worker's own code a group of one case twice over: two competitors with tensors
+of their own, gated, warmed up, sampled in interleaved rounds until the interval is narrow or the
+budget spent. Then it asks for the verdict. With ``--load 1`` another process keeps a core busy in
+bursts of random length meanwhile, which is worse than a steady load because it leaves and returns
+within a trial. Prints the verdicts, by what stopped the trial and how far the ratios were from 1;
+``--out`` keeps that in a JSON file beside the answer for the other load. 200 trials take about four
+minutes. Exits 1 above 5 %.
 """
 
 import argparse
@@ -40,7 +44,8 @@ def burn(longest_burst_s: float) -> None:
 
 
 def trial(tools: Tools, case: Case, budget_s: float, seed: int) -> tuple[RatioEstimate, str]:
-    """One group of the case twice over: what the runner would have measured, and the verdict on the two."""
+    """One group of the case twice over: what the runner would have measured, and the verdict on the
+    two."""
     outcomes: dict[int, dict] = {}
 
     def say(message: dict) -> None:
@@ -50,15 +55,23 @@ def trial(tools: Tools, case: Case, budget_s: float, seed: int) -> tuple[RatioEs
     options = Options(seed=seed, budget_s=2 * budget_s, case_time_s=budget_s)
     GroupRun(tools, options, say, lambda index: None).measure([case, case])
     left, right = outcomes[0], outcomes[1]
-    estimate = paired_ratio(left["samples_s"], right["samples_s"], left["round_ids"], right["round_ids"], seed=seed)
+    estimate = paired_ratio(
+        left["samples_s"], right["samples_s"], left["round_ids"], right["round_ids"], seed=seed
+    )
     return estimate, left["stop_reason"]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--load", type=int, choices=(0, 1), default=0, help="keep another core busy meanwhile")
-    parser.add_argument("--budget", type=float, default=0.3, help="seconds of sampling per competitor")
+    parser.add_argument(
+        "--load", type=int, choices=(0, 1), default=0, help="keep another core busy meanwhile"
+    )
+    parser.add_argument(
+        "--budget", type=float, default=0.3, help="seconds of sampling per competitor"
+    )
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: all")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
@@ -69,7 +82,14 @@ def main() -> int:
         torch.set_num_threads(options.threads)
     tools, _ = torch_tools("cpu")
     case = mechanisms.canonical(
-        Case(mechanism="flurka-relu", num_heads=4, seq_len=options.seq_len, head_dim=64, rank=64, num_features=32)
+        Case(
+            mechanism="flurka-relu",
+            num_heads=4,
+            seq_len=options.seq_len,
+            head_dim=64,
+            rank=64,
+            num_features=32,
+        )
     )
     burner = multiprocessing.get_context("spawn").Process(target=burn, args=(0.5,), daemon=True)
     if options.load:
@@ -108,7 +128,9 @@ def main() -> int:
     print(f"called different: {share:.1%} (goal: at most 5 %)")
     if options.out:
         before = json.loads(options.out.read_text()) if options.out.exists() else {}
-        options.out.write_text(json.dumps(before | {"loaded" if options.load else "idle": found}, indent=1) + "\n")
+        options.out.write_text(
+            json.dumps(before | {"loaded" if options.load else "idle": found}, indent=1) + "\n"
+        )
     return int(share > 0.05)
 
 

@@ -1,11 +1,13 @@
-"""Our eager layers against the public ``linformer`` and ``performer-pytorch`` layers, same sizes, same arithmetic, interleaved.
+"""Our eager layers against the public ``linformer`` and ``performer-pytorch`` layers, same sizes,
+same arithmetic, interleaved.
 
     python scripts/bench_public_layers.py [--rounds 30] [--threads 2]
 
-Each round times every layer of a group once, in random order; a ratio is theirs / ours within one round, so that slow
-phases of the machine hit both. Printed: the median ratio with its 95 % bootstrap interval (above 1: ours is faster).
-Needs ``pip install linformer performer-pytorch``. Their weights are copied into ours, and the outputs
-compared first: equal but for FAVOR+, where theirs adds 1e-4 to every feature, a bias that ours does without.
+Each round times every layer of a group once, in random order; a ratio is theirs / ours within one
+round, so that slow phases of the machine hit both. Printed: the median ratio with its 95 %
+bootstrap interval (above 1: ours is faster). Needs ``pip install linformer performer-pytorch``.
+Their weights are copied into ours, and the outputs compared first: equal but for FAVOR+, where
+theirs adds 1e-4 to every feature, a bias that ours does without.
 """
 
 import argparse
@@ -31,7 +33,9 @@ def pairs(seq_len: int) -> dict[str, tuple[torch.nn.Module, torch.nn.Module]]:
     """By name, their layer and ours with their weights."""
     result = {}
     theirs = LinformerSelfAttention(MODEL_DIM, seq_len, k=RANK, heads=NUM_HEADS)
-    ours = LinformerAttention(MODEL_DIM, NUM_HEADS, seq_len, RANK, sdpa=False, order="project_first")
+    ours = LinformerAttention(
+        MODEL_DIM, NUM_HEADS, seq_len, RANK, sdpa=False, order="project_first"
+    )
     with torch.no_grad():
         ours.compression.weight_k.copy_(theirs.proj_k.T)
         ours.compression.weight_v.copy_(theirs.proj_v.T)
@@ -44,7 +48,9 @@ def pairs(seq_len: int) -> dict[str, tuple[torch.nn.Module, torch.nn.Module]]:
             nb_features=NUM_FEATURES,
             generalized_attention=generalized,
         )
-        ours = PerformerAttention(MODEL_DIM, NUM_HEADS, NUM_FEATURES, similarity=name, order="project_first")
+        ours = PerformerAttention(
+            MODEL_DIM, NUM_HEADS, NUM_FEATURES, similarity=name, order="project_first"
+        )
         scale = (MODEL_DIM // NUM_HEADS) ** -0.25
         with torch.no_grad():
             ours.similarity.omega.copy_(theirs.fast_attention.projection_matrix.T * scale)
@@ -87,9 +93,13 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    print(f"{cpu_name()}, torch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds")
+    print(
+        f"{cpu_name()}, torch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds"
+    )
     print(f"D {MODEL_DIM}, h {NUM_HEADS}, k {RANK}, m {NUM_FEATURES}, float32")
-    print("layer            pass     batch      N  theirs ms   ours ms  ratio  95 % interval   outputs differ by")
+    print(
+        "layer            pass     batch      N  theirs ms   ours ms  ratio  95 % interval   outputs differ by"
+    )
     for seq_len in arguments.seq_len:
         for batch in arguments.batch:
             for name, (theirs, ours) in pairs(seq_len).items():

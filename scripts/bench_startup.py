@@ -2,8 +2,9 @@
 
     python scripts/bench_startup.py [--rounds 15]
 
-Prints the median of each command's wall time and the median of its pairwise ratio to its yardstick, with the limit that
-the project holds itself to: ``--help`` within 3x of importing typer and rich, ``predict`` within 3x of importing NumPy.
+Prints the median of each command's wall time and the median of its pairwise ratio to its yardstick,
+with the limit that the project holds itself to: ``--help`` within 3x of importing typer and rich,
+``predict`` within 3x of importing NumPy.
 """
 
 import argparse
@@ -13,7 +14,16 @@ import sys
 import time
 
 SHAPE = ["--seq-len", "4096", "--rank", "128", "--num-features", "64"]
-PREDICT = ["predict", "--hardware", "h100", "--mechanism", "flurka-relu", "--level", "layer", *SHAPE]
+PREDICT = [
+    "predict",
+    "--hardware",
+    "h100",
+    "--mechanism",
+    "flurka-relu",
+    "--level",
+    "layer",
+    *SHAPE,
+]
 COMMANDS = {
     "import typer, rich": [sys.executable, "-c", "import typer, rich"],
     "import numpy": [sys.executable, "-c", "import numpy"],

@@ -1,4 +1,5 @@
-"""The table of ``flurka_bench.measure.statistics``: how often verdicts on simulated noise are wrong, and how often right.
+"""The table of ``flurka_bench.measure.statistics``: how often verdicts on simulated noise are
+wrong, and how often right.
 
     python scripts/error_rates.py [--trials 1000]
 
@@ -18,19 +19,31 @@ NOISE = (0.005, 0.01, 0.02, 0.03)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--trials", type=int, default=1000)
     trials = parser.parse_args().trials
-    print(f"rounds  {'  '.join(f'{rho:5.1f}' for rho in AUTOCORRELATIONS)}    {'  '.join(f'{sigma:5.1%}' for sigma in NOISE)}")
+    print(
+        f"rounds  {'  '.join(f'{rho:5.1f}' for rho in AUTOCORRELATIONS)}    {'  '.join(f'{sigma:5.1%}' for sigma in NOISE)}"
+    )
     for num_rounds in ROUNDS:
         wrong, right = [], []
         for rho in AUTOCORRELATIONS:
             _, verdicts = error_rates(trials=trials, num_rounds=num_rounds, autocorrelation=rho)
             wrong.append(verdicts["FASTER"] + verdicts["SLOWER"])
         for sigma in NOISE:
-            _, verdicts = error_rates(trials=trials, num_rounds=num_rounds, autocorrelation=0.2, sigma=sigma, true_ratio=1.1)
+            _, verdicts = error_rates(
+                trials=trials,
+                num_rounds=num_rounds,
+                autocorrelation=0.2,
+                sigma=sigma,
+                true_ratio=1.1,
+            )
             right.append(verdicts["FASTER"])
-        cells = ["  ".join(f"{100 * share:3.0f} %" for share in shares) for shares in (wrong, right)]
+        cells = [
+            "  ".join(f"{100 * share:3.0f} %" for share in shares) for shares in (wrong, right)
+        ]
         print(f"{num_rounds:6}  {cells[0]}    {cells[1]}", flush=True)
 
 

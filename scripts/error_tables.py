@@ -34,21 +34,33 @@ def cell(item: Summary) -> str:
 def trained(run: ErrorRun) -> None:
     own = [item for item in run.summaries if item.inputs == "trained"]
     found = {
-        (i.mechanism, i.projection, i.rank, i.num_features): i for i in own if not (i.share_kv and i.projection != "mean-pool")
+        (i.mechanism, i.projection, i.rank, i.num_features): i
+        for i in own
+        if not (i.share_kv and i.projection != "mean-pool")
     }
     ranks = (16, 64, 256)
-    rows = [[label, *(cell(found[name, kind, k, m]) for k in ranks)] for label, name, kind, m in ROWS]
+    rows = [
+        [label, *(cell(found[name, kind, k, m]) for k in ranks)] for label, name, kind, m in ROWS
+    ]
     table(["", *(f"k {k}" for k in ranks)], rows)
-    rows = [[name, *(cell(found[name, None, None, m]) for m in ranks)] for name in ("kernel-relu", "kernel-favor")]
+    rows = [
+        [name, *(cell(found[name, None, None, m]) for m in ranks)]
+        for name in ("kernel-relu", "kernel-favor")
+    ]
     table(["", *(f"m {m}" for m in ranks)], rows)
     print(f"\nkernel-elu (m = 32): {cell(found['kernel-elu', None, None, 32])}")
     flurkas = [item for item in own if item.mechanism.startswith("flurka")]
     means = [item.means for item in flurkas]
     shares = [
-        m["output_error"] / min(m["low_rank_error"] + m["low_rank_step"], m["kernel_error"] + m["kernel_step"]) for m in means
+        m["output_error"]
+        / min(m["low_rank_error"] + m["low_rank_step"], m["kernel_error"] + m["kernel_step"])
+        for m in means
     ]
     sums = [m["output_error"] / (m["low_rank_error"] + m["kernel_error"]) for m in means]
-    below = {parent: sum(m["output_error"] < m[f"{parent}_error"] for m in means) for parent in ("low_rank", "kernel")}
+    below = {
+        parent: sum(m["output_error"] < m[f"{parent}_error"] for m in means)
+        for parent in ("low_rank", "kernel")
+    }
     medians = [item.error.median for item in flurkas]
     print(
         f"FLuRKA, {len(flurkas)} configurations: median error {min(medians):.2f} to {max(medians):.2f}; mean error"
@@ -57,9 +69,16 @@ def trained(run: ErrorRun) -> None:
         f" below its kernel parent's in {below['kernel']}, below its low-rank parent's in {below['low_rank']}"
     )
     learned = [
-        (found["low-rank", "learned", k, None].error.median, found["low-rank", "mean-pool", k, None].error.median) for k in ranks
+        (
+            found["low-rank", "learned", k, None].error.median,
+            found["low-rank", "mean-pool", k, None].error.median,
+        )
+        for k in ranks
     ]
-    print("low-rank, learned against mean-pool:", ", ".join(f"{a:.3f} against {b:.3f}" for a, b in learned))
+    print(
+        "low-rank, learned against mean-pool:",
+        ", ".join(f"{a:.3f} against {b:.3f}" for a, b in learned),
+    )
 
 
 def small_logits(run: ErrorRun) -> None:
@@ -72,7 +91,9 @@ def small_logits(run: ErrorRun) -> None:
         or (item.mechanism == "kernel-relu" and item.num_features >= 64)
     ]  # fmt: skip
     medians = [item.error.median for item in wanted]
-    print(f"gaussian-0.5, mean-pool, elu + 1 and ReLU features from m = 64 on: {min(medians):.2f} to {max(medians):.2f}")
+    print(
+        f"gaussian-0.5, mean-pool, elu + 1 and ReLU features from m = 64 on: {min(medians):.2f} to {max(medians):.2f}"
+    )
 
 
 def limits(run: ErrorRun) -> None:
@@ -82,14 +103,18 @@ def limits(run: ErrorRun) -> None:
     for item in own:
         tail = ", E = F" if item.share_kv and item.projection != "mean-pool" else ""
         median = item.error.median
-        rows.setdefault(f"{item.projection}{tail}", {})[item.rank] = "0" if median < 1e-6 else f"{median:.3g}"
+        rows.setdefault(f"{item.projection}{tail}", {})[item.rank] = (
+            "0" if median < 1e-6 else f"{median:.3g}"
+        )
     table(
-        ["low-rank, gaussian-1, N 256, d 64", *(f"k {k}" for k in ranks)], [[n, *(r[k] for k in ranks)] for n, r in rows.items()]
+        ["low-rank, gaussian-1, N 256, d 64", *(f"k {k}" for k in ranks)],
+        [[n, *(r[k] for k in ranks)] for n, r in rows.items()],
     )
 
 
 def encoder_norms() -> None:
-    """|x|² + |y|² of FAVOR+ (docs/error.md, F1) by layer and head, where the packaged encoder is installed."""
+    """|x|² + |y|² of FAVOR+ (docs/error.md, F1) by layer and head, where the packaged encoder is
+    installed."""
     from flurka_bench.errors import RequestError
     from flurka_bench.quality.inputs import Trained
 
@@ -101,12 +126,16 @@ def encoder_norms() -> None:
     sizes = []
     for layer in family.layers:
         draw = family.draw(0, num_heads=12, seq_len=512, head_dim=32, layer=layer)
-        sizes += ((draw.q.square().sum(-1).mean(-1) + draw.k.square().sum(-1).mean(-1)) / 32**0.5).tolist()
+        sizes += (
+            (draw.q.square().sum(-1).mean(-1) + draw.k.square().sum(-1).mean(-1)) / 32**0.5
+        ).tolist()
     print(f"MiniLM: |x|² + |y|² averages {min(sizes):.0f} to {max(sizes):.0f} by head")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("--limits", type=Path)
     options = parser.parse_args()

@@ -1,9 +1,11 @@
-"""Every picture and page that the README and the docs show, and the README's tables, from results/reference and the model.
+"""Every picture and page that the README and the docs show, and the README's tables, from
+results/reference and the model.
 
     python scripts/figures.py              # all of it: a few minutes
     python scripts/figures.py readme       # the README's blocks alone; also: pictures, pages
 
-The README's blocks stand between ``<!-- figures: NAME -->`` and ``<!-- end -->``, and are printed as they are replaced.
+The README's blocks stand between ``<!-- figures: NAME -->`` and ``<!-- end -->``, and are printed
+as they are replaced.
 """
 
 import shutil
@@ -28,7 +30,11 @@ from flurka_bench.results import read_run, to_frame
 from flurka_bench.units import format_ratio, format_seconds
 
 REFERENCE = Path("results/reference")
-LAYER, QUICK, PROFILE = REFERENCE / "layer-cpu-1-thread", REFERENCE / "quick-cpu-1-thread", REFERENCE / "cpu-1-thread.toml"
+LAYER, QUICK, PROFILE = (
+    REFERENCE / "layer-cpu-1-thread",
+    REFERENCE / "quick-cpu-1-thread",
+    REFERENCE / "cpu-1-thread.toml",
+)
 IMAGES = Path("docs/images")
 GPUS = "h100,h200,b200,l40s"
 TARGETS = ("h100", "b200", "l40s", str(PROFILE))
@@ -38,19 +44,33 @@ def pictures() -> None:
     """docs/images, and the plots folders of the reference runs."""
     cells = speedups(to_frame([read_run(LAYER)]), "flurka", "best-other")
     maps = heatmap.grids(cells, "seq_len", "rank")
-    place = next(i for i, grid in enumerate(maps) if (grid.fixed["num_heads"], grid.fixed["num_features"]) == (8, 64))
-    style.save(heatmap.heat_map(cells, "seq_len", "rank", which=place), IMAGES / "layer-heatmap", ["png"])
+    place = next(
+        i
+        for i, grid in enumerate(maps)
+        if (grid.fixed["num_heads"], grid.fixed["num_features"]) == (8, 64)
+    )
+    style.save(
+        heatmap.heat_map(cells, "seq_len", "rank", which=place), IMAGES / "layer-heatmap", ["png"]
+    )
     with redirect_stdout(StringIO()):
         plot([QUICK], kind="heatmap,scaling,predicted")
     error = REFERENCE / "error"
-    for arguments in ([error, "--timing", REFERENCE / "error-time-cpu-1-thread"], [REFERENCE / "error-limits"]):
-        subprocess.run([sys.executable, "-m", "flurka_bench", "quality", "plot", *arguments], check=True)
+    for arguments in (
+        [error, "--timing", REFERENCE / "error-time-cpu-1-thread"],
+        [REFERENCE / "error-limits"],
+    ):
+        subprocess.run(
+            [sys.executable, "-m", "flurka_bench", "quality", "plot", *arguments], check=True
+        )
     shutil.copy(error / "error-time-trained-n512.png", IMAGES / "error-time.png")
-    subprocess.run([sys.executable, "scripts/plot_limits.py", "--out", IMAGES / "not-a-limit.png"], check=True)
+    subprocess.run(
+        [sys.executable, "scripts/plot_limits.py", "--out", IMAGES / "not-a-limit.png"], check=True
+    )
 
 
 def pages() -> None:
-    """The page of the layer run, and that of predictions for GPUs that this project has not run on."""
+    """The page of the layer run, and that of predictions for GPUs that this project has not run
+    on."""
     report([LAYER])
     report(None, out=REFERENCE / "predicted-four-gpus.html", hardware=GPUS)
 
@@ -60,14 +80,17 @@ def quick_block() -> str:
     run, text = read_run(QUICK), StringIO()
     with redirect_stdout(text):
         _print_answer(
-            QUICK, SimpleNamespace(wall_s=run.meta["wall_s"], time_in_calls_s=run.meta["time_in_calls_s"]), as_json=False
+            QUICK,
+            SimpleNamespace(wall_s=run.meta["wall_s"], time_in_calls_s=run.meta["time_in_calls_s"]),
+            as_json=False,
         )
     start = text.getvalue().rindex("\nlayer forward")
     return f"```text\n{text.getvalue()[start:].strip()}\n```"
 
 
 def layer_block() -> str:
-    """The table of the layer run: how often FLuRKA wins, by how much, and how well that was predicted."""
+    """The table of the layer run: how often FLuRKA wins, by how much, and how well that was
+    predicted."""
     rows = prepare(to_frame([read_run(LAYER)]))
     views = {name: speedups(rows, "flurka", name) for name in BASELINES}
     judged = agreement(rows, "flurka", views)
@@ -78,7 +101,11 @@ def layer_block() -> str:
     ]
     for row in answer.answers(views).to_dict("records"):
         best = f"{format_ratio(row['best'])} [{row['best_low']:.2f}, {row['best_high']:.2f}] at {row['best_cell']}"
-        best = best if row["best_high"] < 1e6 else f"{format_ratio(row['best'])} (too few samples for an interval)"
+        best = (
+            best
+            if row["best_high"] < 1e6
+            else f"{format_ratio(row['best'])} (too few samples for an interval)"
+        )
         counts = (str(row[word]) for word in ("FASTER", "SLOWER", "AMBIGUOUS"))
         label = BASELINES[row["baseline"]].label
         lines.append(
@@ -94,8 +121,12 @@ def layer_block() -> str:
 
 
 def recommend_block() -> str:
-    """The table across hardware: the fastest configuration, why, and what another floor would give."""
-    lines = ["| target | fastest | time | why, against the fastest of each other family | at other floors |", "| --- " * 5 + "|"]
+    """The table across hardware: the fastest configuration, why, and what another floor would
+    give."""
+    lines = [
+        "| target | fastest | time | why, against the fastest of each other family | at other floors |",
+        "| --- " * 5 + "|",
+    ]
     for name in TARGETS:
         profile = load(name)
         request = recommend.Request(seq_len=16384, model_dim=1024, dtype=profile.own_dtype)
@@ -110,26 +141,39 @@ def recommend_block() -> str:
         moved = [
             f"{words.replace(' (assumed)', '')}: {_form(each)}, {format_seconds(each.prediction.seconds)}"
             for words, each in found.by_floor
-            if each is not None and words.startswith(("rank >= 128", "rank >= 512", "rank >= 256, features >= half"))
+            if each is not None
+            and words.startswith(("rank >= 128", "rank >= 512", "rank >= 256, features >= half"))
         ]
         title = "this CPU, one thread" if profile.kind == "cpu" else profile.name
         time = format_seconds(best.prediction.seconds)
         why = f"{'; '.join(why)}. Against {others[0].prediction.case.mechanism} it {reason}"
-        lines.append(f"| {title}, {request.dtype} | {_form(best)} | {time} | {why} | {'; '.join(moved)} |")
+        lines.append(
+            f"| {title}, {request.dtype} | {_form(best)} | {time} | {why} | {'; '.join(moved)} |"
+        )
     return "\n".join(lines)
 
 
 def _form(each: recommend.Candidate) -> str:
     case = each.prediction.case
-    knobs = [f"{symbol} = {value}" for symbol, value in (("k", case.rank), ("m", case.num_features)) if value]
-    return ", ".join([f"{case.mechanism} {case.order}", f"{case.num_heads} × {case.head_dim}", *knobs])
+    knobs = [
+        f"{symbol} = {value}"
+        for symbol, value in (("k", case.rank), ("m", case.num_features))
+        if value
+    ]
+    return ", ".join(
+        [f"{case.mechanism} {case.order}", f"{case.num_heads} × {case.head_dim}", *knobs]
+    )
 
 
 def readme() -> None:
     """Replace the blocks of the README."""
     path = Path("README.md")
     text = path.read_text(encoding="utf-8")
-    for name, block in (("quick", quick_block), ("layer", layer_block), ("recommend", recommend_block)):
+    for name, block in (
+        ("quick", quick_block),
+        ("layer", layer_block),
+        ("recommend", recommend_block),
+    ):
         told = block()
         print(told, end="\n\n")
         head, found, rest = text.partition(f"<!-- figures: {name} -->\n")

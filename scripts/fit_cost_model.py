@@ -1,8 +1,11 @@
-"""Fit the cost model's global constants to measured operators and write them where the package reads them.
+"""Fit the cost model's global constants to measured operators and write them where the package
+reads them.
 
-    python scripts/fit_cost_model.py ../shared/data/gpu_ops [--kind matmul] [--exclude DEVICE] [--dry-run]
+    python scripts/fit_cost_model.py ../shared/data/gpu_ops [--kind matmul] [--exclude DEVICE]
+    [--dry-run]
 
-One entry of FITS a kind of op. scripts/cost_model_table.py uses the same functions to leave one device out.
+One entry of FITS a kind of op. scripts/cost_model_table.py uses the same functions to leave one
+device out.
 """
 
 import argparse
@@ -29,12 +32,14 @@ SEED = 0
 class Fit:
     """What one global fit moves, and where it starts.
 
-    ``prior`` gives, for each path into the table of constants, the value before any row is seen (round numbers from
-    datasheets and physics; see docs/cost-model.md). ``free`` gives for each parameter the paths it multiplies and its
-    prior's width in log units: one for all families of kernels together, and a narrower one for each family's own part,
-    so that a family none of whose devices is seen falls back on what the others say. ``own_scale`` (log units) lets
-    each group of rows differ as a whole; ``hosts`` says where each op's eager dispatch stands, which is no device's: the fit
-    takes every host's own, and the median of all hosts is shipped. ``throttled`` devices' rows are judged but never fitted.
+    ``prior`` gives, for each path into the table of constants, the value before any row is seen
+    (round numbers from datasheets and physics; see docs/cost-model.md). ``free`` gives for each
+    parameter the paths it multiplies and its prior's width in log units: one for all families of
+    kernels together, and a narrower one for each family's own part, so that a family none of whose
+    devices is seen falls back on what the others say. ``own_scale`` (log units) lets each group of
+    rows differ as a whole; ``hosts`` says where each op's eager dispatch stands, which is no
+    device's: the fit takes every host's own, and the median of all hosts is shipped. ``throttled``
+    devices' rows are judged but never fitted.
     """
 
     files: tuple[str, ...]
@@ -68,7 +73,8 @@ def _fit(
     families: Mapping[str, Mapping[str, float]],
     **more: Any,
 ) -> Fit:
-    """A fit of ``shared`` constants (``group.name`` -> prior) and of ``families``' own (name -> family -> prior)."""
+    """A fit of ``shared`` constants (``group.name`` -> prior) and of ``families``' own (name ->
+    family -> prior)."""
     prior, free = {}, {}
     for where, value in shared.items():
         at = (unit, *where.split("."))
@@ -82,7 +88,10 @@ def _fit(
             free[f"all.{name}"] = (tuple(paths.values()), width)
         elif len(set(by_family.values())) == 1 and len(by_family) > 1:
             free[f"all.{name}"] = (tuple(paths.values()), width)
-            free |= {f"{family}.{name}": ((at,), min(width, FAMILY_WIDTH)) for family, at in paths.items()}
+            free |= {
+                f"{family}.{name}": ((at,), min(width, FAMILY_WIDTH))
+                for family, at in paths.items()
+            }
         else:  # families that differ by design share nothing
             free |= {f"{family}.{name}": ((at,), 0.5) for family, at in paths.items()}
     return Fit(files=files, path=path, prior=prior, free=free, **more)
@@ -100,7 +109,8 @@ MATMUL_TENSOR = _fit(
         "compute_efficiency": {"mma": 0.75, "wgmma": 0.8},
         "tile_overhead": {"mma": 0.17, "wgmma": 0.09},
         "feed_bytes_per_clock_per_sm": {"mma": 64.0, "wgmma": 128.0},
-        "wave_rounding": {"mma": 0.8, "wgmma": 0.2},  # one tile a block; persistent blocks of many sizes
+        # one tile a block; persistent blocks of many sizes
+        "wave_rounding": {"mma": 0.8, "wgmma": 0.2},
         "prologue_cycles": {"mma": 500.0, "wgmma": 1500.0},
         "epilogue_cycles": {"mma": 3000.0, "wgmma": 1500.0},
         "epilogue_exponent": {"mma": 0.5, "wgmma": 0.5},
@@ -108,8 +118,9 @@ MATMUL_TENSOR = _fit(
         "l2_capacity": {"l2-split": 0.1, "l2-whole": 0.4},  # two halves; whole
     },
 )  # fmt: skip
-# 0.85 (TDP - 30 W) / peak of each architecture's board with the most power for its peak, as the boards are built to sustain:
-# P40, V100 SXM2, RTX 2080 Ti, A100 PCIe, RTX 4090, H100 PCIe, RTX 5090. One factor for all of them is fitted.
+# 0.85 (TDP - 30 W) / peak of each architecture's board with the most power for its peak, as the
+# boards are built to sustain: P40, V100 SXM2, RTX 2080 Ti, A100 PCIe, RTX 4090, H100 PCIe, RTX
+# 5090. One factor for all of them is fitted.
 _SIMT_ENERGY = {
     "pascal": 15.9,
     "volta": 14.6,
@@ -138,7 +149,8 @@ MATMUL_VECTOR = _fit(
         "wave_rounding": dict.fromkeys(_SIMT, 0.9),
         "epilogue_cycles": dict.fromkeys(_SIMT, 2000.0),
         "dram_efficiency": dict.fromkeys(_SIMT, 0.75),
-        "l2_capacity": {"maxwell": 1.0, "volta-simt": 1.0, "ampere-simt": 0.5},  # two halves, each with copies, since Ampere
+        # two halves, each with copies, since Ampere
+        "l2_capacity": {"maxwell": 1.0, "volta-simt": 1.0, "ampere-simt": 0.5},
         "picojoules_per_flop": _SIMT_ENERGY,
     },
     own_scale=0.01,
@@ -165,7 +177,8 @@ def dispatch(rows: Rows) -> float:
 
 
 def host_known(profile: hardware.Profile, rows: Rows) -> hardware.Profile:
-    """The profile with the host's dispatch of this op as an empty op would show it; unchanged where rows hold none."""
+    """The profile with the host's dispatch of this op as an empty op would show it; unchanged where
+    rows hold none."""
     operator = operator_of(rows)
     if operator.launch_of(rows) != "launch_eager_s":
         return profile
@@ -195,7 +208,8 @@ def at_prior(entry: Fit, table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def moved(entry: Fit, table: Mapping[str, Any], shift: np.ndarray) -> dict[str, Any]:
-    """A copy of the table at the prior, with every free parameter's paths multiplied by exp(its shift)."""
+    """A copy of the table at the prior, with every free parameter's paths multiplied by exp(its
+    shift)."""
     table = copy.deepcopy(dict(table))
     for (paths, _), by in zip(entry.free.values(), shift):
         for path in paths:
@@ -204,18 +218,27 @@ def moved(entry: Fit, table: Mapping[str, Any], shift: np.ndarray) -> dict[str, 
 
 
 def fit(
-    entry: Fit, groups: list[Rows], table: Mapping[str, Any], *, max_steps: int = 30, say: Callable[[str], None] = lambda _: None
+    entry: Fit,
+    groups: list[Rows],
+    table: Mapping[str, Any],
+    *,
+    max_steps: int = 30,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """The table with its free constants fitted to the groups, from the prior.
 
-    Where the entry allows it, each group has a scale of its own in the fit, which is not shipped: a device that is slow as a
-    whole shall not bend what says how time goes with the shape.
+    Where the entry allows it, each group has a scale of its own in the fit, which is not shipped: a
+    device that is slow as a whole shall not bend what says how time goes with the shape.
     """
-    picked = [sample(rows, ROWS_PER_DEVICE, SEED) for rows in groups if rows.device not in entry.throttled]
+    picked = [
+        sample(rows, ROWS_PER_DEVICE, SEED) for rows in groups if rows.device not in entry.throttled
+    ]
     profiles = [host_known(datasheet_only(rows.device), rows) for rows in picked]
     start = at_prior(entry, table)
     for op, path in entry.hosts.items():
-        lookup(start, path[:-1])[path[-1]] = float(np.median([dispatch(rows) for rows in groups if rows.op == op]))
+        lookup(start, path[:-1])[path[-1]] = float(
+            np.median([dispatch(rows) for rows in groups if rows.op == op])
+        )
     widths = [width for _, width in entry.free.values()]
     scales = len(picked) if entry.own_scale else 0
 
@@ -229,7 +252,9 @@ def fit(
             ]
         )
 
-    shift, covariance = fit_log(residual, np.array([*widths, *(entry.own_scale,) * scales]), max_steps=max_steps)
+    shift, covariance = fit_log(
+        residual, np.array([*widths, *(entry.own_scale,) * scales]), max_steps=max_steps
+    )
     result = moved(entry, start, shift)
     for path, before in entry.prior.items():
         say(f"{'.'.join(path):60s} {before:10.4g} -> {lookup(result, path):10.4g}")
@@ -251,7 +276,9 @@ def rounded(value: Any) -> Any:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="folder with the operator files")
     parser.add_argument("--fit", nargs="*", default=list(FITS), choices=list(FITS))
     parser.add_argument("--exclude", nargs="*", default=[], help="devices to leave out")
@@ -259,7 +286,11 @@ def main() -> int:
     arguments = parser.parse_args()
     for name in arguments.fit:
         entry = FITS[name]
-        groups = [rows for rows in load(arguments.folder, entry.files) if rows.device not in arguments.exclude]
+        groups = [
+            rows
+            for rows in load(arguments.folder, entry.files)
+            if rows.device not in arguments.exclude
+        ]
         table = json.loads(entry.path.read_text(encoding="utf-8"))
         table = fit(entry, groups, table, say=print)
         if not arguments.dry_run:

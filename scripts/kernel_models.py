@@ -1,15 +1,18 @@
-"""Fit and judge the models of streaming kernels, softmax and fused attention; write constants and bands.
+"""Fit and judge the models of streaming kernels, softmax and fused attention; write constants and
+bands.
 
     python scripts/kernel_models.py fit ../shared/data/gpu_ops [--kind softmax] [--dry-run]
     python scripts/kernel_models.py table ../shared/data/gpu_ops [--kind softmax]
     python scripts/kernel_models.py bands ../shared/data/gpu_ops
 
-``fit`` finds the shipped constants from all devices. ``table`` judges: *unseen* leaves one device out of the fit and predicts
-its rows from the datasheet; *calibrated* moves the constants by 20 of its rows (stratified by shape; mean over SEEDS) and
-predicts the others. The float32 files hold the host's dispatch, which no datasheet of a device gives: ``host known`` takes it
-as an input, the median of the device's rows under HOST_BYTES (which are dispatch and nothing else); ``unseen`` beside it
-takes the other hosts' median. ``bands`` writes the conformal half-widths and prints how they cover rows that did not set them:
-the other half of the rows, and each device by the bands of the others.
+``fit`` finds the shipped constants from all devices. ``table`` judges: *unseen* leaves one device
+out of the fit and predicts its rows from the datasheet; *calibrated* moves the constants by 20 of
+its rows (stratified by shape; mean over SEEDS) and predicts the others. The float32 files hold the
+host's dispatch, which no datasheet of a device gives: ``host known`` takes it as an input, the
+median of the device's rows under HOST_BYTES (which are dispatch and nothing else); ``unseen``
+beside it takes the other hosts' median. ``bands`` writes the conformal half-widths and prints how
+they cover rows that did not set them: the other half of the rows, and each device by the bands of
+the others.
 """
 
 import argparse
@@ -26,7 +29,14 @@ import numpy as np
 from flurka_bench.cost import terms, uncertainty
 from flurka_bench.cost.calibration import calibrate
 from flurka_bench.cost.elementwise import DISPATCH
-from flurka_bench.cost.fitting import Rows, absolute_percentage_error, fit_log, order_right, read_rows, stratified
+from flurka_bench.cost.fitting import (
+    Rows,
+    absolute_percentage_error,
+    fit_log,
+    order_right,
+    read_rows,
+    stratified,
+)
 from flurka_bench.cost.operators import operator_of
 from flurka_bench.hardware import load
 from flurka_bench.hardware.profile import Profile
@@ -36,11 +46,17 @@ CALIBRATION_ROWS = 20
 ROWS_PER_GROUP = 400
 HOST_BYTES = 3e5
 
-# What each fit starts from, and how far in log units each constant may move: round numbers from physics and published kernels,
-# so that no left-out device has a say in them. What physics pins down moves least. The L2 bandwidth of streaming kernels stays
-# at half of the A100 whitepaper's 5,120 bytes a clock over 108 SMs: only one device of the data shows it.
+# What each fit starts from, and how far in log units each constant may move: round numbers from
+# physics and published kernels, so that no left-out device has a say in them. What physics pins
+# down moves least. The L2 bandwidth of streaming kernels stays at half of the A100 whitepaper's
+# 5,120 bytes a clock over 108 SMs: only one device of the data shows it.
 FREE: dict[str, dict[str, tuple[float, float]]] = {
-    "elementwise": {"dram_efficiency": (0.9, 0.1), "l2_low": (0.5, 0.5), "l2_high": (1.0, 0.3), "host_overlap": (0.5, 0.3)},
+    "elementwise": {
+        "dram_efficiency": (0.9, 0.1),
+        "l2_low": (0.5, 0.5),
+        "l2_high": (1.0, 0.3),
+        "host_overlap": (0.5, 0.3),
+    },
     "softmax": {
         "dram_efficiency": (0.9, 0.05),
         "block_lane_ops_per_row": (300, 0.5),
@@ -75,7 +91,10 @@ FILES = {
     "softmax": ("softmax",),
     "attention": ("attention_bf16",),
 }
-MATMULS = ("matmul-tensor", "matmul-vector")  # fitted by fit_cost_model.py; their bands are made here with the others
+MATMULS = (
+    "matmul-tensor",
+    "matmul-vector",
+)  # fitted by fit_cost_model.py; their bands are made here with the others
 GOALS = {"elementwise": (5, 1.5), "softmax": (12, 4), "attention": (12, 8)}
 WHERE: dict[str, Callable[[Rows], np.ndarray]] = {
     "attention": lambda rows: rows.columns["seq_len"] >= 512,
@@ -93,12 +112,15 @@ def fitted(kind: str, data: list[Rows]) -> list[Rows]:
 
 
 def host_known(profile: Profile, rows: Rows) -> Profile:
-    """The profile with the host's dispatch of this op, as timing an empty op on that host would give it."""
+    """The profile with the host's dispatch of this op, as timing an empty op on that host would
+    give it."""
     if rows.op == "attention":
         return profile
     small = rows.columns["B"] * rows.columns["H"] * 8 < HOST_BYTES
     own = float(np.median(rows.seconds[small]))
-    return profile.with_measured({**profile.measured, operator_of(rows).prefix(rows) + "launch_eager_s": own}, {})
+    return profile.with_measured(
+        {**profile.measured, operator_of(rows).prefix(rows) + "launch_eager_s": own}, {}
+    )
 
 
 def bare(name: str) -> Profile:
@@ -106,7 +128,12 @@ def bare(name: str) -> Profile:
     return load(name).with_measured({}, {})
 
 
-def fit(kind: str, data: list[Rows], table: Mapping[str, Any], say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def fit(
+    kind: str,
+    data: list[Rows],
+    table: Mapping[str, Any],
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
     """The table with this kind's free constants fitted; every op and device weighs the same."""
     picked = []
     for rows in fitted(kind, data):
@@ -125,7 +152,10 @@ def fit(kind: str, data: list[Rows], table: Mapping[str, Any], say: Callable[[st
     def residual(shift: np.ndarray) -> np.ndarray:
         trial = moved(shift)
         return np.concatenate(
-            [np.log(operator_of(rows).predict(profile, rows, trial) / rows.seconds) for profile, rows in picked]
+            [
+                np.log(operator_of(rows).predict(profile, rows, trial) / rows.seconds)
+                for profile, rows in picked
+            ]
         )
 
     width = np.array([sd for _, sd in FREE[kind].values()]) / PRIOR_WEIGHT
@@ -133,18 +163,22 @@ def fit(kind: str, data: list[Rows], table: Mapping[str, Any], say: Callable[[st
     result = moved(shift)
     if kind != "attention":
         launches = [
-            profile.measured[operator_of(rows).prefix(rows) + "launch_eager_s"] / DISPATCH.get(rows.op, 1.0)
+            profile.measured[operator_of(rows).prefix(rows) + "launch_eager_s"]
+            / DISPATCH.get(rows.op, 1.0)
             for profile, rows in picked
         ]
         result[kind]["launch_eager_s"] = float(np.median(launches))
     for name, sd in zip(names, np.sqrt(np.diag(covariance))):
-        say(f"{kind}.{name:32s} {table[kind][name]:10.4g} -> {result[kind][name]:10.4g}  (± {100 * sd:.1f} %)")
+        say(
+            f"{kind}.{name:32s} {table[kind][name]:10.4g} -> {result[kind][name]:10.4g}  (± {100 * sd:.1f} %)"
+        )
     return result
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """log(predicted / measured) of one op on one device it was not fitted on; calibrated: seed -> (held-out index, residuals)."""
+    """log(predicted / measured) of one op on one device it was not fitted on; calibrated: seed ->
+    (held-out index, residuals)."""
 
     rows: Rows
     unseen: np.ndarray
@@ -152,8 +186,11 @@ class Judged:
     calibrated: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
-def judge(kind: str, folder: Path, table: Mapping[str, Any], *, every_row: bool = False) -> list[Judged]:
-    """The protocol of the table for one kind; with ``every_row`` it predicts the rows too that are not fitted."""
+def judge(
+    kind: str, folder: Path, table: Mapping[str, Any], *, every_row: bool = False
+) -> list[Judged]:
+    """The protocol of the table for one kind; with ``every_row`` it predicts the rows too that are
+    not fitted."""
     data = groups(folder, kind) if every_row else fitted(kind, groups(folder, kind))
     result = []
     for device in sorted({rows.device for rows in data}):
@@ -161,14 +198,21 @@ def judge(kind: str, folder: Path, table: Mapping[str, Any], *, every_row: bool 
         for rows in (rows for rows in data if rows.device == device):
             operator, profile = operator_of(rows), bare(device)
 
-            def residual(own: Profile, picked: Rows, operator=operator, without=without) -> np.ndarray:
+            def residual(
+                own: Profile, picked: Rows, operator=operator, without=without
+            ) -> np.ndarray:
                 return np.log(operator.predict(own, picked, without) / picked.seconds)
 
             calibrated = []
             for seed in SEEDS:
                 chosen = stratified(operator.features(rows), CALIBRATION_ROWS, seed)
                 rest = np.setdiff1d(np.arange(len(rows)), chosen)
-                calibrated.append((rest, residual(calibrate(profile, rows.take(chosen), without), rows.take(rest))))
+                calibrated.append(
+                    (
+                        rest,
+                        residual(calibrate(profile, rows.take(chosen), without), rows.take(rest)),
+                    )
+                )
             result.append(
                 Judged(
                     rows=rows,
@@ -221,19 +265,25 @@ def show(kind: str, judged: list[Judged]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Residuals:
-    """log(predicted / measured) of rows that were not fitted: by device (left out of the fit), and after calibration."""
+    """log(predicted / measured) of rows that were not fitted: by device (left out of the fit), and
+    after calibration."""
 
     kernel_s: np.ndarray
     device: np.ndarray
     unseen: np.ndarray
-    calibrated: tuple[tuple[np.ndarray, np.ndarray], ...]  # (index into the arrays above, residuals)
+    calibrated: tuple[
+        tuple[np.ndarray, np.ndarray], ...
+    ]  # (index into the arrays above, residuals)
 
 
 def residuals(kind: str, folder: Path) -> Residuals:
     """The protocol's residuals of one entry of the bands, pooled over ops and devices."""
     if kind in FREE:
         table = json.loads(terms.CONSTANTS.read_text(encoding="utf-8"))
-        parts = [(one.rows, one.host, one.calibrated) for one in judge(kind, folder, table, every_row=True)]
+        parts = [
+            (one.rows, one.host, one.calibrated)
+            for one in judge(kind, folder, table, every_row=True)
+        ]
     else:
         from cost_model_table import judge as judge_matmul
 
@@ -241,7 +291,10 @@ def residuals(kind: str, folder: Path) -> Residuals:
             (
                 one.rows,
                 np.log(one.unseen / one.rows.seconds),
-                tuple((index, np.log(predicted / one.rows.seconds[index])) for index, predicted in one.calibrated),
+                tuple(
+                    (index, np.log(predicted / one.rows.seconds[index]))
+                    for index, predicted in one.calibrated
+                ),
             )
             for one in judge_matmul(kind, folder)
         ]
@@ -254,7 +307,10 @@ def residuals(kind: str, folder: Path) -> Residuals:
         calibrated += [(index + start, each) for index, each in seeds]
         start += len(rows)
     return Residuals(
-        kernel_s=np.concatenate(kernel), device=np.array(device), unseen=np.concatenate(unseen), calibrated=tuple(calibrated)
+        kernel_s=np.concatenate(kernel),
+        device=np.array(device),
+        unseen=np.concatenate(unseen),
+        calibrated=tuple(calibrated),
     )
 
 
@@ -276,15 +332,21 @@ def half_widths(r: Residuals, keep: np.ndarray) -> dict[str, dict[str, float]]:
     return result
 
 
-def coverage(r: Residuals, widths: Mapping[str, Mapping[str, float]], keep: np.ndarray) -> tuple[float, float]:
+def coverage(
+    r: Residuals, widths: Mapping[str, Mapping[str, float]], keep: np.ndarray
+) -> tuple[float, float]:
     """Shares of the rows of a mask inside the bands: from the datasheet, and calibrated."""
     long = uncertainty.regime(r.kernel_s)
 
     def width(name: str) -> np.ndarray:
         return np.where(long, widths["large"][name], widths["small"][name])
 
-    calibrated = [(np.abs(each) <= width("calibrated")[index])[keep[index]] for index, each in r.calibrated]
-    return float(np.mean((np.abs(r.unseen) <= width("datasheet"))[keep])), float(np.mean(np.concatenate(calibrated)))
+    calibrated = [
+        (np.abs(each) <= width("calibrated")[index])[keep[index]] for index, each in r.calibrated
+    ]
+    return float(np.mean((np.abs(r.unseen) <= width("datasheet"))[keep])), float(
+        np.mean(np.concatenate(calibrated))
+    )
 
 
 def show_bands(kind: str, r: Residuals) -> dict[str, dict[str, float]]:
@@ -305,10 +367,18 @@ def show_bands(kind: str, r: Residuals) -> dict[str, dict[str, float]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("fit", "table", "bands"))
     parser.add_argument("folder", type=Path, help="folder with the operator files")
-    parser.add_argument("--kind", nargs="*", default=list(FREE), choices=[*FREE, *MATMULS], help="matmuls for bands alone")
+    parser.add_argument(
+        "--kind",
+        nargs="*",
+        default=list(FREE),
+        choices=[*FREE, *MATMULS],
+        help="matmuls for bands alone",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print, write nothing")
     arguments = parser.parse_args()
     table = json.loads(terms.CONSTANTS.read_text(encoding="utf-8"))
@@ -327,7 +397,10 @@ def main() -> int:
         if not arguments.dry_run:
             uncertainty.BANDS.write_text(json.dumps(bands, indent=1) + "\n", encoding="utf-8")
     if arguments.what == "fit" and not arguments.dry_run:
-        rounded = {kind: {name: float(f"{value:.4g}") for name, value in values.items()} for kind, values in table.items()}
+        rounded = {
+            kind: {name: float(f"{value:.4g}") for name, value in values.items()}
+            for kind, values in table.items()
+        }
         terms.CONSTANTS.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -1,10 +1,12 @@
-"""Everything that only a machine with a CUDA device can prove or measure, in one command: ``make cuda``.
+"""Everything that only a machine with a CUDA device can prove or measure, in one command: ``make
+cuda``.
 
     python scripts/on_cuda.py [--device cuda:0] [--out results/reference/DEVICE] [--quick]
 
 In this order, each step with its own time limit, a failed step reported and the rest carried on:
-the correctness tests on the device, timers against ``triton.testing.do_bench``, ``calibrate``, then the suites ``quick``,
-``core``, ``layer`` and ``paper`` with the new profile, and the report over all of them. ``--quick`` leaves out core and paper.
+the correctness tests on the device, timers against ``triton.testing.do_bench``, ``calibrate``, then
+the suites ``quick``, ``core``, ``layer`` and ``paper`` with the new profile, and the report over
+all of them. ``--quick`` leaves out core and paper.
 """
 
 import argparse
@@ -26,7 +28,9 @@ def main():
     import torch
 
     if not torch.cuda.is_available():
-        sys.exit("error: PyTorch finds no CUDA device here; install a CUDA build of torch and check 'nvidia-smi'")
+        sys.exit(
+            "error: PyTorch finds no CUDA device here; install a CUDA build of torch and check 'nvidia-smi'"
+        )
     slug = torch.cuda.get_device_name(options.device).lower().replace(" ", "-")
     out = options.out or ROOT / "results" / "reference" / slug
     out.mkdir(parents=True, exist_ok=True)
@@ -34,17 +38,50 @@ def main():
     bench = [sys.executable, "-m", "flurka_bench"]
     suites = ["quick", "layer"] if options.quick else ["quick", "core", "layer", "paper"]
     steps = [
-        ("correctness on the device", [sys.executable, "-m", "pytest", "-q", "tests/test_cuda.py"], 900),
+        (
+            "correctness on the device",
+            [sys.executable, "-m", "pytest", "-q", "tests/test_cuda.py"],
+            900,
+        ),
         ("timers against do_bench", [sys.executable, "scripts/bench_timers.py"], 300),
-        ("calibrate", [*bench, "calibrate", "--device", options.device, "--out", str(profile)], 300),
+        (
+            "calibrate",
+            [*bench, "calibrate", "--device", options.device, "--out", str(profile)],
+            300,
+        ),
     ]
     for suite in suites:
         hardware = ["--hardware", str(profile)]
         steps.append(
-            (f"suite {suite}", [*bench, "run", suite, "--device", options.device, "--out", str(out / suite), *hardware], 5400)
+            (
+                f"suite {suite}",
+                [
+                    *bench,
+                    "run",
+                    suite,
+                    "--device",
+                    options.device,
+                    "--out",
+                    str(out / suite),
+                    *hardware,
+                ],
+                5400,
+            )
         )
         steps.append((f"pictures of {suite}", [*bench, "plot", str(out / suite)], 300))
-    steps.append(("report", [*bench, "report", *[str(out / suite) for suite in suites], "--out", str(out / "report.html")], 600))
+    steps.append(
+        (
+            "report",
+            [
+                *bench,
+                "report",
+                *[str(out / suite) for suite in suites],
+                "--out",
+                str(out / "report.html"),
+            ],
+            600,
+        )
+    )
 
     failed = []
     for name, command, limit in steps:
@@ -54,9 +91,15 @@ def main():
             code = subprocess.run(command, cwd=ROOT, timeout=limit).returncode
         except subprocess.TimeoutExpired:
             code = f"no end after {limit} s"
-        print(f"== {name}: {'done' if code == 0 else f'FAILED ({code})'} in {time.perf_counter() - start:.0f} s", flush=True)
+        print(
+            f"== {name}: {'done' if code == 0 else f'FAILED ({code})'} in {time.perf_counter() - start:.0f} s",
+            flush=True,
+        )
         failed += [] if code == 0 else [name]
-    print(f"\n{len(steps) - len(failed)} passed, {len(failed)} failed" + (f": {', '.join(failed)}" if failed else ""))
+    print(
+        f"\n{len(steps) - len(failed)} passed, {len(failed)} failed"
+        + (f": {', '.join(failed)}" if failed else "")
+    )
     sys.exit(1 if failed else 0)
 
 

@@ -1,10 +1,13 @@
-"""What random E and F inside the softmax tend to, measured beside what docs/error.md (C4) says of it.
+"""What random E and F inside the softmax tend to, measured beside what docs/error.md (C4) says of
+it.
 
     python scripts/plot_limits.py --out docs/images/not-a-limit.png
 
-Left: independent Gaussian E and F against full attention, with the exact root mean square of the formula; orthonormal ones, and
-mean-pool, which does become full attention at k = N. Right: E = F with independent N(0, 1/N) entries as k grows: its distance
-from full attention, and from the linear attention to which it tends. Prints both, and the slope of the second.
+Left: independent Gaussian E and F against full attention, with the exact root mean square of the
+    formula; orthonormal ones, and
+mean-pool, which does become full attention at k = N. Right: E = F with independent N(0, 1/N)
+entries as k grows: its distance from full attention, and from the linear attention to which it
+tends. Prints both, and the slope of the second.
 """
 
 import argparse
@@ -34,7 +37,9 @@ def left(draws: list) -> dict[str, list[tuple[int, float]]]:
             for kind in ("gaussian", "orthonormal", "mean-pool"):
                 if kind != "gaussian" and rank > N:
                     continue
-                E, F = projections.draw(kind, rank, N, generator("limits", kind, rank, seed), share_kv=False)
+                E, F = projections.draw(
+                    kind, rank, N, generator("limits", kind, rank, seed), share_kv=False
+                )
                 C = bounds.attention(q, E @ k)
                 errors.setdefault(kind, []).append(float((C @ (F @ v) - full).norm() / full.norm()))
                 if kind == "gaussian":
@@ -46,12 +51,18 @@ def left(draws: list) -> dict[str, list[tuple[int, float]]]:
 
 
 def right(draws: list) -> dict[str, list[tuple[int, float]]]:
-    """E = F, entries of variance 1/N: distances from full attention and from the linear attention of the statement."""
-    curves: dict[str, list[tuple[int, float]]] = {"from full attention": [], "from linear attention, (QKᵀ/√d)V/N": []}
+    """E = F, entries of variance 1/N: distances from full attention and from the linear attention
+    of the statement."""
+    curves: dict[str, list[tuple[int, float]]] = {
+        "from full attention": [],
+        "from linear attention, (QKᵀ/√d)V/N": [],
+    }
     for rank in LONG_RANKS:
         errors = {name: [] for name in curves}
         for seed, (q, k, v, full) in enumerate(draws):
-            E = torch.randn(rank, N, generator=generator("shared", rank, seed), dtype=torch.float64) / math.sqrt(N)
+            E = torch.randn(
+                rank, N, generator=generator("shared", rank, seed), dtype=torch.float64
+            ) / math.sqrt(N)
             output = bounds.attention(q, E @ k) @ (E @ v)
             for name, target in zip(curves, (full, bounds.shared_gaussian_limit(q, k, v, 1 / N))):
                 errors[name].append(float((output - target).norm() / target.norm()))
@@ -61,7 +72,9 @@ def right(draws: list) -> dict[str, list[tuple[int, float]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/images/not-a-limit.png"))
     out = parser.parse_args().out
     draws = []
@@ -75,7 +88,9 @@ def main() -> None:
         for name, points in curves.items():
             line = "--" if "formula" in name else "-"
             points = [point for point in points if point[1] > 1e-12]  # mean-pool at k = N is exact
-            axis.plot(*zip(*points), line, marker="" if line == "--" else "o", markersize=4, label=name)
+            axis.plot(
+                *zip(*points), line, marker="" if line == "--" else "o", markersize=4, label=name
+            )
             print(name, ", ".join(f"k {rank}: {value:.3g}" for rank, value in points))
         axis.axhline(1, color="0.6", linewidth=0.8)
         axis.set_title(title)

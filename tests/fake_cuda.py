@@ -1,11 +1,15 @@
-"""A simulated GPU behind torch's own names: a queue with its own clock, an L2, an allocator, graphs, a profiler.
+"""A simulated GPU behind torch's own names: a queue with its own clock, an L2, an allocator,
+graphs, a profiler.
 
-``FakeGpu.torch()`` gives an object that has as much of ``torch`` as ``CudaDevice`` uses, so that the device's own code is
-what the tests run. Time is simulated: the host's clock moves when the host does something, the queue's when a kernel runs.
-What goes wrong on a real GPU goes wrong here by the same mechanism:
+``FakeGpu.torch()`` gives an object that has as much of ``torch`` as ``CudaDevice`` uses, so that
+the device's own code is what the tests run. Time is simulated: the host's clock moves when the host
+does something, the queue's when a kernel runs. What goes wrong on a real GPU goes wrong here by the
+same mechanism:
 
-* a call returns when its kernels are queued, so a clock read without synchronising misses their time;
-* bytes that a kernel touched stay in L2 until newer ones push them out, and are read eight times faster from there;
+* a call returns when its kernels are queued, so a clock read without synchronising misses their
+  time;
+* bytes that a kernel touched stay in L2 until newer ones push them out, and are read eight times
+  faster from there;
 * an allocation that the pool does not hold costs a millisecond, at each replay if it was captured;
 * the clock ramps up over the first kernels, as after idling.
 """
@@ -26,7 +30,8 @@ NUM_RAMP_KERNELS = 6
 
 @dataclass
 class Work:
-    """A kernel: seconds of arithmetic and the bytes it touches by buffer; or an allocation that a graph has to make."""
+    """A kernel: seconds of arithmetic and the bytes it touches by buffer; or an allocation that a
+    graph has to make."""
 
     arithmetic_s: float
     touched: dict[str, int]
@@ -48,7 +53,9 @@ class Event:
 
     def elapsed_time(self, end: "Event") -> float:
         if end.stamp_s > self.gpu.host_s:
-            raise RuntimeError("Both events must be completed before calculating elapsed time.")  # torch's words
+            raise RuntimeError(
+                "Both events must be completed before calculating elapsed time."
+            )  # torch's words
         return (end.stamp_s - self.stamp_s) * 1e3
 
 
@@ -97,7 +104,9 @@ class FakeGpu:
 
     def kernel_s(self, work: Work, *, warm: bool) -> float:
         """What the clock should say of one kernel once the clock has ramped up."""
-        return work.arithmetic_s + sum(work.touched.values()) / (L2_BYTES_PER_S if warm else DRAM_BYTES_PER_S)
+        return work.arithmetic_s + sum(work.touched.values()) / (
+            L2_BYTES_PER_S if warm else DRAM_BYTES_PER_S
+        )
 
     def _run(self, work: Work) -> None:
         seconds = work.arithmetic_s
@@ -117,7 +126,9 @@ class FakeGpu:
         if self.profiled is not None:
             microseconds = seconds * 1e6
             self.profiled.append(
-                types.SimpleNamespace(name="kernel", device_type="DeviceType.CUDA", device_time_total=microseconds)
+                types.SimpleNamespace(
+                    name="kernel", device_type="DeviceType.CUDA", device_time_total=microseconds
+                )
             )
             for range_ in self.ranges:
                 range_.device_time_total += microseconds
@@ -156,7 +167,9 @@ class FakeGpu:
 
     @contextlib.contextmanager
     def _range(self, name):
-        range_ = types.SimpleNamespace(name=name, device_type="DeviceType.CPU", device_time_total=0.0)
+        range_ = types.SimpleNamespace(
+            name=name, device_type="DeviceType.CPU", device_time_total=0.0
+        )
         self.ranges.append(range_)
         yield
         self.ranges.remove(range_)
@@ -179,7 +192,9 @@ class FakeGpu:
             set_device=lambda index: None,
             is_available=lambda: True,
             device_count=lambda: 1,
-            get_device_properties=lambda index: types.SimpleNamespace(L2_cache_size=L2_BYTES, uuid="fake"),
+            get_device_properties=lambda index: types.SimpleNamespace(
+                L2_cache_size=L2_BYTES, uuid="fake"
+            ),
             synchronize=gpu.synchronize,
             Event=BoundEvent,
             Stream=lambda index: stream,
@@ -192,12 +207,17 @@ class FakeGpu:
             max_memory_allocated=lambda index: gpu.peak_bytes,
         )
         activities = types.SimpleNamespace(CPU="cpu", CUDA="cuda")
-        profiler = types.SimpleNamespace(ProfilerActivity=activities, profile=gpu._profile, record_function=gpu._range)
-        return types.SimpleNamespace(cuda=cuda, profiler=profiler, empty=empty, int8="int8", __version__="fake")
+        profiler = types.SimpleNamespace(
+            ProfilerActivity=activities, profile=gpu._profile, record_function=gpu._range
+        )
+        return types.SimpleNamespace(
+            cuda=cuda, profiler=profiler, empty=empty, int8="int8", __version__="fake"
+        )
 
 
 def open_fake(monkeypatch):
-    """(simulation, a real ``CudaDevice`` on top of it), torch being replaced for the test's duration."""
+    """(simulation, a real ``CudaDevice`` on top of it), torch being replaced for the test's
+    duration."""
     import sys
 
     from flurka_bench.measure import probe

@@ -1,6 +1,8 @@
-"""A worker without torch, whose cases misbehave on demand: what the runner's tests start in place of the real one.
+"""A worker without torch, whose cases misbehave on demand: what the runner's tests start in place
+of the real one.
 
-FLURKA_BENCH_FAKE holds JSON: {"cost_s": seconds a call takes, "<mechanism>": fault, "<mechanism>@<seq_len>": fault}.
+FLURKA_BENCH_FAKE holds JSON: {"cost_s": seconds a call takes, "<mechanism>": fault,
+    "<mechanism>@<seq_len>": fault}.
 """
 
 import ctypes
@@ -87,7 +89,12 @@ def open_tools(device_name):
         incorrect=(WrongError,),
         unsupported=(NotImplementedError,),
     )
-    return tools, {"device": "fake device", "memory_bytes": 10**12, "cache_bytes": 0, "environment": {"fake": True}}
+    return tools, {
+        "device": "fake device",
+        "memory_bytes": 10**12,
+        "cache_bytes": 0,
+        "environment": {"fake": True},
+    }
 
 
 if __name__ == "__main__":

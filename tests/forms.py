@@ -1,4 +1,5 @@
-"""Every form of a mechanism at levels core and layer, for tests that hold the op lists to the real modules."""
+"""Every form of a mechanism at levels core and layer, for tests that hold the op lists to the real
+modules."""
 
 from flurka_bench.mechanisms import MECHANISMS
 

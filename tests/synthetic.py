@@ -1,4 +1,5 @@
-"""Records with known answers: exactly the columns that ``results.to_frame`` gives, from a formula instead of a clock."""
+"""Records with known answers: exactly the columns that ``results.to_frame`` gives, from a formula
+instead of a clock."""
 
 import itertools
 
@@ -14,7 +15,8 @@ LAUNCH_S = 2e-5
 
 
 def true_seconds(mechanism, order, n, k, m, h, d, b):
-    """Layer forward by FLOPs alone, E = F, plus a softmax term per score and a launch time (DESIGN's closed forms)."""
+    """Layer forward by FLOPs alone, E = F, plus a softmax term per score and a launch time
+    (DESIGN's closed forms)."""
     D = h * d
     if mechanism.startswith("full"):
         flops = 8 * n * D**2 + 4 * n * n * D
@@ -64,7 +66,11 @@ def records(
         if order == "compress_first" and not compressed:
             continue
         k_ = k if compressed else None
-        m_ = (head_dim if mechanism.endswith("elu") and not mechanism.endswith("relu") else m) if featured else None
+        m_ = (
+            (head_dim if mechanism.endswith("elu") and not mechanism.endswith("relu") else m)
+            if featured
+            else None
+        )
         if compressed and k > n:
             continue
         case = Case(mechanism=mechanism, level=level, pass_=pass_, order=order if level == "layer" else None,
@@ -73,9 +79,13 @@ def records(
         if case.case_id in seen:
             continue
         seen.add(case.case_id)
-        seconds = true_seconds(mechanism, order, n, k_ or 0, m_ or 0, num_heads, head_dim, batch) * (3 if pass_ == "train" else 1)
+        seconds = true_seconds(
+            mechanism, order, n, k_ or 0, m_ or 0, num_heads, head_dim, batch
+        ) * (3 if pass_ == "train" else 1)
         status, error = failures.get((mechanism, n), ("ok", None))
-        samples = (seconds * np.exp(rng.normal(0, noise, rounds))).tolist() if status == "ok" else []
+        samples = (
+            (seconds * np.exp(rng.normal(0, noise, rounds))).tolist() if status == "ok" else []
+        )
         predicted = seconds * (1 + bias * (1 if compressed else -1))
         record = {
             "schema": 1, "case_id": case.case_id, "status": status, "device": device, "seed": 0,

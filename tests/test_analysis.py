@@ -1,4 +1,5 @@
-"""Speedups, crossovers and agreement against answers known by hand, and the shapes of data that break such code."""
+"""Speedups, crossovers and agreement against answers known by hand, and the shapes of data that
+break such code."""
 
 import math
 
@@ -8,7 +9,13 @@ import pytest
 import synthetic
 
 from flurka_bench.analysis import agreement, answer, crossover, ratio, speedup, stages
-from flurka_bench.analysis.baselines import BASELINES, FAMILY_OF, baseline, knobs, subject_mechanisms
+from flurka_bench.analysis.baselines import (
+    BASELINES,
+    FAMILY_OF,
+    baseline,
+    knobs,
+    subject_mechanisms,
+)
 from flurka_bench.errors import RequestError
 from flurka_bench.workload import Case
 
@@ -29,10 +36,16 @@ def test_a_speedup_is_baseline_over_subject_of_the_right_records(frame):
     cells = speedup.speedups(frame, "flurka-relu", "paper-low-rank")
     one = cell(cells, seq_len=4096, rank=128, num_features=32)
     by_id = frame.set_index("case_id")["median_s"]
-    own = [by_id[i] for i in by_id.index if i.startswith("flurka-relu.") and ".n4096." in i and ".k128.m32" in i]
+    own = [
+        by_id[i]
+        for i in by_id.index
+        if i.startswith("flurka-relu.") and ".n4096." in i and ".k128.m32" in i
+    ]
     paper = by_id["low-rank.layer.forward.project_first.eager.float32.b1.h8.n4096.d64.k128"]
     assert one["subject_s"] == min(own) and one["baseline_s"] == paper
-    assert one["speedup"] == pytest.approx(paper / min(own), rel=0.02)  # the paired median, not the medians' ratio
+    assert one["speedup"] == pytest.approx(
+        paper / min(own), rel=0.02
+    )  # the paired median, not the medians' ratio
     assert one["speedup_low"] < one["speedup"] < one["speedup_high"] and one["verdict"] == "FASTER"
 
 
@@ -46,9 +59,16 @@ def test_each_baseline_faces_the_fastest_of_its_kind(frame, name):
             allowed = baseline(name).mechanisms("flurka-relu")
             if record["mechanism"] not in allowed or record["seq_len"] != one["seq_len"]:
                 continue
-            if any(record[knob] != one[knob] for knob in knobs(record["mechanism"]) if knob in ("rank", "num_features")):
+            if any(
+                record[knob] != one[knob]
+                for knob in knobs(record["mechanism"])
+                if knob in ("rank", "num_features")
+            ):
                 continue
-            if not name.startswith("paper") or (record["backend"], record["order"]) == ("eager", "project_first"):
+            if not name.startswith("paper") or (record["backend"], record["order"]) == (
+                "eager",
+                "project_first",
+            ):
                 rivals.append(record["median_s"])
         assert one["baseline_s"] == min(rivals)
 
@@ -56,7 +76,9 @@ def test_each_baseline_faces_the_fastest_of_its_kind(frame, name):
 def test_the_best_of_all_others_is_never_easier_than_a_parent(frame):
     hardest = speedup.speedups(frame, "flurka-relu", "best-other")["predicted_speedup"]
     for name in set(BASELINES) - {"best-other"}:
-        assert (hardest <= speedup.speedups(frame, "flurka-relu", name)["predicted_speedup"] + 1e-12).all()
+        assert (
+            hardest <= speedup.speedups(frame, "flurka-relu", name)["predicted_speedup"] + 1e-12
+        ).all()
 
 
 def test_a_subject_without_a_knob_takes_the_opponents(frame):
@@ -77,21 +99,37 @@ def test_a_failure_is_a_cell_that_says_why():
     failures = {("full-math", 8192): ("oom", "wanted 9 GB"), ("full-sdpa", 8192): ("timeout", None)}
     cells = speedup.speedups(synthetic.frame(failures=failures), "flurka-relu", "paper-full")
     gone = cells[cells["seq_len"] == 8192]
-    assert set(gone["missing"]) == {"full-math: oom (wanted 9 GB)"} and set(gone["verdict"]) == {"MISSING"}
-    assert gone["predicted_speedup"].notna().all() and cells.loc[cells["seq_len"] < 8192, "missing"].isna().all()
-    absent = speedup.speedups(synthetic.frame(mechanisms=("flurka-relu",)), "flurka-relu", "strong-full")
+    assert set(gone["missing"]) == {"full-math: oom (wanted 9 GB)"} and set(gone["verdict"]) == {
+        "MISSING"
+    }
+    assert (
+        gone["predicted_speedup"].notna().all()
+        and cells.loc[cells["seq_len"] < 8192, "missing"].isna().all()
+    )
+    absent = speedup.speedups(
+        synthetic.frame(mechanisms=("flurka-relu",)), "flurka-relu", "strong-full"
+    )
     assert set(absent["missing"]) == {"strong-full: not in this run"}
 
 
 def test_two_runs_on_one_device_stay_apart():
     one = synthetic.frame(seq_lens=(512,), ranks=(64,), features=(16,))
-    both = pd.concat([one.assign(run="a", run_id="1"), one.assign(run="b", run_id="2", median_s=one["median_s"] / 9)])
+    both = pd.concat(
+        [
+            one.assign(run="a", run_id="1"),
+            one.assign(run="b", run_id="2", median_s=one["median_s"] / 9),
+        ]
+    )
     cells = speedup.speedups(both, "flurka-relu", "strong-full")
     assert sorted(cells["device"]) == ["cpu: Test CPU [a]", "cpu: Test CPU [b]"]
 
 
 @pytest.mark.parametrize(
-    "rows", [synthetic.EMPTY, synthetic.frame(mechanisms=("flurka-relu",), seq_lens=(512,), ranks=(64,), features=(16,))]
+    "rows",
+    [
+        synthetic.EMPTY,
+        synthetic.frame(mechanisms=("flurka-relu",), seq_lens=(512,), ranks=(64,), features=(16,)),
+    ],
 )
 def test_empty_and_single_frames_give_empty_answers(rows):
     cells = speedup.speedups(rows)
@@ -114,7 +152,9 @@ def test_unknown_names_offer_the_nearest(frame):
 def test_crossing_interpolates_in_logs():
     axis = np.array([1024.0, 4096.0])
     assert crossover.crossing(axis, np.array([-1.0, 1.0]), rising=True)[0] == pytest.approx(2048)
-    assert crossover.crossing(axis, np.array([-1.0, 3.0]), rising=True)[0] == pytest.approx(1024 * 4**0.25)
+    assert crossover.crossing(axis, np.array([-1.0, 3.0]), rising=True)[0] == pytest.approx(
+        1024 * 4**0.25
+    )
     assert crossover.crossing(axis, np.array([1.0, 2.0]), rising=True)[0] == 0
     assert crossover.crossing(axis, np.array([-2.0, -1.0]), rising=True)[0] == math.inf
     assert crossover.crossing(axis, np.array([1.0, -1.0]), rising=False)[0] == pytest.approx(2048)
@@ -131,9 +171,15 @@ def test_a_known_crossover_lies_in_its_interval_and_noise_widens_it():
     widths = []
     for noise in (0.005, 0.05):
         rows = synthetic.frame(
-            seq_lens=(512,), ranks=(32, 64, 128, 256, 320, 384, 448, 512), features=(16,), noise=noise, rounds=15
+            seq_lens=(512,),
+            ranks=(32, 64, 128, 256, 320, 384, 448, 512),
+            features=(16,),
+            noise=noise,
+            rounds=15,
         )
-        found = crossover.crossovers(speedup.speedups(rows, "flurka-relu", "strong-kernel"), "rank").iloc[0]
+        found = crossover.crossovers(
+            speedup.speedups(rows, "flurka-relu", "strong-kernel"), "rank"
+        ).iloc[0]
         assert found["wins"] == "up to" and found["crossing_low"] <= true_crossing() * 1.02
         assert found["crossing_high"] >= true_crossing() * 0.98
         widths.append(found["crossing_high"] - found["crossing_low"])
@@ -143,9 +189,14 @@ def test_a_known_crossover_lies_in_its_interval_and_noise_widens_it():
 def test_predictions_share_the_devices_scale():
     pairs = np.array([[0, 1]])
     seconds, shape, scale = np.array([1.0, 2.0]), 0.1, 0.5
-    low, high = seconds * np.exp(-math.hypot(shape, scale)), seconds * np.exp(math.hypot(shape, scale))
+    low, high = (
+        seconds * np.exp(-math.hypot(shape, scale)),
+        seconds * np.exp(math.hypot(shape, scale)),
+    )
     known = ratio.predicted(seconds, low, high, np.array([scale, scale]), pairs)[0]
-    assert known[0] == pytest.approx(2) and known[2] == pytest.approx(2 * math.exp(math.hypot(shape, shape)))
+    assert known[0] == pytest.approx(2) and known[2] == pytest.approx(
+        2 * math.exp(math.hypot(shape, shape))
+    )
     assert ratio.predicted(seconds, low, high, np.zeros(2), pairs)[0][2] > known[2]
     assert (ratio.predicted(seconds, low, high, np.zeros(2), np.array([[0, 0]]))[0] == 1).all()
 
@@ -160,29 +211,52 @@ def test_agreement_counts_by_hand():
     assert (perfect.signs["iou"] == 1).all() and (perfect.signs["sign_agreement"] == 1).all()
     assert perfect.times.iloc[0]["mape"] < 0.002 and perfect.times.iloc[0]["coverage"] == 1
     biased = synthetic.frame(bias=0.3, noise=0.001)
-    worse = agreement.agreement(biased, "flurka", {"best-other": speedup.speedups(biased, "flurka", "best-other")})
-    assert worse.signs.iloc[0]["iou"] < 0.8 and worse.times.iloc[0]["mape"] == pytest.approx(0.3, abs=0.01)
-    assert len(worse.worst) == 10 and "predicted 1.30× too slow" in worse.worst.iloc[0]["explanation"]
+    worse = agreement.agreement(
+        biased, "flurka", {"best-other": speedup.speedups(biased, "flurka", "best-other")}
+    )
+    assert worse.signs.iloc[0]["iou"] < 0.8 and worse.times.iloc[0]["mape"] == pytest.approx(
+        0.3, abs=0.01
+    )
+    assert (
+        len(worse.worst) == 10 and "predicted 1.30× too slow" in worse.worst.iloc[0]["explanation"]
+    )
 
 
 def test_the_worst_cells_are_the_farthest_off_of_every_baseline(frame):
-    rows = frame.assign(predicted_s=frame["predicted_s"] * np.where(frame["mechanism"] == "full-math", 3.0, 1.0))
+    rows = frame.assign(
+        predicted_s=frame["predicted_s"] * np.where(frame["mechanism"] == "full-math", 3.0, 1.0)
+    )
     views = {name: speedup.speedups(rows, "flurka", name) for name in BASELINES}
     worst = agreement.agreement(rows, "flurka", views).worst
-    off = [np.exp(np.abs(np.log(cells["predicted_speedup"] / cells["speedup"]))) for cells in views.values()]
-    assert worst["off"].iloc[0] == pytest.approx(max(part.max() for part in off)) and worst["off"].is_monotonic_decreasing
+    off = [
+        np.exp(np.abs(np.log(cells["predicted_speedup"] / cells["speedup"])))
+        for cells in views.values()
+    ]
+    assert (
+        worst["off"].iloc[0] == pytest.approx(max(part.max() for part in off))
+        and worst["off"].is_monotonic_decreasing
+    )
     assert set(worst["baseline"]) == {"paper-full"}
-    assert np.allclose(worst["off"], np.exp(np.abs(np.log(worst["predicted_speedup"] / worst["speedup"]))))
+    assert np.allclose(
+        worst["off"], np.exp(np.abs(np.log(worst["predicted_speedup"] / worst["speedup"])))
+    )
 
 
 def test_bottlenecks_are_confused_by_hand(frame):
-    rows = frame.assign(limited_by=np.where(frame["mechanism"].str.startswith("full"), "memory-bound", "compute-bound"))
+    rows = frame.assign(
+        limited_by=np.where(
+            frame["mechanism"].str.startswith("full"), "memory-bound", "compute-bound"
+        )
+    )
     found = agreement.agreement(rows, "flurka", {}).bounds
     full = int(frame["mechanism"].str.startswith("full").sum())
     assert {(r["bound"], r["limited_by"]): r["count"] for r in found.to_dict("records")} == {
         ("compute", "memory"): full, ("compute", "compute"): len(frame) - full,
     }  # fmt: skip
-    told = {title: rows for title, _, rows, _ in agreement.tables(agreement.agreement(rows, "flurka", {}))}
+    told = {
+        title: rows
+        for title, _, rows, _ in agreement.tables(agreement.agreement(rows, "flurka", {}))
+    }
     table = next(rows for title, rows in told.items() if title.startswith("Bottlenecks"))
     assert table[1][:2] == ["memory", str(full)]
 
@@ -190,11 +264,17 @@ def test_bottlenecks_are_confused_by_hand(frame):
 def test_a_crossing_is_as_uncertain_as_the_cells_beside_it(frame):
     cells = speedup.speedups(frame, "flurka-relu", "strong-kernel")
     drawn = np.exp(crossover.replicates(cells))
-    inside = (cells["speedup_low"].to_numpy() <= drawn) & (drawn <= cells["speedup_high"].to_numpy())
+    inside = (cells["speedup_low"].to_numpy() <= drawn) & (
+        drawn <= cells["speedup_high"].to_numpy()
+    )
     assert inside.mean() == pytest.approx(0.95, abs=0.01)
-    few = speedup.speedups(synthetic.frame(rounds=3, seq_lens=(512, 1024)), "flurka-relu", "strong-full")
+    few = speedup.speedups(
+        synthetic.frame(rounds=3, seq_lens=(512, 1024)), "flurka-relu", "strong-full"
+    )
     lines = crossover.crossovers(few, "seq_len")
-    assert (lines["crossing_low"] == 0).all() and np.isinf(lines["crossing_high"]).all()  # unknown is not certain
+    assert (lines["crossing_low"] == 0).all() and np.isinf(
+        lines["crossing_high"]
+    ).all()  # unknown is not certain
 
 
 def test_cells_say_which_of_the_subjects_have_a_time():
@@ -212,8 +292,13 @@ def test_flop_conditions_hold_where_the_counts_say(frame):
     pairs = list(zip(cells["subject_row"], cells["baseline_row"]))
     told = stages.flop_conditions(rows, pairs)
     for (own, other), text in zip(pairs, told):
-        counts = [total(lower(stages.case_of(rows.loc[index])), "matmul_flops") for index in (own, other)]
-        assert text.endswith("(holds)" if counts[0] < counts[1] else "(does not hold)") and " < " in text
+        counts = [
+            total(lower(stages.case_of(rows.loc[index])), "matmul_flops") for index in (own, other)
+        ]
+        assert (
+            text.endswith("(holds)" if counts[0] < counts[1] else "(does not hold)")
+            and " < " in text
+        )
     assert {text.rpartition(" (")[2] for text in told} == {"holds)", "does not hold)"}
 
 
@@ -228,16 +313,28 @@ def test_explanation_names_the_stage_that_is_off():
         }
     )
     other = pd.Series(
-        {"mechanism": "full-sdpa", "predicted_s": 1.0, "seconds": 1.0, "stages_s": None, "predicted_stages_s": None}
+        {
+            "mechanism": "full-sdpa",
+            "predicted_s": 1.0,
+            "seconds": 1.0,
+            "stages_s": None,
+            "predicted_stages_s": None,
+        }
     )
     told = agreement.explain(own, other)
-    assert told.startswith("flurka-relu predicted 2.00× too slow (mostly compress: 1.5 s predicted, 500 ms measured)")
+    assert told.startswith(
+        "flurka-relu predicted 2.00× too slow (mostly compress: 1.5 s predicted, 500 ms measured)"
+    )
 
 
 def test_answer_and_reason_in_words(frame):
     views = {"best-other": speedup.speedups(frame, "flurka", "best-other")}
     row = answer.answers(views).iloc[0]
-    assert row["FASTER"] + row["SLOWER"] + row["SAME"] + row["AMBIGUOUS"] + row["MISSING"] == row["cells"] == 80
+    assert (
+        row["FASTER"] + row["SLOWER"] + row["SAME"] + row["AMBIGUOUS"] + row["MISSING"]
+        == row["cells"]
+        == 80
+    )
     assert f"in {row['FASTER']} of 80 cells" in answer.in_words(row)[0]
     records = speedup.prepare(frame)
     own = records[records["mechanism"] == "flurka-relu"].iloc[0].to_dict() | {
@@ -247,12 +344,22 @@ def test_answer_and_reason_in_words(frame):
         "predicted_stages_s": {"project": 1e-3, "scores": 5e-3}
     }
     told = stages.reason(own, other)
-    assert "saves most in scores (0 ns against 5 ms, predicted)" in told and "compute-bound, as is the other" in told
+    assert (
+        "saves most in scores (0 ns against 5 ms, predicted)" in told
+        and "compute-bound, as is the other" in told
+    )
     assert "flurka-relu needs" in told
 
 
 def test_a_record_gives_its_case_back_and_stages_carry_all_flops():
-    case = Case(mechanism="flurka-relu", level="layer", order="absorbed", seq_len=512, rank=64, num_features=32)
+    case = Case(
+        mechanism="flurka-relu",
+        level="layer",
+        order="absorbed",
+        seq_len=512,
+        rank=64,
+        num_features=32,
+    )
     assert stages.case_of(case.as_record() | {"rank": 64.0}) == case
     from flurka_bench.mechanisms import lower
     from flurka_bench.ops import total
@@ -262,5 +369,7 @@ def test_a_record_gives_its_case_back_and_stages_carry_all_flops():
 
 
 def test_families_cover_every_mechanism():
-    assert len(FAMILY_OF) == 10 and {"flurka", "kernel", "low-rank", "full"} == set(FAMILY_OF.values())
+    assert len(FAMILY_OF) == 10 and {"flurka", "kernel", "low-rank", "full"} == set(
+        FAMILY_OF.values()
+    )
     assert baseline("strong-kernel").mechanisms("flurka-relu") == ("kernel-relu",)

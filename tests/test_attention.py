@@ -42,18 +42,32 @@ def _seed():
     torch.manual_seed(0)
 
 
-def parts(name, *, seq_len=N, rank=K, num_features=M, kind="dense", share_kv=False, share_heads=True, dtype=torch.float64):
+def parts(
+    name,
+    *,
+    seq_len=N,
+    rank=K,
+    num_features=M,
+    kind="dense",
+    share_kv=False,
+    share_heads=True,
+    dtype=torch.float64,
+):
     """Similarity and compression (or None) of a mechanism."""
     mechanism = mechanisms.get(name)
     compression = None
     if mechanism.compressed:
         shares = {"share_kv": share_kv, "share_heads": share_heads}
-        compression = Compression(seq_len=seq_len, rank=rank, num_heads=H, kind=kind, **shares, dtype=dtype)
+        compression = Compression(
+            seq_len=seq_len, rank=rank, num_heads=H, kind=kind, **shares, dtype=dtype
+        )
         for weight in compression.parameters():
             torch.nn.init.normal_(weight, std=0.5)
     if not mechanism.is_kernel:
         return Softmax(sdpa=mechanism.similarity == "sdpa"), compression
-    return feature_map(mechanism.similarity, D_HEAD, num_features if mechanism.uses_features else None, dtype=dtype), compression
+    return feature_map(
+        mechanism.similarity, D_HEAD, num_features if mechanism.uses_features else None, dtype=dtype
+    ), compression
 
 
 def make_layer(name, *, dtype=torch.float64, **knobs):
@@ -62,7 +76,9 @@ def make_layer(name, *, dtype=torch.float64, **knobs):
 
 def core(name, **knobs):
     similarity, compression = parts(name, **knobs)
-    return lambda q, k, v, keep=None: functional.compressed_attention(q, k, v, similarity, compression, keep)
+    return lambda q, k, v, keep=None: functional.compressed_attention(
+        q, k, v, similarity, compression, keep
+    )
 
 
 def qkv(n=N, dtype=torch.float64):
@@ -98,15 +114,24 @@ def test_identity_compression_gives_the_uncompressed_parent(compressed):
     q, k, v = qkv()
     assert not mechanism.is_kernel or similarity.name == mechanism.similarity
     parent = functional.compressed_attention(q, k, v, similarity)
-    torch.testing.assert_close(functional.compressed_attention(q, k, v, similarity, compression), parent)
+    torch.testing.assert_close(
+        functional.compressed_attention(q, k, v, similarity, compression), parent
+    )
 
 
 def test_sdpa_equals_materialised_softmax_and_the_formula():
     q, k, v = qkv()
     keep = keep_mask()
-    by_hand = torch.softmax((q @ k.mT / math.sqrt(D_HEAD)).masked_fill(~keep[:, None, None], -math.inf), -1) @ v
+    by_hand = (
+        torch.softmax(
+            (q @ k.mT / math.sqrt(D_HEAD)).masked_fill(~keep[:, None, None], -math.inf), -1
+        )
+        @ v
+    )
     for sdpa in (True, False):
-        torch.testing.assert_close(functional.full_attention(q, k, v, sdpa=sdpa, key_padding_mask=keep), by_hand)
+        torch.testing.assert_close(
+            functional.full_attention(q, k, v, sdpa=sdpa, key_padding_mask=keep), by_hand
+        )
 
 
 def test_favor_equals_the_lemma_written_out():
@@ -114,7 +139,9 @@ def test_favor_equals_the_lemma_written_out():
     features = feature_map("favor", D_HEAD, M, dtype=torch.float64)
 
     def phi(x):
-        return torch.exp(x @ features.omega - x.square().sum(-1, keepdim=True) / 2 / math.sqrt(D_HEAD)) / math.sqrt(M)
+        return torch.exp(
+            x @ features.omega - x.square().sum(-1, keepdim=True) / 2 / math.sqrt(D_HEAD)
+        ) / math.sqrt(M)
 
     weights = phi(q) @ phi(k).mT
     by_hand = weights @ v / weights.sum(-1, keepdim=True)
@@ -141,7 +168,9 @@ def test_orders_agree_in_value_and_gradients(name, kind, share_kv, share_heads, 
     for order in layer.orders:
         layer.order = order
         out = layer(x, keep_mask(n)[:batch] if masked else None)
-        results.append((out, *torch.autograd.grad((out * direction).sum(), [x, *layer.parameters()])))
+        results.append(
+            (out, *torch.autograd.grad((out * direction).sum(), [x, *layer.parameters()]))
+        )
     for other in results[1:]:
         for a, b in zip(results[0], other):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-11 * float(a.detach().abs().max()))
@@ -171,12 +200,18 @@ def test_permuting_batch_or_heads_commutes(name):
         torch.testing.assert_close(permuted, attend(q, k, v).index_select(dim, torch.tensor(order)))
 
 
-@pytest.mark.parametrize(("name", "order"), [(name, order) for name in NAMES for order in ("core", *mechanisms.get(name).orders)])
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [(name, order) for name in NAMES for order in ("core", *mechanisms.get(name).orders)],
+)
 def test_what_padded_keys_hold_changes_nothing_exactly(name, order):
     keep = keep_mask()
     if order == "core":
         attend, (q, *key_values) = core(name), qkv()
-        others = [t.masked_fill(~keep[:, None, :, None], junk) for t, junk in zip(key_values, (1e3, math.nan))]
+        others = [
+            t.masked_fill(~keep[:, None, :, None], junk)
+            for t, junk in zip(key_values, (1e3, math.nan))
+        ]
         assert torch.equal(attend(q, *key_values, keep), attend(q, *others, keep))
         return
     layer = make_layer(name)
@@ -199,20 +234,28 @@ def test_masking_the_end_equals_a_shorter_input(name):
 @pytest.mark.parametrize("kind", ["mean-pool", "conv"])
 def test_windows_are_the_banded_matrix_they_stand_for(kind):
     for share_heads in (True, False):
-        compression = Compression(seq_len=N, rank=K, num_heads=H, kind=kind, share_heads=share_heads, dtype=torch.float64)
+        compression = Compression(
+            seq_len=N, rank=K, num_heads=H, kind=kind, share_heads=share_heads, dtype=torch.float64
+        )
         for weight in compression.parameters():
             torch.nn.init.normal_(weight)
         x = torch.randn(B, H, N, D_HEAD, dtype=torch.float64)
         for of_values, matrix in enumerate(compression.matrices()):
-            torch.testing.assert_close(compression.head_rows(x, bool(of_values)), matrix.to(x.dtype) @ x)
+            torch.testing.assert_close(
+                compression.head_rows(x, bool(of_values)), matrix.to(x.dtype) @ x
+            )
         shorter = compression.head_rows(x[:, :, :7])  # three windows and a half
-        torch.testing.assert_close(shorter, (compression.matrices()[0].to(x.dtype)[..., :7] @ x[:, :, :7])[:, :, :4])
+        torch.testing.assert_close(
+            shorter, (compression.matrices()[0].to(x.dtype)[..., :7] @ x[:, :, :7])[:, :, :4]
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(name):
     similarity, compression = parts(name)
-    tensors = [torch.randn(1, H, N, D_HEAD, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    tensors = [
+        torch.randn(1, H, N, D_HEAD, dtype=torch.float64, requires_grad=True) for _ in range(3)
+    ]
     weights = [] if compression is None else list(compression.parameters())
     keep = keep_mask()[:1]
 
@@ -225,19 +268,26 @@ def test_gradcheck(name):
 def test_favor_tends_to_softmax_at_the_rate_of_a_monte_carlo_mean():
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(1, 4, 64, 8, dtype=torch.float64, generator=generator) for _ in range(3))
-    q, k = q / 2, k / 2  # the variance grows as exp(|q + k|^2): small inputs reach the asymptote at small m
+    q, k = (
+        q / 2,
+        k / 2,
+    )  # the variance grows as exp(|q + k|^2): small inputs reach the asymptote at small m
     exact = functional.full_attention(q, k, v)
     counts = [64, 256, 1024, 4096]
     errors = []
     for count in counts:
         draws = [
-            functional.performer_attention(q, k, v, feature_map("favor", 8, count, generator=generator, dtype=torch.float64))
+            functional.performer_attention(
+                q, k, v, feature_map("favor", 8, count, generator=generator, dtype=torch.float64)
+            )
             for _ in range(12)
         ]
         errors.append(torch.stack([(draw - exact).square().mean() for draw in draws]).mean().sqrt())
     logs = torch.tensor(errors).log()
     steps = torch.tensor(counts).double().log()
-    slope = ((logs - logs.mean()) * (steps - steps.mean())).sum() / (steps - steps.mean()).square().sum()
+    slope = ((logs - logs.mean()) * (steps - steps.mean())).sum() / (
+        steps - steps.mean()
+    ).square().sum()
     assert -0.6 < slope < -0.4
 
 
@@ -249,11 +299,15 @@ def test_omega_is_orthogonal_in_blocks_with_gaussian_norms():
         torch.testing.assert_close(gram, torch.diag(gram.diagonal()), atol=1e-12, rtol=0)
     many = torch.cat([orthogonal_gaussian(16, 16, generator) for _ in range(400)], dim=1)
     assert abs(float(many.square().sum(0).mean()) - 16) < 0.3  # E chi^2 = d
-    assert float((many @ many.T / many.shape[1] - torch.eye(16)).abs().max()) < 0.1  # columns are N(0, I)
+    assert (
+        float((many @ many.T / many.shape[1] - torch.eye(16)).abs().max()) < 0.1
+    )  # columns are N(0, I)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(("favor", "relu", "elu"))])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name.endswith(("favor", "relu", "elu"))]
+)
 def test_large_inputs_neither_overflow_nor_vanish(name, dtype):
     generator = torch.Generator().manual_seed(3)
 
@@ -314,11 +368,19 @@ def test_stage_ranges_only_when_asked_for():
     def ranges():
         with torch.profiler.profile() as profile:
             layer(x)
-        return {event.key.removeprefix("stage:") for event in profile.key_averages() if event.key.startswith("stage:")}
+        return {
+            event.key.removeprefix("stage:")
+            for event in profile.key_averages()
+            if event.key.startswith("stage:")
+        }
 
     assert ranges() == set()
     with profiled_stages():
-        assert ranges() == {"project", "compress", "features", "key_value", "output", "merge"} <= set(STAGES)
+        assert (
+            ranges()
+            == {"project", "compress", "features", "key_value", "output", "merge"}
+            <= set(STAGES)
+        )
 
 
 @pytest.mark.parametrize(
@@ -329,11 +391,17 @@ def test_stage_ranges_only_when_asked_for():
         (lambda: FullAttention(12, H, order="absorbed"), "accepted: project_first"),
         (lambda: LinformerAttention(12, H, N, N + 1), "rank must be between 1 and seq_len"),
         (lambda: LinformerAttention(12, H, N, 5, compression="conv"), "divides seq_len"),
-        (lambda: LinformerAttention(12, H, N, K, compression="meanpool"), "did you mean 'mean-pool'"),
+        (
+            lambda: LinformerAttention(12, H, N, K, compression="meanpool"),
+            "did you mean 'mean-pool'",
+        ),
         (lambda: PerformerAttention(12, H), "num_features must be a positive integer"),
         (lambda: PerformerAttention(12, H, 7, similarity="elu"), "num_features = head_dim = 4"),
         (lambda: PerformerAttention(12, H, 7, similarity="rbf"), "unknown similarity"),
-        (lambda: LinformerAttention(12, H, N, K)(torch.randn(1, N + 1, 12)), "longer than the seq_len"),
+        (
+            lambda: LinformerAttention(12, H, N, K)(torch.randn(1, N + 1, 12)),
+            "longer than the seq_len",
+        ),
     ],
 )
 def test_wrong_requests_say_what_is_accepted(make, says):

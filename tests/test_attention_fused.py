@@ -1,4 +1,5 @@
-"""The Triton kernels, proven without a GPU: run by Triton's interpreter against the eager code, and compiled for real chips.
+"""The Triton kernels, proven without a GPU: run by Triton's interpreter against the eager code, and
+compiled for real chips.
 
 Interpreter and compiler cannot share a process, so this file is also a script with the two modes.
 """
@@ -23,7 +24,11 @@ pytest.importorskip("triton")
 
 DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 # Bytes of shared memory a program can have, and what a tensor-core instruction is called in PTX
-CHIPS = {80: (163 * 1024, r"mma\.sync"), 86: (99 * 1024, r"mma\.sync"), 90: (227 * 1024, r"wgmma\.mma_async|mma\.sync")}
+CHIPS = {
+    80: (163 * 1024, r"mma\.sync"),
+    86: (99 * 1024, r"mma\.sync"),
+    90: (227 * 1024, r"wgmma\.mma_async|mma\.sync"),
+}
 COMPILED = [  # kind, head_dim, num_features, dtype
     ("favor", 64, 64, "bfloat16"),
     ("favor", 128, 256, "float16"),
@@ -34,7 +39,8 @@ COMPILED = [  # kind, head_dim, num_features, dtype
 
 
 def interpret():
-    """Prints, case by case, the relative error of the fused and of the eager code against float64."""
+    """Prints, case by case, the relative error of the fused and of the eager code against
+    float64."""
     from flurka_bench.attention import FLuRKAAttention, feature_map
     from flurka_bench.attention.fused import FusedFeatures, fused_feature_attention, launch
 
@@ -44,20 +50,39 @@ def interpret():
         for kind in ("favor", "relu", "elu"):
             for masked in (False, True):
                 for b, h, n, num_keys, d, m, splits in shapes:
-                    features = feature_map(kind, d, None if kind == "elu" else m, dtype=getattr(torch, dtype))
+                    features = feature_map(
+                        kind, d, None if kind == "elu" else m, dtype=getattr(torch, dtype)
+                    )
                     # tokens first in memory, as a layer's projections leave them
-                    draws = (torch.randn(b, rows, h, d).to(getattr(torch, dtype)) for rows in (n, num_keys, num_keys))
+                    draws = (
+                        torch.randn(b, rows, h, d).to(getattr(torch, dtype))
+                        for rows in (n, num_keys, num_keys)
+                    )
                     q, k, v = (draw.transpose(1, 2) for draw in draws)
                     keep = torch.rand(b, num_keys) < 0.5 if masked else None
                     if masked:
-                        keep[:, : num_keys // 2] = False  # whole tiles, and a whole split, without a key
-                    exact_features = feature_map(kind, d, None if kind == "elu" else m, dtype=torch.float64)
+                        keep[:, : num_keys // 2] = (
+                            False  # whole tiles, and a whole split, without a key
+                        )
+                    exact_features = feature_map(
+                        kind, d, None if kind == "elu" else m, dtype=torch.float64
+                    )
                     if kind != "elu":
                         exact_features.omega.copy_(features.omega)
                     exact = exact_features(q.double(), k.double(), v.double(), keep)
                     fused = fused_feature_attention(q, k, v, features, keep, splits=splits)
-                    errors = [float((out.double() - exact).norm() / exact.norm()) for out in (fused, features(q, k, v, keep))]
-                    print(json.dumps({"case": [dtype, kind, masked, [b, h, n, num_keys, d, m, splits]], "errors": errors}))
+                    errors = [
+                        float((out.double() - exact).norm() / exact.norm())
+                        for out in (fused, features(q, k, v, keep))
+                    ]
+                    print(
+                        json.dumps(
+                            {
+                                "case": [dtype, kind, masked, [b, h, n, num_keys, d, m, splits]],
+                                "errors": errors,
+                            }
+                        )
+                    )
     layer = FLuRKAAttention(32, 2, 40, 20, 16, similarity="relu", order="compress_first")
     x = torch.randn(2, 40, 32)
     exact, eager = layer.double()(x.double()), layer.float()(x)
@@ -67,9 +92,19 @@ def interpret():
         errors = [float((out.double() - exact).norm() / exact.norm()) for out in (layer(x), eager)]
     print(json.dumps({"case": ["float32", "layer"], "errors": errors}))
     big = feature_map("favor", 16, 32, dtype=torch.float16)
-    q, k, v = (50 * torch.nn.functional.normalize(torch.randn(1, 1, 80, 16), dim=-1).half() for _ in range(3))
+    q, k, v = (
+        50 * torch.nn.functional.normalize(torch.randn(1, 1, 80, 16), dim=-1).half()
+        for _ in range(3)
+    )
     out = fused_feature_attention(q, k, v, big, splits=1)
-    print(json.dumps({"case": ["|x| = 50"], "errors": [0.0 if torch.isfinite(out).all() else float("inf"), 0.0]}))
+    print(
+        json.dumps(
+            {
+                "case": ["|x| = 50"],
+                "errors": [0.0 if torch.isfinite(out).all() else float("inf"), 0.0],
+            }
+        )
+    )
 
 
 def compile_for_chips():
@@ -92,15 +127,25 @@ def compile_for_chips():
                 signature[name] = pointers.get(name, "*fp32")
             else:
                 signature[name] = "fp32" if name in floats else "i32"
-            if name.endswith("_ptr") or name.startswith("stride") or name in ("num_features", "head_dim"):
+            if (
+                name.endswith("_ptr")
+                or name.startswith("stride")
+                or name in ("num_features", "head_dim")
+            ):
                 attributes[(i,)] = [["tt.divisibility", 16]]
         values = {(names.index(name),): value for name, value in constants.items()}
         source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
-        result = triton.compile(source, target=GPUTarget("cuda", chip, 32), options={"num_warps": num_warps, "num_stages": 2})
+        result = triton.compile(
+            source,
+            target=GPUTarget("cuda", chip, 32),
+            options={"num_warps": num_warps, "num_stages": 2},
+        )
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
             file.write(result.asm["cubin"])
             file.flush()
-            usage = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True)
+            usage = subprocess.run(
+                [cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True
+            )
         stack = int(re.search(r"STACK:(\d+)", usage.stdout + usage.stderr)[1])
         return {
             "kernel": kernel.__name__,
@@ -113,15 +158,29 @@ def compile_for_chips():
     for chip in CHIPS:
         for kind, d, m, dtype in COMPILED:
             tile = tiles(d, m, getattr(torch, dtype))
-            pointers = dict.fromkeys(("k_ptr", "v_ptr", "omega_ptr", "s_ptr", "q_ptr", "out_ptr"), f"*{DTYPES[dtype]}")
+            pointers = dict.fromkeys(
+                ("k_ptr", "v_ptr", "omega_ptr", "s_ptr", "q_ptr", "out_ptr"), f"*{DTYPES[dtype]}"
+            )
             pointers["keep_ptr"] = "*u8"
-            common = {"KIND": kernels.KINDS[kind], "BLOCK_M": tile.features, "BLOCK_D": tile.head_dim}
+            common = {
+                "KIND": kernels.KINDS[kind],
+                "BLOCK_M": tile.features,
+                "BLOCK_D": tile.head_dim,
+            }
             dots = {**common, "UPCAST": False, "PRECISION": "tf32x3"}
             launches = [
-                (kernels.key_side, {**dots, "BLOCK_L": tile.rows, "HAS_MASK": kind == "favor"}, tile.num_warps),
+                (
+                    kernels.key_side,
+                    {**dots, "BLOCK_L": tile.rows, "HAS_MASK": kind == "favor"},
+                    tile.num_warps,
+                ),
                 (kernels.query_side, {**dots, "BLOCK_N": tile.rows}, tile.num_warps),
             ]
-            launches += [(kernels.combine, {**common, "BLOCK_M": COMBINED_FEATURES}, 4)] if (kind, d) == ("favor", 128) else []
+            launches += (
+                [(kernels.combine, {**common, "BLOCK_M": COMBINED_FEATURES}, 4)]
+                if (kind, d) == ("favor", 128)
+                else []
+            )
             for kernel, constants, num_warps in launches:
                 facts = compiled(kernel, chip, pointers, constants, num_warps)
                 print(json.dumps({"chip": chip, "case": [kind, d, m, dtype], **facts}))
@@ -164,7 +223,10 @@ def test_tiles_are_powers_of_two_that_hold_a_head():
         for head_dim in (1, 16, 40, 64, 100, most):
             tile = tiles(head_dim, 24, dtype)
             assert tile.head_dim >= head_dim
-            assert all(size >= 16 and size & (size - 1) == 0 for size in (tile.rows, tile.features, tile.head_dim))
+            assert all(
+                size >= 16 and size & (size - 1) == 0
+                for size in (tile.rows, tile.features, tile.head_dim)
+            )
         with pytest.raises(RequestError, match="--backend eager"):
             tiles(most + 1, 24, dtype)
     with pytest.raises(RequestError, match="float64"):

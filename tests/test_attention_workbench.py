@@ -34,7 +34,9 @@ def test_every_case_passes_its_gate(name, level, order, pass_, dtype):
     {"share_kv": True}, {"share_heads": False}, {"compression": "mean-pool"}, {"compression": "conv", "share_heads": False},
     {"batch": 1}, {"compression": "conv", "share_kv": True},
 ])  # fmt: skip
-@pytest.mark.parametrize(("name", "level", "order"), [e for e in EVERY if e[0] in ("low-rank", "flurka-favor")])
+@pytest.mark.parametrize(
+    ("name", "level", "order"), [e for e in EVERY if e[0] in ("low-rank", "flurka-favor")]
+)
 def test_knobs_pass_the_gate(name, level, order, knobs):
     build(case_of(name, level, order, **knobs)).check()
 
@@ -63,7 +65,9 @@ def test_gate_catches_a_mechanism_that_is_slightly_another(name, dtype):
     bench = build(case_of(name, dtype=dtype))
     similarity = bench.module.similarity
     if name == "low-rank":
-        similarity.forward = lambda q, k, v, keep=None: torch.softmax(q @ k.mT / 5, -1) @ v  # sqrt(16) is 4
+        similarity.forward = lambda q, k, v, keep=None: (
+            torch.softmax(q @ k.mT / 5, -1) @ v
+        )  # sqrt(16) is 4
     else:
         noise = 0.3 * similarity.omega.float().std() * torch.randn(similarity.omega.shape)
         true_omega = similarity.omega
@@ -80,7 +84,9 @@ def test_gate_catches_a_mechanism_that_is_slightly_another(name, dtype):
 
 def test_gate_catches_bad_gradients():
     bench = build(case_of("flurka-favor", pass_="train"))
-    bench.module.similarity.register_full_backward_hook(lambda module, into, out: (into[0] * float("nan"), *into[1:]))
+    bench.module.similarity.register_full_backward_hook(
+        lambda module, into, out: (into[0] * float("nan"), *into[1:])
+    )
     with pytest.raises(IncorrectOutput, match="gradient of input 0"):
         bench.check()
     bench = build(case_of("flurka-favor", "layer", "absorbed", pass_="train"))
@@ -92,19 +98,28 @@ def test_gate_catches_bad_gradients():
 def test_competitors_share_inputs_and_projections_and_seeds_differ():
     core = [build(case_of(name), seed=7).inputs for name in ("full-sdpa", "flurka-relu")]
     assert all(torch.equal(a, b) for a, b in zip(*core))
-    layers = [build(case_of(name, "layer", order), seed=7) for name, _, order in EVERY if name.startswith(("full", "flurka"))]
+    layers = [
+        build(case_of(name, "layer", order), seed=7)
+        for name, _, order in EVERY
+        if name.startswith(("full", "flurka"))
+    ]
     for layer in layers:
         assert torch.equal(layer.inputs[0], layers[0].inputs[0])
         assert torch.equal(layer.module.to_out.weight, layers[0].module.to_out.weight)
     assert not torch.equal(build(case_of("full-sdpa"), seed=8).inputs[0], core[0][0])
-    assert torch.equal(build(case_of("full-sdpa", dtype="float16"), seed=7).inputs[0], core[0][0].half())
+    assert torch.equal(
+        build(case_of("full-sdpa", dtype="float16"), seed=7).inputs[0], core[0][0].half()
+    )
 
 
 @pytest.mark.parametrize("pass_", ["forward", "train"])
 @pytest.mark.parametrize("name", ["full-sdpa", "flurka-relu", "kernel-favor", "low-rank"])
 def test_encoder_passes_its_gate(name, pass_):
     order = mechanisms.get(name).orders[-1]
-    for extra in ({"num_layers": 2}, {"num_layers": 1, "vocab_size": 50, "ffn_dim": 48, "dtype": "bfloat16"}):
+    for extra in (
+        {"num_layers": 2},
+        {"num_layers": 1, "vocab_size": 50, "ffn_dim": 48, "dtype": "bfloat16"},
+    ):
         bench = build(case_of(name, "model", order, pass_=pass_, **extra))
         bench.check()
         out = bench.run()

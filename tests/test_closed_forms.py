@@ -1,4 +1,5 @@
-"""Closed forms against the op lists they come from, on random shapes; and what the design says of them, word for word."""
+"""Closed forms against the op lists they come from, on random shapes; and what the design says of
+them, word for word."""
 
 import itertools
 import random
@@ -38,8 +39,12 @@ class TestTheDesignsConditions:
 
     def test_level_layer(self):
         options = {"share_kv": True}
-        low_rank = conditions("flurka-relu", "low-rank", "layer", "compress_first", "compress_first", **options)
-        kernel = conditions("flurka-relu", "kernel-relu", "layer", "compress_first", "project_first", **options)
+        low_rank = conditions(
+            "flurka-relu", "low-rank", "layer", "compress_first", "compress_first", **options
+        )
+        kernel = conditions(
+            "flurka-relu", "kernel-relu", "layer", "compress_first", "project_first", **options
+        )
         assert str(low_rank.inequality) == "m*(N + k) < N*k"
         assert same(kernel.solved_for_k, k, 2 * N * (D + m) / (N + 2 * D + 2 * m))
 
@@ -50,7 +55,9 @@ class TestTheDesignsConditions:
 
     def test_absorbed_to_leading_order(self):
         """For long sequences FLuRKA wins for k < 2 m h."""
-        condition = conditions("flurka-relu", "kernel-relu", "layer", "absorbed", "absorbed", share_kv=True)
+        condition = conditions(
+            "flurka-relu", "kernel-relu", "layer", "absorbed", "absorbed", share_kv=True
+        )
         limit = sympy.limit(condition.solved_for_k.rhs, N, sympy.oo)
         assert sympy.simplify(limit - 2 * m * D / d) == 0
 
@@ -72,14 +79,23 @@ def shapes(count: int, seed: int = 0):
     draw = random.Random(seed)
     for _ in range(count):
         length = 2 ** draw.randint(4, 14)
-        sizes = {"head_dim": draw.choice([16, 32, 64, 128]), "num_heads": draw.choice([1, 2, 4, 8, 16])}
+        sizes = {
+            "head_dim": draw.choice([16, 32, 64, 128]),
+            "num_heads": draw.choice([1, 2, 4, 8, 16]),
+        }
         rank, features = draw.randint(1, length), draw.randint(1, 300)
         yield {"seq_len": length, "rank": rank, "num_features": features, **sizes}
 
 
 def as_symbols(shape):
     width = shape["num_heads"] * shape["head_dim"]
-    return {"N": shape["seq_len"], "D": width, "d": shape["head_dim"], "k": shape["rank"], "m": shape["num_features"]}
+    return {
+        "N": shape["seq_len"],
+        "D": width,
+        "d": shape["head_dim"],
+        "k": shape["rank"],
+        "m": shape["num_features"],
+    }
 
 
 @pytest.mark.parametrize(("name", "level", "order"), FORMS)
@@ -87,7 +103,9 @@ def test_every_closed_form_counts_its_op_list(name, level, order):
     for pass_, share_kv in itertools.product(("forward", "train"), (False, True)):
         form = flops(name, level, order, pass_=pass_, share_kv=share_kv)
         for shape in shapes(3):
-            case = Case(mechanism=name, level=level, order=order, pass_=pass_, share_kv=share_kv, **shape)
+            case = Case(
+                mechanism=name, level=level, order=order, pass_=pass_, share_kv=share_kv, **shape
+            )
             heads = shape["num_heads"] if level == "core" else 1  # the core's form is per head
             numbers = {S[key]: value for key, value in as_symbols(shape).items()}
             assert heads * form.subs(numbers) == total(lower(case), "matmul_flops")
@@ -98,7 +116,8 @@ PAIRS = [pair for pair in itertools.permutations(FORMS, 2) if pair[0][1] == pair
 
 @pytest.mark.parametrize("level", ["core", "layer"])
 def test_every_pair_says_what_the_op_lists_say(level):
-    """Inequality and both bounds agree with the counted FLOPs, for each pair in each order, on random shapes."""
+    """Inequality and both bounds agree with the counted FLOPs, for each pair in each order, on
+    random shapes."""
     pairs = [pair for pair in PAIRS if pair[0][1] == level]
     random.Random(1).shuffle(pairs)
     drawn = list(shapes(4, seed=2))
@@ -112,14 +131,17 @@ def test_every_pair_says_what_the_op_lists_say(level):
             values = as_symbols(shape)
             assert condition.holds(**values) == expected
             for solved in (condition.solved_for_k, condition.solved_for_m):
-                if solved is not None and shape["rank"] < shape["seq_len"]:  # at k = N a bound can lie at infinity
+                if (
+                    solved is not None and shape["rank"] < shape["seq_len"]
+                ):  # at k = N a bound can lie at infinity
                     numbers = {S[key]: value for key, value in values.items()}
                     assert bool(solved.subs(numbers)) == expected, (x, y, solved, values)
 
 
 @pytest.mark.parametrize("similarity", ["favor", "relu", "elu"])
 def test_by_flops_alone_flurka_never_beats_both_parents_at_level_core(similarity):
-    """The proof: the first condition asks m < k N / (N + k) < k, the second k < m N / (N + m) < m."""
+    """The proof: the first condition asks m < k N / (N + k) < k, the second k < m N / (N + m) <
+    m."""
     low_rank = conditions(f"flurka-{similarity}", "low-rank", "core")
     kernel = conditions(f"flurka-{similarity}", f"kernel-{similarity}", "core")
     draw = np.random.default_rng(0)
@@ -129,11 +151,16 @@ def test_by_flops_alone_flurka_never_beats_both_parents_at_level_core(similarity
         "head_dim": draw.integers(1, 256, 20_000), "num_heads": 8,
     }  # fmt: skip
     flurka, parent_low, parent_kernel = (
-        Case(mechanism=name, **sizes) for name in (f"flurka-{similarity}", "low-rank", f"kernel-{similarity}")
+        Case(mechanism=name, **sizes)
+        for name in (f"flurka-{similarity}", "low-rank", f"kernel-{similarity}")
     )
     wins_low, wins_kernel = holds(flurka, parent_low), holds(flurka, parent_kernel)
-    if similarity != "elu":  # elu has m = d features and no product with Ω: its condition holds apart
-        assert same(low_rank.solved_for_m, m, N * k / (N + k)) and same(kernel.solved_for_k, k, N * m / (N + m))
+    if (
+        similarity != "elu"
+    ):  # elu has m = d features and no product with Ω: its condition holds apart
+        assert same(low_rank.solved_for_m, m, N * k / (N + k)) and same(
+            kernel.solved_for_k, k, N * m / (N + m)
+        )
         for bound, of in ((N * k / (N + k), k), (N * m / (N + m), m)):
             assert sympy.simplify(of - bound).is_positive  # so both at once would ask m < k < m
         assert not np.any(wins_low & wins_kernel)
@@ -144,7 +171,13 @@ def test_at_level_layer_flurka_beats_both_parents_in_between():
     """For m ≲ k ≲ 2 (D + m) at long N, and not outside: the region the paper's speedups live in."""
     length, features, heads, head_dim = 65536, 64, 8, 64
     width = heads * head_dim
-    base = {"level": "layer", "seq_len": length, "num_features": features, "num_heads": heads, "head_dim": head_dim}
+    base = {
+        "level": "layer",
+        "seq_len": length,
+        "num_features": features,
+        "num_heads": heads,
+        "head_dim": head_dim,
+    }
 
     def wins(rank):
         shape = base | {"rank": rank, "share_kv": True}
@@ -163,7 +196,10 @@ def test_at_level_layer_flurka_beats_both_parents_in_between():
 def test_holds_takes_arrays():
     ranks = np.array([32, 512])
     flurka = Case(mechanism="flurka-relu", seq_len=4096, rank=ranks, num_features=64)
-    assert holds(flurka, Case(mechanism="low-rank", seq_len=4096, rank=ranks)).tolist() == [False, True]
+    assert holds(flurka, Case(mechanism="low-rank", seq_len=4096, rank=ranks)).tolist() == [
+        False,
+        True,
+    ]
 
 
 def test_equal_mechanisms_never_beat_each_other():

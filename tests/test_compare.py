@@ -14,7 +14,9 @@ from flurka_bench.workload import Case
 
 WORKLOAD = {"level": "layer", "seq_len": 2048, "num_heads": 4, "head_dim": 64}
 CASES = {
-    "flurka": Case(mechanism="flurka-relu", order="compress_first", rank=128, num_features=64, **WORKLOAD),
+    "flurka": Case(
+        mechanism="flurka-relu", order="compress_first", rank=128, num_features=64, **WORKLOAD
+    ),
     "low-rank": Case(mechanism="low-rank-sdpa", order="compress_first", rank=128, **WORKLOAD),
     "kernel": Case(mechanism="kernel-relu", order="project_first", num_features=64, **WORKLOAD),
     "full": Case(mechanism="full-sdpa", order="project_first", **WORKLOAD),
@@ -27,7 +29,8 @@ ENVIRONMENT = {
 
 
 def write_run(folder, *, seconds=SECONDS, noise=0.01, num_rounds=20, seed=0, statuses=None, **meta):
-    """A run folder with these true times: noise is per sample, and a drift common to a round comes on top."""
+    """A run folder with these true times: noise is per sample, and a drift common to a round comes
+    on top."""
     rng = np.random.default_rng(seed)
     drift = np.exp(np.cumsum(rng.normal(0, 0.02, num_rounds)))
     with RunWriter(folder) as writer:
@@ -37,7 +40,11 @@ def write_run(folder, *, seconds=SECONDS, noise=0.01, num_rounds=20, seed=0, sta
         )  # fmt: skip
         for name, case in CASES.items():
             status = (statuses or {}).get(name, "ok")
-            samples = list(seconds[name] * drift * np.exp(rng.normal(0, noise, num_rounds))) if status == "ok" else []
+            samples = (
+                list(seconds[name] * drift * np.exp(rng.normal(0, noise, num_rounds)))
+                if status == "ok"
+                else []
+            )
             writer.append(
                 {**case.as_record(), "case_id": case.case_id, "status": status, "device": "CPU X", "seed": 0,
                  "samples_s": samples, "round_ids": list(range(len(samples))),
@@ -47,7 +54,9 @@ def write_run(folder, *, seconds=SECONDS, noise=0.01, num_rounds=20, seed=0, sta
 
 
 def scaled(**factors):
-    return {name: value * factors.get(name.replace("-", "_"), 1.0) for name, value in SECONDS.items()}
+    return {
+        name: value * factors.get(name.replace("-", "_"), 1.0) for name, value in SECONDS.items()
+    }
 
 
 @pytest.fixture
@@ -87,13 +96,16 @@ def test_a_slower_case_is_found_and_fails(tmp_path, cases_only):
 
 
 def test_a_faster_case_does_not_fail(tmp_path, cases_only):
-    found = compare(tmp_path, fail=0.05, before={"noise": 0.001}, noise=0.001, seconds=scaled(flurka=0.5))
+    found = compare(
+        tmp_path, fail=0.05, before={"noise": 0.001}, noise=0.001, seconds=scaled(flurka=0.5)
+    )
     assert by_name(found)["flurka"].verdict == "FASTER"
     assert "flurka-relu" not in "".join(case.case_id for case in found.regressions)
 
 
 def test_a_machine_half_as_fast_changes_no_speedup(tmp_path):
-    """Every case is slower, and no speedup has changed: the interval of the change is that of pairs."""
+    """Every case is slower, and no speedup has changed: the interval of the change is that of
+    pairs."""
     found = compare(tmp_path, seconds={name: 2 * value for name, value in SECONDS.items()})
     assert {case.verdict for case in found.cases} == {"SLOWER"}
     assert found.common_ratio == pytest.approx(0.5, rel=0.2)
@@ -116,20 +128,30 @@ def test_a_flip_is_named(tmp_path):
 
 
 def test_a_case_that_failed_is_a_regression_and_one_that_never_ran_is_not(tmp_path, cases_only):
-    found = compare(tmp_path, fail=0.05, before={"statuses": {"full": "oom"}}, statuses={"kernel": "crashed", "full": "oom"})
-    assert [case.case_id for case in found.regressions if case.status_b == "crashed"] == [CASES["kernel"].case_id]
+    found = compare(
+        tmp_path,
+        fail=0.05,
+        before={"statuses": {"full": "oom"}},
+        statuses={"kernel": "crashed", "full": "oom"},
+    )
+    assert [case.case_id for case in found.regressions if case.status_b == "crashed"] == [
+        CASES["kernel"].case_id
+    ]
     assert by_name(found)["full"].verdict == "MISSING"
     assert not by_name(found)["full"].regressed
 
 
 def test_few_samples_decide_by_their_median(tmp_path, cases_only):
-    found = compare(tmp_path, fail=0.05, before={"num_rounds": 2}, num_rounds=2, seconds=scaled(low_rank=3.0))
+    found = compare(
+        tmp_path, fail=0.05, before={"num_rounds": 2}, num_rounds=2, seconds=scaled(low_rank=3.0)
+    )
     case = by_name(found)["low-rank"]
     assert (case.verdict, case.regressed) == ("AMBIGUOUS", True)
 
 
 def test_noise_alone_does_not_fail(tmp_path, cases_only):
-    """Without a threshold nothing regresses; with one, an estimate beyond it whose interval holds 1 does not either."""
+    """Without a threshold nothing regresses; with one, an estimate beyond it whose interval holds 1
+    does not either."""
     assert compare(tmp_path / "x", seconds=scaled(kernel=9.0)).regressions == []
     found = compare(tmp_path / "y", fail=0.001, before={"noise": 0.5}, noise=0.5)
     for case in found.cases:
@@ -137,7 +159,12 @@ def test_noise_alone_does_not_fail(tmp_path, cases_only):
 
 
 def test_environment_differences_leave_out_what_always_differs():
-    a = {"device": "CPU X", "seed": 0, "suite": {"name": "t", "text": "1"}, "environment": ENVIRONMENT}
+    a = {
+        "device": "CPU X",
+        "seed": 0,
+        "suite": {"name": "t", "text": "1"},
+        "environment": ENVIRONMENT,
+    }
     b = copy.deepcopy(a)
     b["environment"]["captured"], b["environment"]["cpu"]["load_1m"] = "2026-02-02", 0.9
     b["environment"]["cpu"]["busy_fraction"] = 0.05
@@ -159,17 +186,24 @@ def test_environment_differences_leave_out_what_always_differs():
 
 def test_a_run_without_a_recorded_environment_is_one_line():
     a = {"environment": ENVIRONMENT}
-    assert [(item.name, item.a, item.b) for item in environment_differences(a, {"environment": {}})] == [
-        ("environment", "recorded", "not recorded")
-    ]
+    assert [
+        (item.name, item.a, item.b) for item in environment_differences(a, {"environment": {}})
+    ] == [("environment", "recorded", "not recorded")]
 
 
 def test_command(tmp_path):
-    a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=1, seconds=scaled(kernel=1.5), version="9")
+    a, b = (
+        write_run(tmp_path / "a"),
+        write_run(tmp_path / "b", seed=1, seconds=scaled(kernel=1.5), version="9"),
+    )
     runner = CliRunner()
     done = runner.invoke(build_app(), ["compare", str(a), str(b), "--fail", "5%"])
     assert done.exit_code == 1
-    assert done.stdout.index("version") < done.stdout.index("Cases, B against A") < done.stdout.index("Speedups of FLuRKA")
+    assert (
+        done.stdout.index("version")
+        < done.stdout.index("Cases, B against A")
+        < done.stdout.index("Speedups of FLuRKA")
+    )
     assert "kernel-relu" in done.stdout
     answer = json.loads(runner.invoke(build_app(), ["compare", str(a), str(b), "--json"]).stdout)
     assert len(answer["cases"]) == len(CASES)

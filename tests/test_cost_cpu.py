@@ -1,11 +1,19 @@
-"""A CPU's model: terms that move as they should, a heap that reuses, constants found again from rows they made."""
+"""A CPU's model: terms that move as they should, a heap that reuses, constants found again from
+rows they made."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from flurka_bench.cost.cpu import MAPPED_BYTES, REUSES, CpuConstants, cpu_terms, fresh_pages, reuses_memory
+from flurka_bench.cost.cpu import (
+    MAPPED_BYTES,
+    REUSES,
+    CpuConstants,
+    cpu_terms,
+    fresh_pages,
+    reuses_memory,
+)
 from flurka_bench.cost.cpu_rows import ROW_OPS, calibrate_cpu, predict_rows
 from flurka_bench.cost.fitting import Rows
 from flurka_bench.cost.predict import predict
@@ -22,7 +30,16 @@ MAPPING = CPU.with_measured({REUSES: 0.0}, {})  # glibc as it is by itself
 def op(kind="elementwise", name="add", reads=("x",), writes=("y",), numel=1_000_000, **sizes):
     tensors = {each: Tensor(name=each, numel=numel, dtype="float32") for each in (*reads, *writes)}
     reads, writes = (tuple(tensors[each] for each in group) for group in (reads, writes))
-    return Op(stage="other", kind=kind, name=name, dtype="float32", rows=numel, reads=reads, writes=writes, **sizes)
+    return Op(
+        stage="other",
+        kind=kind,
+        name=name,
+        dtype="float32",
+        rows=numel,
+        reads=reads,
+        writes=writes,
+        **sizes,
+    )
 
 
 def seconds(one, profile=CPU, **options):
@@ -47,8 +64,12 @@ def test_fresh_results_cost_page_faults_and_results_in_place_do_not():
     faults = large.bytes_written * CpuConstants().fault_s_per_byte
     assert seconds(large, MAPPING) - seconds(in_place, MAPPING) > 0.9 * faults
     assert seconds(small, MAPPING) < 0.5 * seconds(large, MAPPING)
-    assert seconds(large, MAPPING, faulting=0.0) == pytest.approx(seconds(large, MAPPING) - faults, rel=1e-3)
-    assert seconds(large) == pytest.approx(seconds(large, MAPPING) - faults, rel=1e-3)  # where freed memory is kept
+    assert seconds(large, MAPPING, faulting=0.0) == pytest.approx(
+        seconds(large, MAPPING) - faults, rel=1e-3
+    )
+    assert seconds(large) == pytest.approx(
+        seconds(large, MAPPING) - faults, rel=1e-3
+    )  # where freed memory is kept
 
 
 def test_profiles_calibrated_before_reuse_say_nothing_and_map():
@@ -59,9 +80,18 @@ def test_profiles_calibrated_before_reuse_say_nothing_and_map():
 
 
 def test_the_heap_serves_again_what_was_freed():
-    """Two results that are never alive together need one piece; one larger than the threshold finds no room and is mapped."""
-    ops = [op(reads=("x",), writes=("a",)), op(reads=("a",), writes=("b",)), op(reads=("b",), writes=("c",))]
-    assert [float(each) for each in fresh_pages(ops, {})] == [0, 0, 0]  # the heap of the round before
+    """Two results that are never alive together need one piece; one larger than the threshold finds
+    no room and is mapped."""
+    ops = [
+        op(reads=("x",), writes=("a",)),
+        op(reads=("a",), writes=("b",)),
+        op(reads=("b",), writes=("c",)),
+    ]
+    assert [float(each) for each in fresh_pages(ops, {})] == [
+        0,
+        0,
+        0,
+    ]  # the heap of the round before
     huge = op(reads=("x",), writes=("d",), numel=MAPPED_BYTES)
     assert [float(each) for each in fresh_pages([*ops, huge], {})] == [0, 0, 0, 4 * MAPPED_BYTES]
 
@@ -70,7 +100,10 @@ def test_a_maximum_along_an_axis_with_few_neighbours_takes_one_element_at_a_time
     def cycles(name, apart):
         one = seconds(replace(op(), kind="reduction", name=name, rows=16, cols=62_500, inner=apart))
         return (
-            one - seconds(replace(op(), kind="reduction", name="key_mean", rows=16, cols=62_500, inner=64))
+            one
+            - seconds(
+                replace(op(), kind="reduction", name="key_mean", rows=16, cols=62_500, inner=64)
+            )
         ) * CPU.boost_clock_hz
 
     assert cycles("key_maximum", 16) > 1e6 > 100 > abs(cycles("key_maximum", 64))
@@ -83,9 +116,21 @@ def test_short_sides_waste_a_products_rate(side):
         sizes = {"rows": 512, "inner": 512, "cols": 512, side: length}
         x, y, z = (
             Tensor(name=name, numel=sizes[a] * sizes[b], dtype="float32")
-            for name, a, b in (("x", "rows", "inner"), ("y", "inner", "cols"), ("z", "rows", "cols"))
+            for name, a, b in (
+                ("x", "rows", "inner"),
+                ("y", "inner", "cols"),
+                ("z", "rows", "cols"),
+            )
         )
-        one = Op(stage="other", kind="matmul", name="m", dtype="float32", reads=(x, y), writes=(z,), **sizes)
+        one = Op(
+            stage="other",
+            kind="matmul",
+            name="m",
+            dtype="float32",
+            reads=(x, y),
+            writes=(z,),
+            **sizes,
+        )
         return sizes["rows"] * sizes["inner"] * sizes["cols"] / seconds(one)
 
     assert rate(16) < 0.8 * rate(128) < rate(512)
@@ -94,25 +139,47 @@ def test_short_sides_waste_a_products_rate(side):
 def test_every_probe_has_a_model():
     assert {probe.op for probe in cpu_probes("float32")} <= set(ROW_OPS)
     with pytest.raises(RequestError, match="fft"):
-        predict_rows(CPU, Rows(op="fft", dtype="float32", device="", columns={"B": np.ones(1)}, seconds=np.ones(1)))
+        predict_rows(
+            CPU,
+            Rows(
+                op="fft", dtype="float32", device="", columns={"B": np.ones(1)}, seconds=np.ones(1)
+            ),
+        )
     with pytest.raises(RequestError, match="lack the column 'H'"):
-        predict_rows(CPU, Rows(op="add", dtype="float32", device="", columns={"B": np.ones(1)}, seconds=np.ones(1)))
+        predict_rows(
+            CPU,
+            Rows(
+                op="add", dtype="float32", device="", columns={"B": np.ones(1)}, seconds=np.ones(1)
+            ),
+        )
 
 
 def test_calibration_finds_a_machine_again():
-    truth = CpuConstants(fault_s_per_byte=9e-10, exp_cycles=1.5, matmul_efficiency=0.6, score_cycles=5.0, dram_efficiency=2.0)
+    truth = CpuConstants(
+        fault_s_per_byte=9e-10,
+        exp_cycles=1.5,
+        matmul_efficiency=0.6,
+        score_cycles=5.0,
+        dram_efficiency=2.0,
+    )
     groups = rows_of(MAPPING, truth)
     fitted = calibrate_cpu(MAPPING, groups)
     for group in groups:
         error = np.abs(predict_rows(fitted, group) / group.seconds - 1)
         assert error.mean() < 0.05, group.op
     assert fitted.measured["cpu.float32.fault_s_per_byte"] == pytest.approx(9e-10, rel=0.1)
-    before, after = (predict([Case(mechanism="full-sdpa", seq_len=2048)], each)[0].seconds for each in (MAPPING, fitted))
+    before, after = (
+        predict([Case(mechanism="full-sdpa", seq_len=2048)], each)[0].seconds
+        for each in (MAPPING, fitted)
+    )
     assert after > 1.1 * before  # each score takes twice as long besides its products
 
 
 def test_arrays_and_single_cases_agree():
-    cases = [Case(mechanism="flurka-favor", level="layer", rank=64, num_features=32, seq_len=n) for n in (1024, 4096, 8192)]
+    cases = [
+        Case(mechanism="flurka-favor", level="layer", rank=64, num_features=32, seq_len=n)
+        for n in (1024, 4096, 8192)
+    ]
     together = [each.seconds for each in predict(cases, CPU)]
     assert together == pytest.approx([predict([case], CPU)[0].seconds for case in cases], rel=1e-4)
     assert together == sorted(together)

@@ -1,4 +1,5 @@
-"""Streaming kernels, softmax and fused attention: goldens by hand, monotone growth, physical limits."""
+"""Streaming kernels, softmax and fused attention: goldens by hand, monotone growth, physical
+limits."""
 
 import numpy as np
 import pytest
@@ -6,9 +7,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flurka_bench.cost import terms
-from flurka_bench.cost.attention import KERNELS, AttentionConstants, _splits, attention_constants, attention_terms, kernel_of
-from flurka_bench.cost.elementwise import ElementwiseConstants, elementwise_constants, elementwise_terms
-from flurka_bench.cost.softmax import SoftmaxConstants, resident_threads, softmax_constants, softmax_terms
+from flurka_bench.cost.attention import (
+    KERNELS,
+    AttentionConstants,
+    _splits,
+    attention_constants,
+    attention_terms,
+    kernel_of,
+)
+from flurka_bench.cost.elementwise import (
+    ElementwiseConstants,
+    elementwise_constants,
+    elementwise_terms,
+)
+from flurka_bench.cost.softmax import (
+    SoftmaxConstants,
+    resident_threads,
+    softmax_constants,
+    softmax_terms,
+)
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load, names
 
@@ -28,27 +45,39 @@ def plain(cls, kind: str, **changes):
 def test_copy_from_dram_golden():
     """1 GB on an A100 at 0.9 of 1,555 GB/s: 714.5 µs; nothing of it fits in L2."""
     c = plain(ElementwiseConstants, "elementwise", dram_efficiency=0.9)
-    t = elementwise_terms(datasheet("a100-pcie-40gb"), 1e9, launch="none", constants=c, real=np.float64)
+    t = elementwise_terms(
+        datasheet("a100-pcie-40gb"), 1e9, launch="none", constants=c, real=np.float64
+    )
     assert t.seconds == pytest.approx(1e9 / (0.9 * 1.555e12), rel=1e-6)
 
 
 def test_copy_from_l2_golden():
     """10 MB stay in 40 MB of L2: 108 SMs x 1.41 GHz x 20 bytes a clock."""
     c = plain(ElementwiseConstants, "elementwise", l2_bytes_per_clock_per_sm=20.0)
-    t = elementwise_terms(datasheet("a100-pcie-40gb"), 1e7, launch="none", constants=c, real=np.float64)
+    t = elementwise_terms(
+        datasheet("a100-pcie-40gb"), 1e7, launch="none", constants=c, real=np.float64
+    )
     assert t.seconds == pytest.approx(1e7 / (108 * 1.41e9 * 20), rel=1e-6)
 
 
 def test_exponentials_bind_where_memory_does_not():
     """1e9 exponentials on 108 SMs x 16 x 1.41 GHz take 410 µs however few bytes there are."""
     c = plain(ElementwiseConstants, "elementwise", lane_ops_per_special=0.0)
-    t = elementwise_terms(datasheet("a100-pcie-40gb"), 1e3, special_flops=1e9, launch="none", constants=c, real=np.float64)
+    t = elementwise_terms(
+        datasheet("a100-pcie-40gb"),
+        1e3,
+        special_flops=1e9,
+        launch="none",
+        constants=c,
+        real=np.float64,
+    )
     assert t.seconds == pytest.approx(1e9 / (108 * 16 * 1.41e9), rel=1e-4)
     assert t.special > t.memory
 
 
 def test_dispatch_hides_short_kernels_and_adds_to_long_ones():
-    """A kernel shorter than the dispatch's overlap costs nothing; a long one the dispatch's first part."""
+    """A kernel shorter than the dispatch's overlap costs nothing; a long one the dispatch's first
+    part."""
     profile = datasheet("a100-pcie-40gb")
     c = plain(ElementwiseConstants, "elementwise", launch_eager_s=30e-6, host_overlap=0.5)
     short = elementwise_terms(profile, 1e4, constants=c, real=np.float64)
@@ -60,27 +89,32 @@ def test_dispatch_hides_short_kernels_and_adds_to_long_ones():
 
 
 def test_softmax_reads_again_what_left_the_cache():
-    """Rows of 2,048 floats: P100's 448 in flight exceed its 4 MB of L2, so three reads and a write reach DRAM; T4's 160 fit."""
+    """Rows of 2,048 floats: P100's 448 in flight exceed its 4 MB of L2, so three reads and a write
+    reach DRAM; T4's 160 fit."""
     for device, accesses in (("p100-pcie-16gb", 4), ("t4", 2)):
         profile = datasheet(device)
         # Rows of 2,048 floats: 256 threads, so 2,048 / 256 = 8 blocks a SM on a P100, 4 on a T4.
         in_flight = profile.num_sms * resident_threads(profile) / 256 * 2048 * 4
         c = plain(SoftmaxConstants, "softmax", miss_low=0.4, miss_width=0.3)
         t = softmax_terms(profile, 1e5, 2048, launch="none", constants=c, real=np.float64)
-        bandwidth = profile.memory_bandwidth_bytes_per_s * profile.memory_usable_share * c.dram_efficiency
+        bandwidth = (
+            profile.memory_bandwidth_bytes_per_s * profile.memory_usable_share * c.dram_efficiency
+        )
         assert (in_flight > 0.7 * profile.l2_bytes) == (accesses == 4)
         assert t.memory == pytest.approx(accesses * 1e5 * 2048 * 4 / bandwidth, rel=1e-6)
 
 
 def test_softmax_switches_kernels_at_1024_columns():
-    """One column more walks each row three times, so that an element costs more, though few more bytes move."""
+    """One column more walks each row three times, so that an element costs more, though few more
+    bytes move."""
     profile = datasheet("p100-pcie-16gb")
     narrow, wide = (softmax_terms(profile, 1e5, cols, launch="none") for cols in (1024, 1025))
     assert wide.kernel > 1.4 * narrow.kernel
 
 
 @pytest.mark.parametrize(
-    ("kernel", "head_dim", "tile"), [("flash2", 64, (128, 128)), ("flash3", 72, (192, 144)), ("flash4", 128, (256, 128))]
+    ("kernel", "head_dim", "tile"),
+    [("flash2", 64, (128, 128)), ("flash3", 72, (192, 144)), ("flash4", 128, (256, 128))],
 )
 def test_tiles_are_the_published_ones(kernel, head_dim, tile):
     from flurka_bench.cost.attention import _tile
@@ -90,14 +124,21 @@ def test_tiles_are_the_published_ones(kernel, head_dim, tile):
 
 
 def test_attention_wave_golden():
-    """One full wave of FlashAttention 2 tiles on 188 SMs, by hand: products, exposed exponentials, rescaling, start and end."""
+    """One full wave of FlashAttention 2 tiles on 188 SMs, by hand: products, exposed exponentials,
+    rescaling, start and end."""
     profile = datasheet("rtx-pro-6000")
     c = plain(AttentionConstants, "attention", alone_slowdown=0.0, sustained_slowdown=0.0)
     clock = profile.boost_clock_hz
     softmax = c.exposed_softmax * (1 / 16 + 3 / 128) / clock
-    score = 4 * 64 * 188 / (503.8e12 * c.matmul_efficiency) + softmax + 64 / 128 * c.rescale_clocks / clock
+    score = (
+        4 * 64 * 188 / (503.8e12 * c.matmul_efficiency)
+        + softmax
+        + 64 / 128 * c.rescale_clocks / clock
+    )
     expected = 128 * 4096 * score + c.tile_s / 2**2  # two blocks on an SM
-    t = attention_terms(profile, "bfloat16", 4, 4096, 4096, 64, launch="none", constants=c, real=np.float64)  # 4 x 32 tiles
+    t = attention_terms(
+        profile, "bfloat16", 4, 4096, 4096, 64, launch="none", constants=c, real=np.float64
+    )  # 4 x 32 tiles
     assert t.seconds == pytest.approx(expected + c.floor_s, rel=1e-9)
     two = attention_terms(
         profile, "bfloat16", 6, 4096, 4096, 64, launch="none", constants=c, real=np.float64
@@ -114,7 +155,9 @@ def test_key_splits_follow_the_published_rules():
     assert splits("flash4", 16, 4, 148) == 1  # four blocks stay in one piece
     assert splits("flash3", 66, 66, 132) == 2  # two whole waves' worth
     assert splits("flash3", 110, 100, 132) == 1  # more than 0.8 of the SMs are busy already
-    assert splits("flash3", 75, 75, 132) == 2  # three by efficiency, but no piece below an even share
+    assert (
+        splits("flash3", 75, 75, 132) == 2
+    )  # three by efficiency, but no piece below an even share
 
 
 def test_float32_never_runs_a_flash_kernel():
@@ -123,11 +166,14 @@ def test_float32_never_runs_a_flash_kernel():
 
 
 def test_faster_exponentials_help_attention_at_small_head_dims_most():
-    """B300 doubles them over B200: worth more at 64 than at 128 dimensions, and never a factor of two."""
+    """B300 doubles them over B200: worth more at 64 than at 128 dimensions, and never a factor of
+    two."""
     gain = {}
     for head_dim in (64, 128):
         b200, b300 = (
-            attention_terms(datasheet(name), "bfloat16", 512, 4096, 4096, head_dim, launch="none").kernel
+            attention_terms(
+                datasheet(name), "bfloat16", 512, 4096, 4096, head_dim, launch="none"
+            ).kernel
             for name in ("b200-sxm", "b300-sxm")
         )
         gain[head_dim] = float(b200 / b300)
@@ -138,16 +184,25 @@ def test_faster_exponentials_help_attention_at_small_head_dims_most():
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_monotone_in_every_size(device, data):
-    """More heads, queries, keys, rows or bytes never take less time, nor wider heads while the kernel keeps its tile."""
+    """More heads, queries, keys, rows or bytes never take less time, nor wider heads while the
+    kernel keeps its tile."""
     profile = datasheet(device)
-    heads, length, step = data.draw(st.integers(1, 64)), data.draw(st.integers(1, 9000)), data.draw(st.integers(1, 512))
+    heads, length, step = (
+        data.draw(st.integers(1, 64)),
+        data.draw(st.integers(1, 9000)),
+        data.draw(st.integers(1, 512)),
+    )
     base = dict(heads=heads + 200, queries=float(length), keys=float(length), head_dim=8.0)
     first = attention_terms(profile, "float32", **base, launch="none", real=np.float64).kernel
     for name in base:
         more = min(step, 56) if name == "head_dim" else step
-        grown = attention_terms(profile, "float32", **base | {name: base[name] + more}, launch="none", real=np.float64).kernel
+        grown = attention_terms(
+            profile, "float32", **base | {name: base[name] + more}, launch="none", real=np.float64
+        ).kernel
         assert grown >= first * (1 - 1e-9), name
-    moved = elementwise_terms(profile, np.array([length * 1e3, (length + step) * 1e3]), real=np.float64).seconds
+    moved = elementwise_terms(
+        profile, np.array([length * 1e3, (length + step) * 1e3]), real=np.float64
+    ).seconds
     assert moved[1] >= moved[0] * (1 - 1e-12)
     rows = softmax_terms(profile, np.array([length, length + step]), 512, real=np.float64).seconds
     assert rows[1] >= rows[0] * (1 - 1e-12)
@@ -155,17 +210,24 @@ def test_monotone_in_every_size(device, data):
 
 @pytest.mark.parametrize("device", sorted(set(names()) - {"cpu"}))
 def test_nothing_beats_the_datasheet(device):
-    """No prediction exceeds peak FLOP/s, peak bandwidth beyond the cache, or the special function units."""
+    """No prediction exceeds peak FLOP/s, peak bandwidth beyond the cache, or the special function
+    units."""
     profile = load(device)
     random = np.random.default_rng(0)
     heads, length = random.integers(1, 513, 200), random.integers(16, 32_769, 200)
     head_dim = random.choice([32, 64, 72, 128, 256], 200)
     for dtype in ("float32", "bfloat16"):
-        seconds = attention_terms(profile, dtype, heads, length, length, head_dim, launch="none", real=np.float64).seconds
-        assert (4.0 * heads * length**2.0 * head_dim / seconds <= profile.peak_flops[profile.matmul_unit(dtype)]).all()
+        seconds = attention_terms(
+            profile, dtype, heads, length, length, head_dim, launch="none", real=np.float64
+        ).seconds
+        assert (
+            4.0 * heads * length**2.0 * head_dim / seconds
+            <= profile.peak_flops[profile.matmul_unit(dtype)]
+        ).all()
     moved = profile.l2_bytes * random.uniform(2, 1000, 200)
     assert (
-        moved / elementwise_terms(profile, moved, launch="none", real=np.float64).seconds <= profile.memory_bandwidth_bytes_per_s
+        moved / elementwise_terms(profile, moved, launch="none", real=np.float64).seconds
+        <= profile.memory_bandwidth_bytes_per_s
     ).all()
     rows, cols = random.integers(10_000, 100_000, 200), random.integers(16, 8193, 200)
     seconds = softmax_terms(profile, rows, cols, launch="none", real=np.float64).seconds
@@ -178,7 +240,12 @@ def test_nothing_beats_the_datasheet(device):
 def test_measured_numbers_stand_over_the_shipped_ones():
     profile = datasheet("h200-sxm")
     own = profile.with_measured(
-        {"elementwise.add.dram_efficiency": 0.5, "elementwise.gelu.dram_efficiency": 0.6, "softmax.latency_s": 1e-3}, {}
+        {
+            "elementwise.add.dram_efficiency": 0.5,
+            "elementwise.gelu.dram_efficiency": 0.6,
+            "softmax.latency_s": 1e-3,
+        },
+        {},
     )
     assert elementwise_constants(own).dram_efficiency == 0.5
     assert elementwise_constants(own, "gelu").dram_efficiency == 0.6
@@ -195,6 +262,7 @@ def test_both_precisions_agree():
     profile = datasheet("h200-sxm")
     heads, length = np.array([1, 4, 32, 512]), np.array([12544, 9216, 1000, 4096])
     single, double = (
-        attention_terms(profile, "bfloat16", heads, length, length, 64, real=real).seconds for real in (np.float32, np.float64)
+        attention_terms(profile, "bfloat16", heads, length, length, 64, real=real).seconds
+        for real in (np.float32, np.float64)
     )
     np.testing.assert_allclose(single, double, rtol=1e-4)

@@ -1,4 +1,5 @@
-"""Fitting, calibration and validate: on synthetic truth that must be found again, and on real timings where they are at hand."""
+"""Fitting, calibration and validate: on synthetic truth that must be found again, and on real
+timings where they are at hand."""
 
 import csv
 import gzip
@@ -26,7 +27,9 @@ from flurka_bench.hardware.files import parse_profile
 
 def linear_rows(count=400, seed=0, dtype="bfloat16", op="linear"):
     random = np.random.default_rng(seed)
-    columns = {name: np.exp(random.uniform(np.log(64), np.log(8192), count)).round() for name in "MNK"}
+    columns = {
+        name: np.exp(random.uniform(np.log(64), np.log(8192), count)).round() for name in "MNK"
+    }
     columns["B"] = np.ones(count)
     return Rows(op=op, dtype=dtype, device="", columns=columns, seconds=np.ones(count))
 
@@ -36,7 +39,9 @@ def truth(rows, profile, measured, noise=0.0, seed=1):
     true = profile.with_measured(measured, {})
     jitter = np.exp(noise * np.random.default_rng(seed).standard_normal(len(rows)))
     seconds = operator_of(rows).predict(true, rows, None) * jitter
-    return Rows(op=rows.op, dtype=rows.dtype, device=rows.device, columns=rows.columns, seconds=seconds)
+    return Rows(
+        op=rows.op, dtype=rows.dtype, device=rows.device, columns=rows.columns, seconds=seconds
+    )
 
 
 def test_fit_log_finds_a_plain_optimum_and_shrinks_to_the_prior():
@@ -77,9 +82,13 @@ def test_calibration_recovers_synthetic_truth(name):
         error[label] = absolute_percentage_error(predicted, rows.seconds[held_out]).mean()
     assert error["after"] < 0.4 * error["before"]
     assert error["after"] < 3
-    assert fitted.measured[prefix + "compute_efficiency"] == pytest.approx(real[prefix + "compute_efficiency"], rel=0.12)
+    assert fitted.measured[prefix + "compute_efficiency"] == pytest.approx(
+        real[prefix + "compute_efficiency"], rel=0.12
+    )
     again = parse_profile(write_profile(fitted), "again")
-    assert operator_of(rows).predict(again, rows, None) == pytest.approx(operator_of(rows).predict(fitted, rows, None), rel=1e-3)
+    assert operator_of(rows).predict(again, rows, None) == pytest.approx(
+        operator_of(rows).predict(fitted, rows, None), rel=1e-3
+    )
 
 
 def test_calibration_keeps_other_ops_and_the_datasheet():
@@ -87,7 +96,11 @@ def test_calibration_keeps_other_ops_and_the_datasheet():
     rows = truth(linear_rows(30), profile, {})
     fitted = calibrate(profile, rows, None)
     assert fitted.measured["softmax.latency_s"] == 1e-6
-    assert fitted.datasheet == profile.datasheet and fitted.peaks == profile.peaks and fitted.name == profile.name
+    assert (
+        fitted.datasheet == profile.datasheet
+        and fitted.peaks == profile.peaks
+        and fitted.name == profile.name
+    )
 
 
 def test_stratified_rows_cover_the_shapes_and_follow_the_seed():
@@ -141,7 +154,10 @@ def test_bad_files_are_refused_in_one_line(tmp_path, rows, says):
 
 def run_validate(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "flurka_bench", "validate", *map(str, arguments)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "flurka_bench", "validate", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -149,12 +165,26 @@ def test_validate_prints_errors_by_op_and_writes_every_row(tmp_path):
     profile = load("h200-sxm").with_measured({}, {})
     rows = truth(linear_rows(50), profile, {})
     table = [
-        ["h200-sxm", "linear", "bfloat16", *(int(rows.columns[name][i]) for name in "BMNK"), rows.seconds[i] * 1e3 * 1.25]
+        [
+            "h200-sxm",
+            "linear",
+            "bfloat16",
+            *(int(rows.columns[name][i]) for name in "BMNK"),
+            rows.seconds[i] * 1e3 * 1.25,
+        ]
         for i in range(50)
     ]
     table.insert(10, ["b200-sxm", "linear", "bfloat16", 1, 8, 16, 32, 1.0])
     path = write(tmp_path / "rows.csv.gz", HEADER, table)
-    done = run_validate(path, "--hardware", "h200", "--datasheet-only", "--json", "--predictions", tmp_path / "out.csv")
+    done = run_validate(
+        path,
+        "--hardware",
+        "h200",
+        "--datasheet-only",
+        "--json",
+        "--predictions",
+        tmp_path / "out.csv",
+    )
     assert done.returncode == 0, done.stderr
     (record,) = json.loads(done.stdout)
     assert record["op"] == "linear" and record["count"] == 50
@@ -167,13 +197,27 @@ def test_validate_prints_errors_by_op_and_writes_every_row(tmp_path):
 
 
 def test_validate_takes_whole_cases(tmp_path):
-    header = ["device", "dtype", "level", "pass", "mechanism", "batch", "num_heads", "seq_len", "head_dim", "rank", "latency_ms"]
+    header = [
+        "device",
+        "dtype",
+        "level",
+        "pass",
+        "mechanism",
+        "batch",
+        "num_heads",
+        "seq_len",
+        "head_dim",
+        "rank",
+        "latency_ms",
+    ]
     rows = [
         ["h200-sxm", "bfloat16", "core", "forward", name, 4, 8, 2048, 64, rank, 1.0]
         for name, rank in (("full-math", ""), ("low-rank", 128))
     ]
     path = write(
-        tmp_path / "cases.csv", header, [*rows, ["h200-sxm", "bfloat16", "core", "forward", "magic", 4, 8, 2048, 64, "", 1.0]]
+        tmp_path / "cases.csv",
+        header,
+        [*rows, ["h200-sxm", "bfloat16", "core", "forward", "magic", 4, 8, 2048, 64, "", 1.0]],
     )
     done = run_validate(path, "--hardware", "h200-sxm", "--json")
     assert done.returncode == 0, done.stderr
@@ -189,8 +233,9 @@ def test_validate_refuses_what_is_no_measurement(tmp_path):
     assert run_validate(path, "--hardware", "h2000").returncode == 2
 
 
-# Errors of the shipped constants on the rows that they were fitted to, in percent; docs/cost-model.md has the table with
-# devices left out. A change of the model that costs a third more than today fails here.
+# Errors of the shipped constants on the rows that they were fitted to, in percent;
+# docs/cost-model.md has the table with devices left out. A change of the model that costs a third
+# more than today fails here.
 SEEN = {
     ("linear_bf16", "h200-sxm"): 9, ("linear_bf16", "b200-sxm"): 9, ("linear_bf16", "a100-sxm-80gb"): 11.5,
     ("linear_bf16", "rtx-pro-6000"): 13, ("linear_fp16", "a100-sxm-80gb"): 9, ("linear_fp16", "a40"): 9.5,
@@ -201,22 +246,36 @@ SEEN = {
 
 @pytest.mark.parametrize(("file", "device"), SEEN)
 def test_real_timings_stay_within_the_stated_error(shared_data, file, device):
-    (rows,) = (rows for rows in read_rows(shared_data / "gpu_ops" / f"{file}.csv.gz") if rows.device == device)
+    (rows,) = (
+        rows
+        for rows in read_rows(shared_data / "gpu_ops" / f"{file}.csv.gz")
+        if rows.device == device
+    )
     predicted = operator_of(rows).predict(load(device).with_measured({}, {}), rows, None)
     assert absolute_percentage_error(predicted, rows.seconds).mean() < SEEN[file, device]
     assert order_right(predicted, rows.seconds, 1.2) > 0.98
 
 
-@pytest.mark.parametrize(("file", "device", "limit"), [("linear_bf16", "b200-sxm", 8.5), ("bmm", "a100-pcie-40gb", 6.5)])
+@pytest.mark.parametrize(
+    ("file", "device", "limit"), [("linear_bf16", "b200-sxm", 8.5), ("bmm", "a100-pcie-40gb", 6.5)]
+)
 def test_twenty_rows_of_the_device_bring_the_error_down(shared_data, file, device, limit):
-    (rows,) = (rows for rows in read_rows(shared_data / "gpu_ops" / f"{file}.csv.gz") if rows.device == device)
+    (rows,) = (
+        rows
+        for rows in read_rows(shared_data / "gpu_ops" / f"{file}.csv.gz")
+        if rows.device == device
+    )
     operator = operator_of(rows)
     errors = []
     for seed in (0, 1):
         picked = stratified(operator.features(rows), 20, seed)
         held_out = np.setdiff1d(np.arange(len(rows)), picked)
         own = calibrate(load(device).with_measured({}, {}), rows.take(picked))
-        errors.append(absolute_percentage_error(operator.predict(own, rows.take(held_out), None), rows.seconds[held_out]).mean())
+        errors.append(
+            absolute_percentage_error(
+                operator.predict(own, rows.take(held_out), None), rows.seconds[held_out]
+            ).mean()
+        )
     assert np.mean(errors) < limit
 
 
@@ -231,5 +290,10 @@ def test_ops_of_one_file_need_not_share_their_columns(tmp_path):
     path = tmp_path / "mixed.csv"
     path.write_text("op,dtype,M,H,latency_ms\nlinear,float32,8,,0.1\nadd,float32,,4,0.2\n")
     add, linear = read_rows(path)
-    assert (add.op, "M" in add.columns, add.columns["H"].tolist(), add.columns["line"].tolist()) == ("add", False, [4.0], [1])
+    assert (
+        add.op,
+        "M" in add.columns,
+        add.columns["H"].tolist(),
+        add.columns["line"].tolist(),
+    ) == ("add", False, [4.0], [1])
     assert (linear.op, "H" in linear.columns, linear.seconds.tolist()) == ("linear", False, [1e-4])

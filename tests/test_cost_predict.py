@@ -15,12 +15,28 @@ from flurka_bench.ops import Op, Tensor, total
 from flurka_bench.workload import SIZES, Case
 
 H100 = load("h100").with_measured({}, {})
-CASE = Case(mechanism="flurka-relu", dtype="bfloat16", batch=2, num_heads=8, seq_len=8192, head_dim=64, rank=256, num_features=64)
+CASE = Case(
+    mechanism="flurka-relu",
+    dtype="bfloat16",
+    batch=2,
+    num_heads=8,
+    seq_len=8192,
+    head_dim=64,
+    rank=256,
+    num_features=64,
+)
 
 
 def stream(name: str, reads: str, writes: str, bytes_: float) -> Op:
     tensors = [Tensor(name=tensor, numel=bytes_ / 4, dtype="float32") for tensor in (reads, writes)]
-    return Op(stage="output", kind="elementwise", name=name, dtype="float32", reads=(tensors[0],), writes=(tensors[1],))
+    return Op(
+        stage="output",
+        kind="elementwise",
+        name=name,
+        dtype="float32",
+        reads=(tensors[0],),
+        writes=(tensors[1],),
+    )
 
 
 @pytest.mark.parametrize("mechanism", sorted(MECHANISMS))
@@ -37,7 +53,9 @@ def test_stages_sum_to_the_total_and_the_band_holds_it(mechanism, level):
 
 def test_launches_order():
     """Device time alone is least, a graph adds its launches, the host's dispatch adds most."""
-    seconds = [predict([CASE], H100, launch=launch)[0].seconds for launch in ("none", "graph", "eager")]
+    seconds = [
+        predict([CASE], H100, launch=launch)[0].seconds for launch in ("none", "graph", "eager")
+    ]
     assert seconds == sorted(seconds)
     assert seconds[1] - seconds[0] == pytest.approx(
         sum(p.terms.launch for p in predict_ops(lower(CASE), H100, launch="graph")), rel=1e-3
@@ -45,7 +63,8 @@ def test_launches_order():
 
 
 def test_host_runs_ahead_of_long_kernels():
-    """Eager: small cases take the sum of the dispatches, large ones the device's time and the first dispatch."""
+    """Eager: small cases take the sum of the dispatches, large ones the device's time and the first
+    dispatch."""
     small, large = (CASE.replace(mechanism="full-math", seq_len=n) for n in (128, 16384))
     dispatches = sum(p.terms.launch for p in predict_ops(lower(small), H100))
     (p,) = predict([small], H100)
@@ -64,29 +83,45 @@ def test_measured_dispatch_replaces_the_default():
 
 def test_an_operand_just_written_is_read_from_l2():
     """The same read costs less after a small producer than after one whose result pushed it out."""
-    near = predict_ops([stream("a", "x", "y", 4e6), stream("b", "y", "z", 4e6)], H100, launch="none", cache="cold")
+    near = predict_ops(
+        [stream("a", "x", "y", 4e6), stream("b", "y", "z", 4e6)], H100, launch="none", cache="cold"
+    )
     far = predict_ops(
-        [stream("a", "x", "y", 4e6), stream("big", "p", "q", 4e9), stream("b", "y", "z", 4e6)], H100, launch="none", cache="cold"
+        [stream("a", "x", "y", 4e6), stream("big", "p", "q", 4e9), stream("b", "y", "z", 4e6)],
+        H100,
+        launch="none",
+        cache="cold",
     )
     assert near[1].terms.kernel < 0.7 * far[2].terms.kernel
     assert near[1].terms.kernel < near[0].terms.kernel  # x came from DRAM
 
 
 def test_warm_is_never_slower_than_cold_and_alike_for_large_cases():
-    for case, alike in ((CASE.replace(seq_len=512), False), (CASE.replace(mechanism="full-math", seq_len=32768), True)):
-        cold, warm = (predict([case], H100, launch="none", cache=cache)[0].seconds for cache in ("cold", "warm"))
+    for case, alike in (
+        (CASE.replace(seq_len=512), False),
+        (CASE.replace(mechanism="full-math", seq_len=32768), True),
+    ):
+        cold, warm = (
+            predict([case], H100, launch="none", cache=cache)[0].seconds
+            for cache in ("cold", "warm")
+        )
         assert warm <= cold
         assert (warm == pytest.approx(cold, rel=0.01)) == alike
 
 
 def test_arrays_agree_with_single_cases():
-    """A sweep gives what its cases give one by one, in chunks or not, mixed batches of one included."""
+    """A sweep gives what its cases give one by one, in chunks or not, mixed batches of one
+    included."""
     random = np.random.default_rng(0)
     cases = [
-        CASE.replace(mechanism=mechanism, level=level, batch=int(batch), seq_len=int(length), rank=int(rank))
+        CASE.replace(
+            mechanism=mechanism, level=level, batch=int(batch), seq_len=int(length), rank=int(rank)
+        )
         for mechanism in ("low-rank", "flurka-relu", "full-sdpa")
         for level in ("core", "layer")
-        for batch, length, rank in zip(random.integers(1, 3, 6), random.integers(512, 20_000, 6), random.integers(16, 512, 6))
+        for batch, length, rank in zip(
+            random.integers(1, 3, 6), random.integers(512, 20_000, 6), random.integers(16, 512, 6)
+        )
     ]
     together = predict(cases, H100)
     for case, p in zip(cases, together):
@@ -97,7 +132,9 @@ def test_arrays_agree_with_single_cases():
     parts = list(predict_many(sweep, H100, chunk=300))
     assert [len(part) for part in parts] == [300, 300, 300, 100]
     whole = next(predict_many(sweep, H100, chunk=1000))
-    np.testing.assert_allclose(np.concatenate([part.seconds for part in parts]), whole.seconds, rtol=2e-4)
+    np.testing.assert_allclose(
+        np.concatenate([part.seconds for part in parts]), whole.seconds, rtol=2e-4
+    )
 
 
 def test_arrays_of_different_lengths_are_refused():
@@ -108,7 +145,12 @@ def test_arrays_of_different_lengths_are_refused():
 def test_longer_is_slower():
     for mechanism in MECHANISMS:
         seconds = np.concatenate(
-            [p.seconds for p in predict_many(CASE.replace(mechanism=mechanism, seq_len=2 ** np.arange(9, 17)), H100)]
+            [
+                p.seconds
+                for p in predict_many(
+                    CASE.replace(mechanism=mechanism, seq_len=2 ** np.arange(9, 17)), H100
+                )
+            ]
         )
         assert (np.diff(seconds) >= -1e-3 * seconds[:-1]).all(), mechanism
 
@@ -121,11 +163,16 @@ def test_out_of_memory_is_predicted():
 
 
 def test_scale_cancels_in_a_speedup():
-    """Two cases of the same kinds of op: the ratio's band is narrower than the two bands put together."""
-    a, b = predict([CASE.replace(mechanism="full-sdpa", seq_len=n) for n in (8192, 16384)], H100, launch="none")
+    """Two cases of the same kinds of op: the ratio's band is narrower than the two bands put
+    together."""
+    a, b = predict(
+        [CASE.replace(mechanism="full-sdpa", seq_len=n) for n in (8192, 16384)], H100, launch="none"
+    )
     s = speedup(a, b)
     assert s.ratio == pytest.approx(b.seconds / a.seconds)
-    independent = np.exp(np.hypot(np.hypot(a.log_scale, a.log_shape), np.hypot(b.log_scale, b.log_shape)))
+    independent = np.exp(
+        np.hypot(np.hypot(a.log_scale, a.log_shape), np.hypot(b.log_scale, b.log_shape))
+    )
     assert s.high / s.ratio < independent
     assert s.verdict == "FASTER"
     assert speedup(b, a).verdict == "SLOWER"
@@ -140,20 +187,34 @@ def test_speedup_across_devices_is_refused():
 def test_calibration_narrows_the_band():
     own = H100.with_measured({"attention.bfloat16.floor_s": 3e-6}, {})
     case = CASE.replace(mechanism="full-sdpa", seq_len=16384)
-    (datasheet,), (calibrated,) = (predict([case], profile, launch="none") for profile in (H100, own))
-    assert np.hypot(calibrated.log_scale, calibrated.log_shape) < np.hypot(datasheet.log_scale, datasheet.log_shape)
+    (datasheet,), (calibrated,) = (
+        predict([case], profile, launch="none") for profile in (H100, own)
+    )
+    assert np.hypot(calibrated.log_scale, calibrated.log_shape) < np.hypot(
+        datasheet.log_scale, datasheet.log_shape
+    )
     assert calibrated.log_scale == 0
 
 
 def test_conformal_half_width_by_hand():
-    """Nine of ten calibration residuals, rounded up as split conformal prediction asks: the tenth of ten (11 x 0.9 = 9.9)."""
-    assert uncertainty.conformal_half_width(np.array([-0.1, 0.2, -0.3, 0.4, 0.5, -0.6, 0.7, 0.8, 0.9, -1.0])) == 1.0
+    """Nine of ten calibration residuals, rounded up as split conformal prediction asks: the tenth
+    of ten (11 x 0.9 = 9.9)."""
+    assert (
+        uncertainty.conformal_half_width(
+            np.array([-0.1, 0.2, -0.3, 0.4, 0.5, -0.6, 0.7, 0.8, 0.9, -1.0])
+        )
+        == 1.0
+    )
     assert uncertainty.conformal_half_width(np.linspace(0, 1, 101)) == pytest.approx(0.91)
 
 
 def test_conformal_bands_cover_new_draws():
     random = np.random.default_rng(1)
-    hits = [np.abs(random.standard_t(4, 2000)) <= uncertainty.conformal_half_width(random.standard_t(4, 500)) for _ in range(40)]
+    hits = [
+        np.abs(random.standard_t(4, 2000))
+        <= uncertainty.conformal_half_width(random.standard_t(4, 500))
+        for _ in range(40)
+    ]
     assert np.mean(hits) == pytest.approx(0.9, abs=0.01)
 
 
@@ -182,12 +243,25 @@ def test_verb_prints_the_contract(capsys):
     records = json.loads(out.out)
     assert code == 0
     assert len(records) == 8
-    needed = {"level", "pass", "backend", "order", "hardware", *SIZES, "dtype", "flops", "bytes", "bound"}
+    needed = {
+        "level",
+        "pass",
+        "backend",
+        "order",
+        "hardware",
+        *SIZES,
+        "dtype",
+        "flops",
+        "bytes",
+        "bound",
+    }
     for record in records:
         assert needed <= set(record)
         assert record["seconds_low"] < record["seconds"] < record["seconds_high"]
     assert [record["hardware"] for record in records] == ["h100-sxm-80gb"] * 4 + ["l4"] * 4
-    assert {record["order"] for record in records if record["mechanism"] == "full-sdpa"} == {"project_first"}
+    assert {record["order"] for record in records if record["mechanism"] == "full-sdpa"} == {
+        "project_first"
+    }
 
 
 def test_best_order_is_the_fastest(capsys):
@@ -205,16 +279,27 @@ def test_best_order_is_the_fastest(capsys):
         "--json",
     )
     best = json.loads(run(capsys, *arguments)[1].out)[0]["seconds"]
-    orders = json.loads(run(capsys, *arguments, "--order", "project_first,compress_first,absorbed")[1].out)
+    orders = json.loads(
+        run(capsys, *arguments, "--order", "project_first,compress_first,absorbed")[1].out
+    )
     assert len(orders) == 3
     assert best == pytest.approx(min(record["seconds"] for record in orders), rel=1e-4)
 
 
 def test_what_does_not_apply_collapses(capsys):
     records = json.loads(
-        run(capsys, "--hardware", "h100", "--mechanism", "full-sdpa", "--rank", "64,128", "--num-features", "32,64", "--json")[
-            1
-        ].out
+        run(
+            capsys,
+            "--hardware",
+            "h100",
+            "--mechanism",
+            "full-sdpa",
+            "--rank",
+            "64,128",
+            "--num-features",
+            "32,64",
+            "--json",
+        )[1].out
     )
     assert len(records) == 1
 
@@ -226,7 +311,9 @@ def test_table_and_errors(capsys):
     code, out = run(capsys, "--hardware", "a1000")
     assert code == 2
     assert "a100" in out.err
-    code, out = run(capsys, "--hardware", "h100", "--mechanism", "low-rank", "--seq-len", "64", "--rank", "128")
+    code, out = run(
+        capsys, "--hardware", "h100", "--mechanism", "low-rank", "--seq-len", "64", "--rank", "128"
+    )
     assert code == 2
     assert "--rank" in out.err
     for sizes in (["--seq-len", "9" * 30], ["--seq-len", str(2**40), "--batch", str(2**40)]):
@@ -236,7 +323,9 @@ def test_table_and_errors(capsys):
     huge = ["--seq-len", str(2**40), "--batch", "2000", "--json"]
     code, out = run(capsys, "--hardware", "h100", "--mechanism", "full-math", *huge)
     assert code == 0
-    assert json.loads(out.out)[0]["peak_memory_bytes"] > 2**64  # more bytes than a machine's integer counts
+    assert (
+        json.loads(out.out)[0]["peak_memory_bytes"] > 2**64
+    )  # more bytes than a machine's integer counts
     code, out = run(capsys, "--hardware", "h100,h100-sxm", "--mechanism", "full-math", "--json")
     assert len(json.loads(out.out)) == 1  # two names of one target
     code, out = run(
@@ -259,12 +348,20 @@ def test_table_and_errors(capsys):
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "products", "exponentials"), [("kernel-relu", 2, 0), ("kernel-favor", 2, 1), ("kernel-elu", 1, 1)]
+    ("mechanism", "products", "exponentials"),
+    [("kernel-relu", 2, 0), ("kernel-favor", 2, 1), ("kernel-elu", 1, 1)],
 )
 def test_fused_feature_kernels_pay_for_what_their_ops_count(mechanism, products, exponentials):
     h100 = load("h100")
     case = Case(
-        mechanism=mechanism, backend="fused", dtype="bfloat16", batch=8, num_heads=16, seq_len=16384, head_dim=64, num_features=64
+        mechanism=mechanism,
+        backend="fused",
+        dtype="bfloat16",
+        batch=8,
+        num_heads=16,
+        seq_len=16384,
+        head_dim=64,
+        num_features=64,
     )
     ops = [op for op in lower(case) if op.kind == "attention"]
     assert len(ops) == 2
@@ -273,16 +370,27 @@ def test_fused_feature_kernels_pay_for_what_their_ops_count(mechanism, products,
             h100, op.dtype, op.batch, op.rows, op.cols, op.inner, products=products, exponentials=exponentials,
             bytes_moved=op.bytes_read + op.bytes_written, launch="none",
         )  # fmt: skip
-        as_softmax = attention_terms(h100, op.dtype, op.batch, op.rows, op.cols, op.inner, launch="none")
+        as_softmax = attention_terms(
+            h100, op.dtype, op.batch, op.rows, op.cols, op.inner, launch="none"
+        )
         assert each.terms.kernel == pytest.approx(float(expected.kernel), rel=1e-6)
-        busy, softmax_busy = (float(t.compute.item() + t.special.item()) for t in (each.terms, as_softmax))
-        # ReLU features spare the exponentials, elu + 1 a product; these kernels may still wait for memory.
-        assert busy == pytest.approx(softmax_busy, rel=1e-4) if mechanism == "kernel-favor" else busy < 0.95 * softmax_busy
+        busy, softmax_busy = (
+            float(t.compute.item() + t.special.item()) for t in (each.terms, as_softmax)
+        )
+        # ReLU features spare the exponentials, elu + 1 a product; these kernels may still wait for
+        # memory.
+        assert (
+            busy == pytest.approx(softmax_busy, rel=1e-4)
+            if mechanism == "kernel-favor"
+            else busy < 0.95 * softmax_busy
+        )
 
 
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
 @pytest.mark.parametrize("mechanism", ["full-sdpa", "flurka-relu"])
 def test_peak_memory_is_that_of_the_recorded_list(mechanism, backend):
-    case = Case(mechanism=mechanism, level="layer", pass_="train", backend=backend, rank=64, num_features=64)
+    case = Case(
+        mechanism=mechanism, level="layer", pass_="train", backend=backend, rank=64, num_features=64
+    )
     (one,) = predict([case], load("h100"))
     assert one.peak_memory_bytes == peak_memory_bytes(case, "cuda")

@@ -1,4 +1,5 @@
-"""On a machine with a GPU: every mechanism, order, dtype and backend gives the right output there. Skips without one."""
+"""On a machine with a GPU: every mechanism, order, dtype and backend gives the right output there.
+Skips without one."""
 
 import dataclasses
 
@@ -8,9 +9,18 @@ from flurka_bench.mechanisms import MECHANISMS
 from flurka_bench.workload import Case
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device ('make cuda' on a machine with one)")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA device ('make cuda' on a machine with one)"
+)
 
-SHAPE = {"batch": 2, "num_heads": 4, "seq_len": 512, "head_dim": 64, "rank": 128, "num_features": 64}
+SHAPE = {
+    "batch": 2,
+    "num_heads": 4,
+    "seq_len": 512,
+    "head_dim": 64,
+    "rank": 128,
+    "num_features": 64,
+}
 
 
 def cases():
@@ -20,7 +30,14 @@ def cases():
         for order in mechanism.orders:
             for pass_ in ("forward", "train"):
                 for dtype in ("float32", "bfloat16"):
-                    yield Case(mechanism=name, level="layer", pass_=pass_, order=order, dtype=dtype, **SHAPE)
+                    yield Case(
+                        mechanism=name,
+                        level="layer",
+                        pass_=pass_,
+                        order=order,
+                        dtype=dtype,
+                        **SHAPE,
+                    )
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.case_id)
@@ -45,4 +62,8 @@ def test_other_backends_match_the_reference(name, dtype, backend):
         pytest.skip(str(error))
     bench.check()
     for seq_len in (77, 1000):  # not a multiple of any tile
-        build(dataclasses.replace(case, seq_len=seq_len, rank=min(128, seq_len)), seed=0, device="cuda").check()
+        build(
+            dataclasses.replace(case, seq_len=seq_len, rank=min(128, seq_len)),
+            seed=0,
+            device="cuda",
+        ).check()

@@ -1,4 +1,5 @@
-"""The captured environment, and the judgements over it, each line of advice caused by its own fault."""
+"""The captured environment, and the judgements over it, each line of advice caused by its own
+fault."""
 
 import copy
 import json
@@ -33,7 +34,12 @@ def quiet(here):
     }
     best["torch"] |= {"num_threads": 1, "cuda_build": "12.8", "cuda_available": True}
     best["packages"] |= {"torch": "2.13.0", "triton": "3.7.1"}
-    best |= {"memory_bytes": 10**10, "memory_available_bytes": 9 * 10**9, "disk_free_bytes": 10**10, "variables": {}}
+    best |= {
+        "memory_bytes": 10**10,
+        "memory_available_bytes": 9 * 10**9,
+        "disk_free_bytes": 10**10,
+        "variables": {},
+    }
     best["reuses_memory"] = True
     best["git"] = {"commit": "0" * 40, "dirty": False}
     best["gpu"] = {
@@ -104,7 +110,9 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("part", "key", "value", "name", "judgement", "advice"), FAULTS)
-def test_each_fault_gets_its_judgement_and_the_next_action(quiet, part, key, value, name, judgement, advice):
+def test_each_fault_gets_its_judgement_and_the_next_action(
+    quiet, part, key, value, name, judgement, advice
+):
     (quiet[part] if part else quiet)[key] = value
     complaints = [finding for finding in judge(quiet) if finding.judgement != "ok"]
     assert [(finding.name, finding.judgement) for finding in complaints] == [(name, judgement)]
@@ -114,7 +122,11 @@ def test_each_fault_gets_its_judgement_and_the_next_action(quiet, part, key, val
 
 def test_a_gpu_that_torch_cannot_see(quiet, monkeypatch):
     quiet["gpu"], quiet["torch"]["cuda_available"], quiet["torch"]["cuda_build"] = None, False, None
-    monkeypatch.setattr(environment, "_read", lambda path: "NVRM version" if path.startswith("/proc/driver/nvidia") else None)
+    monkeypatch.setattr(
+        environment,
+        "_read",
+        lambda path: "NVRM version" if path.startswith("/proc/driver/nvidia") else None,
+    )
     assert [finding.judgement for finding in judge(quiet) if finding.name == "gpu"] == ["bad"]
 
 
@@ -159,7 +171,11 @@ def test_stamp_with_a_gpu_survives_an_old_driver():
     device = CpuDevice()
     device.nvml = Nvml(FakeNvml(bits=0x40), handle=None)
     stamped = stamp(device)
-    assert (stamped["sm_clock_mhz"], stamped["power_w"], stamped["temperature_c"]) == (1980, 250.5, None)
+    assert (stamped["sm_clock_mhz"], stamped["power_w"], stamped["temperature_c"]) == (
+        1980,
+        250.5,
+        None,
+    )
     assert stamped["throttle_reasons"] == "hardware thermal"
     assert stamped["num_other_processes"] is None
 
@@ -178,7 +194,9 @@ def test_doctor_exits_1_when_something_is_bad(monkeypatch, quiet):
     done = runner.invoke(build_app(), ["doctor", "--device", "cpu", "--json"])
     assert done.exit_code == 1
     answer = json.loads(done.stdout)
-    assert [finding["name"] for finding in answer["findings"] if finding["judgement"] == "bad"] == ["disk"]
+    assert [finding["name"] for finding in answer["findings"] if finding["judgement"] == "bad"] == [
+        "disk"
+    ]
     assert "make room" in runner.invoke(build_app(), ["doctor", "--device", "cpu"]).stdout
 
 

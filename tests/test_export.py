@@ -46,13 +46,19 @@ def test_json(run):
 
 def test_csv(run, tmp_path):
     assert exported(run, "--out", tmp_path / "x.csv").strip() == str(tmp_path / "x.csv")
-    frame = pd.read_csv(tmp_path / "x.csv", dtype_backend="numpy_nullable").astype(object).where(lambda f: f.notna(), None)
+    frame = (
+        pd.read_csv(tmp_path / "x.csv", dtype_backend="numpy_nullable")
+        .astype(object)
+        .where(lambda f: f.notna(), None)
+    )
     rows = frame.to_dict("records")
     for row in rows:
         for name in ("samples_s", "round_ids"):
             row[name] = json.loads(row[name])
     check(rows, run)
-    assert "2048.0" not in (tmp_path / "x.csv").read_text()  # whole numbers stay whole beside missing ones
+    assert (
+        "2048.0" not in (tmp_path / "x.csv").read_text()
+    )  # whole numbers stay whole beside missing ones
 
 
 def test_parquet(run, tmp_path):

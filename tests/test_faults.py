@@ -1,4 +1,5 @@
-"""Faults, each caused for real: it becomes a record or a clear line, the sweep goes on, nothing is lost or counted twice."""
+"""Faults, each caused for real: it becomes a record or a clear line, the sweep goes on, nothing is
+lost or counted twice."""
 
 import json
 import os
@@ -81,7 +82,9 @@ def start(tmp_path):
 
 
 def children_of(process):
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout.split()
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
     return [int(pid) for pid in found]
 
 
@@ -121,36 +124,58 @@ def test_a_fault_is_pinned_to_its_case_and_the_others_are_measured(fake, fault, 
     if fault == "oom":
         assert records.pop("kernel-relu@512")["status"] == "skipped"
     assert {entry["status"] for entry in records.values()} == {"ok"}
-    shared = set(records["full-math@256"]["round_ids"]) & set(records["flurka-relu@256"]["round_ids"])
+    shared = set(records["full-math@256"]["round_ids"]) & set(
+        records["flurka-relu@256"]["round_ids"]
+    )
     assert len(shared) >= 5  # the rest of the group is still timed together
 
 
 def test_every_case_of_a_group_may_fail(fake):
-    records = fake({"full-math": "segfault", "kernel-relu": "raise", "flurka-relu@512": "kill", "flurka-relu@128": "build-oom"})
+    records = fake(
+        {
+            "full-math": "segfault",
+            "kernel-relu": "raise",
+            "flurka-relu@512": "kill",
+            "flurka-relu@128": "build-oom",
+        }
+    )
     assert [records[f"full-math@{n}"]["status"] for n in (128, 256, 512)] == ["crashed"] * 3
-    assert records["flurka-relu@512"]["status"] == "skipped"  # 128 ran out of memory, 512 needs more
+    assert (
+        records["flurka-relu@512"]["status"] == "skipped"
+    )  # 128 ran out of memory, 512 needs more
 
 
 def test_larger_cases_of_an_oom_family_are_skipped_and_smaller_ones_are_not(fake):
     records = fake({"full-math@256": "build-oom"})
-    assert records["full-math@128"]["status"] == "ok" and records["full-math@256"]["status"] == "oom"
+    assert (
+        records["full-math@128"]["status"] == "ok" and records["full-math@256"]["status"] == "oom"
+    )
     assert records["full-math@512"]["status"] == "skipped"
-    assert records["full-math@512"]["error"].startswith("skipped: larger than an OOM (full-math.core")
+    assert records["full-math@512"]["error"].startswith(
+        "skipped: larger than an OOM (full-math.core"
+    )
     assert records["kernel-relu@512"]["status"] == records["flurka-relu@512"]["status"] == "ok"
 
 
 def test_an_oom_is_remembered_when_the_run_goes_on(fake, tmp_path):
     fake({"full-math@256": "build-oom"})
     path = tmp_path / "run" / "measurements.jsonl"
-    kept = [line for line in path.read_text().splitlines(keepends=True) if '"seq_len":512' not in line]
+    kept = [
+        line for line in path.read_text().splitlines(keepends=True) if '"seq_len":512' not in line
+    ]
     path.write_text("".join(kept))
     assert fake()["full-math@512"]["status"] == "skipped"
 
 
 def test_host_memory_under_a_limit_is_an_oom_and_harms_nobody(fake):
-    patient = SUITE.replace('timeout = "1.5s"', 'timeout = "30s"')  # filling memory beside other work is slow, and no hang
+    patient = SUITE.replace(
+        'timeout = "1.5s"', 'timeout = "30s"'
+    )  # filling memory beside other work is slow, and no hang
     records = fake({"full-math@128": "exhaust"}, text=patient, memory_limit_bytes=300 * 2**20)
-    assert records["full-math@128"]["status"] == "oom" and "MemoryError" in records["full-math@128"]["error"]
+    assert (
+        records["full-math@128"]["status"] == "oom"
+        and "MemoryError" in records["full-math@128"]["error"]
+    )
     assert records["kernel-relu@128"]["status"] == "ok"
 
 
@@ -189,19 +214,28 @@ def test_the_parent_killed_at_fifty_random_moments(start, tmp_path):
     process = start()
     process.communicate(timeout=60)
     records = read_run(tmp_path / "run").records
-    assert process.returncode == 0 and len({entry["case_id"] for entry in records}) == len(records) == NUM_CASES
+    assert (
+        process.returncode == 0
+        and len({entry["case_id"] for entry in records}) == len(records) == NUM_CASES
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_cleanly_and_the_run_goes_on(start, tmp_path, number):
     process = start({"cost_s": 3e-3})
     wait_for(
-        lambda: (tmp_path / "run" / "measurements.jsonl").exists() and (tmp_path / "run" / "measurements.jsonl").read_bytes()
+        lambda: (
+            (tmp_path / "run" / "measurements.jsonl").exists()
+            and (tmp_path / "run" / "measurements.jsonl").read_bytes()
+        )
     )
     workers = children_of(process)
     process.send_signal(number)
     output, _ = process.communicate(timeout=20)
-    assert process.returncode == 130 and "the same command goes on from there" in output.splitlines()[-1]
+    assert (
+        process.returncode == 130
+        and "the same command goes on from there" in output.splitlines()[-1]
+    )
     assert workers and not any(is_running(pid) for pid in workers)
     meta = read_run(tmp_path / "run").meta
     assert len(meta["sessions"]) == 1 and meta["wall_s"] > 0
@@ -213,7 +247,10 @@ def test_a_signal_stops_cleanly_and_the_run_goes_on(start, tmp_path, number):
 def test_a_second_signal_ends_it_at_once(start, tmp_path):
     process = start({"flurka-relu@256": "hang"})
     wait_for(
-        lambda: (tmp_path / "run" / "measurements.jsonl").exists() and (tmp_path / "run" / "measurements.jsonl").read_bytes()
+        lambda: (
+            (tmp_path / "run" / "measurements.jsonl").exists()
+            and (tmp_path / "run" / "measurements.jsonl").read_bytes()
+        )
     )
     workers = children_of(process)
     process.send_signal(signal.SIGINT)
@@ -243,9 +280,14 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))
 sys.argv = ["run", {str(tmp_path / "faults.toml")!r}, {str(tmp_path / "run")!r}]
 {PARENT}"""
     (tmp_path / "faults.toml").write_text(SUITE)
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent)
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent
+    )
     assert process.returncode == 2 and "Traceback" not in process.stderr
-    assert "File too large" in process.stdout.splitlines()[-1] and "records are safe there" in process.stdout.splitlines()[-1]
+    assert (
+        "File too large" in process.stdout.splitlines()[-1]
+        and "records are safe there" in process.stdout.splitlines()[-1]
+    )
     safe = len(read_run(tmp_path / "run").records)
     assert 0 < safe < NUM_CASES and read_run(tmp_path / "run").warnings == []
     assert len(fake()) == NUM_CASES
@@ -253,7 +295,9 @@ sys.argv = ["run", {str(tmp_path / "faults.toml")!r}, {str(tmp_path / "run")!r}]
 
 def test_a_folder_that_cannot_be_written(fake):
     # /proc refuses everybody, root included
-    with pytest.raises(RequestError, match=r"cannot write to '/proc/flurka': .+ \(mend it or give another --out\)"):
+    with pytest.raises(
+        RequestError, match=r"cannot write to '/proc/flurka': .+ \(mend it or give another --out\)"
+    ):
         run_suite(parse_suite(SUITE), out="/proc/flurka", worker_command=FAKE)
 
 

@@ -1,4 +1,5 @@
-"""Hardware profiles: every shipped figure is checked against physics, and a slip of the pen is an error."""
+"""Hardware profiles: every shipped figure is checked against physics, and a slip of the pen is an
+error."""
 
 import math
 import re
@@ -36,11 +37,14 @@ def test_profile_round_trips_and_is_physical(name):
     again = parse_profile(write_profile(profile), "again")
     assert again == profile
     for key, figure in {**profile.datasheet, **profile.peaks}.items():
-        assert figure.source in profile.sources, f"{key} cites {figure.source}, which [sources] does not explain"
+        assert figure.source in profile.sources, (
+            f"{key} cites {figure.source}, which [sources] does not explain"
+        )
     # The ridge point of every accelerator since Pascal lies between 5 and 1000 FLOPs a byte.
     for dtype in ("float32", "float16"):
         assert 5 < ridge_flops_per_byte(profile, dtype) < 1000
-    # Matrix units do a power of two FLOPs a clock and SM (CDNA too): catches sparse figures and wrong clocks.
+    # Matrix units do a power of two FLOPs a clock and SM (CDNA too): catches sparse figures and
+    # wrong clocks.
     for unit in ("tensor.float16", "tensor.bfloat16", "tensor.tf32"):
         if unit in profile.peak_flops:
             rate = profile.peak_flops[unit] / (profile.num_sms * profile.tensor_clock_hz)
@@ -76,11 +80,19 @@ def test_unknown_name_offers_the_nearest():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("memory_bandwidth_bytes_per_s = { value = 2.039e12", "memory_bandwidth_bytes_per_s = { value = 2039", "between"),
+        (
+            "memory_bandwidth_bytes_per_s = { value = 2.039e12",
+            "memory_bandwidth_bytes_per_s = { value = 2039",
+            "between",
+        ),
         ("boost_clock_hz = { value = 1.41e9", "boost_clock_hz = { value = 1410", "between"),
         ('unit = "Hz"', 'unit = "MHz"', "must be in Hz"),
         ("num_sms = { value = 108", "num_sms = { value = 84", "SMs x lanes"),
-        ('"vector.float32" = { value = 19.5e12', '"vector.float32" = { value = 39e12', "SMs x lanes"),
+        (
+            '"vector.float32" = { value = 19.5e12',
+            '"vector.float32" = { value = 39e12',
+            "SMs x lanes",
+        ),
         ("l2_bytes =", "l2_size =", "l2_bytes"),
         ("schema = 1", "schema = 2", "schema"),
         ('vendor = "nvidia"', "vendor = 3", "vendor"),
@@ -120,10 +132,16 @@ def test_the_device_at_hand_is_recognised_by_exact_name_only():
     assert recognise("NVIDIA H100") is None
     cpu = detect_cpu()
     assert cpu.kind == "cpu" and parse_profile(write_profile(cpu), "again") == cpu
-    unknown_gpu = from_cuda_properties("NVIDIA RTX 5000 Ada Generation", (8, 9), 100, 2.55e9, 32e9, 72e6, 576e9, 102400)
+    unknown_gpu = from_cuda_properties(
+        "NVIDIA RTX 5000 Ada Generation", (8, 9), 100, 2.55e9, 32e9, 72e6, 576e9, 102400
+    )
     assert unknown_gpu.name == "nvidia-rtx-5000-ada-generation"
-    assert unknown_gpu.peak_flops["vector.float32"] == pytest.approx(65.3e12, rel=0.01)  # NVIDIA's datasheet: 65.3 TFLOP/s
-    assert unknown_gpu.peak_flops["tensor.bfloat16"] == pytest.approx(261.1e12, rel=0.01)  # 1044.4 sparse FP8 / 4
+    assert unknown_gpu.peak_flops["vector.float32"] == pytest.approx(
+        65.3e12, rel=0.01
+    )  # NVIDIA's datasheet: 65.3 TFLOP/s
+    assert unknown_gpu.peak_flops["tensor.bfloat16"] == pytest.approx(
+        261.1e12, rel=0.01
+    )  # 1044.4 sparse FP8 / 4
 
 
 @pytest.mark.parametrize(
@@ -148,11 +166,22 @@ def test_values_without_end_are_an_error_of_one_short_line(old, new):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-# A calibrated one: every kind of table is in it. Long tables and most operators are cut, to be parsed in a millisecond.
+# A calibrated one: every kind of table is in it. Long tables and most operators are cut, to be
+# parsed in a millisecond.
 SHIPPED_TEXT = re.sub(r"\], \[[^\n]*\]\]", "]]", (FOLDER / "t4.toml").read_text(encoding="utf-8"))
-SHIPPED_TEXT = re.sub(r'\n"(elementwise\.[^a]|matmul\.float32\.linear|softmax|error)[^\n]*', "", SHIPPED_TEXT)
+SHIPPED_TEXT = re.sub(
+    r'\n"(elementwise\.[^a]|matmul\.float32\.linear|softmax|error)[^\n]*', "", SHIPPED_TEXT
+)
 WORDS = "[ ] { } = # nan inf -1 0 1e400 true [measured] 1979-05-27 é value unit 0x1f datasheet.peak_flops a.b=1 schema=1"
-LONG = ["9" * 21, "9" * 400, "-" + "9" * 400, "9" * 5000, "0x" + "f" * 5000, "[" * 3000 + "]" * 3000, "a" + ".a" * 3000 + "=1"]
+LONG = [
+    "9" * 21,
+    "9" * 400,
+    "-" + "9" * 400,
+    "9" * 5000,
+    "0x" + "f" * 5000,
+    "[" * 3000 + "]" * 3000,
+    "a" + ".a" * 3000 + "=1",
+]
 TOKENS = st.sampled_from([*WORDS.split(), "\n", '"', "''", "\x00", "\ud7ff", '"\\n"', *LONG])
 VALUE = re.compile(r"(?<= = )[^{\n,}]+")
 
@@ -162,11 +191,15 @@ def mangled(draw):
     text = SHIPPED_TEXT
     for _ in range(draw(st.integers(1, 4))):
         if draw(st.booleans()):  # a whole value, so that what stands there is still TOML
-            start, stop = draw(st.sampled_from([found.span() for found in VALUE.finditer(text)] or [(0, 0)]))
+            start, stop = draw(
+                st.sampled_from([found.span() for found in VALUE.finditer(text)] or [(0, 0)])
+            )
         else:
             start = draw(st.integers(0, len(text)))
             stop = min(len(text), start + draw(st.sampled_from([0, 1, 3, 10, 40, 400])))
-        text = text[:start] + draw(st.one_of(TOKENS, st.text(max_size=6), st.just(""))) + text[stop:]
+        text = (
+            text[:start] + draw(st.one_of(TOKENS, st.text(max_size=6), st.just(""))) + text[stop:]
+        )
     return text
 
 

@@ -1,4 +1,5 @@
-"""The house keeps its arrows: who may import whom, what stays light, and that no second formula grows."""
+"""The house keeps its arrows: who may import whom, what stays light, and that no second formula
+grows."""
 
 import ast
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "flurka_bench"
 WORDS = {"errors", "units", "toml", "workload", "ops"}
 
-# Each part of the package and what it may import from the others (docs/architecture.md holds the same table in words).
+# Each part of the package and what it may import from the others (docs/architecture.md holds the
+# same table in words).
 MAY_IMPORT = {
     "errors": set(),
     "units": {"errors"},
@@ -25,10 +27,39 @@ MAY_IMPORT = {
     "suite": WORDS | {"expression", "mechanisms"},
     "results": WORDS | {"mechanisms", "suite", "expression"},
     "measure": WORDS | {"mechanisms", "attention", "hardware", "suite", "results"},
-    "analysis": WORDS | {"mechanisms", "hardware", "cost", "suite", "results", "measure.statistics", "quality.frontier"},
-    "quality": WORDS | {"mechanisms", "attention", "hardware", "suite", "results", "measure.statistics", "measure.environment"},
-    "plots": WORDS | {"mechanisms", "hardware", "cost", "suite", "results", "analysis", "quality.frontier"},
-    "report": WORDS | {"mechanisms", "hardware", "cost", "suite", "results", "analysis", "plots", "quality.frontier"},
+    "analysis": WORDS
+    | {
+        "mechanisms",
+        "hardware",
+        "cost",
+        "suite",
+        "results",
+        "measure.statistics",
+        "quality.frontier",
+    },
+    "quality": WORDS
+    | {
+        "mechanisms",
+        "attention",
+        "hardware",
+        "suite",
+        "results",
+        "measure.statistics",
+        "measure.environment",
+    },
+    "plots": WORDS
+    | {"mechanisms", "hardware", "cost", "suite", "results", "analysis", "quality.frontier"},
+    "report": WORDS
+    | {
+        "mechanisms",
+        "hardware",
+        "cost",
+        "suite",
+        "results",
+        "analysis",
+        "plots",
+        "quality.frontier",
+    },
     "cli": None,  # everything
     "__init__": set(),
     "__main__": {"cli"},
@@ -40,7 +71,8 @@ def modules():
 
 
 def imports_of(path):
-    """The project's modules that a file imports, wherever in the file, as dotted names below the package."""
+    """The project's modules that a file imports, wherever in the file, as dotted names below the
+    package."""
     package = ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts[:-1])
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -48,7 +80,12 @@ def imports_of(path):
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
-                base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *([base] if base else [])])
+                base = ".".join(
+                    [
+                        *package.split(".")[: len(package.split(".")) - node.level + 1],
+                        *([base] if base else []),
+                    ]
+                )
             names = [f"{base}.{alias.name}" for alias in node.names]
         else:
             continue
@@ -66,7 +103,9 @@ def test_imports_follow_the_flow(path):
         target = name.split(".")[0]
         if allowed is None or target in ("", part, "__version__"):
             continue
-        assert target in allowed or any(name.startswith(entry) for entry in allowed if "." in entry), (
+        assert target in allowed or any(
+            name.startswith(entry) for entry in allowed if "." in entry
+        ), (
             f"{path.relative_to(PACKAGE)} imports {name}; {part} may import {', '.join(sorted(allowed)) or 'nothing'}"
         )
 
@@ -89,12 +128,24 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
     main()
 print(sorted({{"torch", "pandas", "matplotlib", "sympy", "scipy"}} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
     return set(ast.literal_eval(done.stdout.strip().splitlines()[-1]))
 
 
 SHAPE = ["--seq-len", "4096", "--rank", "128", "--num-features", "64"]
-PREDICT = ["predict", "--hardware", "h100", "--mechanism", "flurka-relu", "--level", "layer", *SHAPE, "--json"]
+PREDICT = [
+    "predict",
+    "--hardware",
+    "h100",
+    "--mechanism",
+    "flurka-relu",
+    "--level",
+    "layer",
+    *SHAPE,
+    "--json",
+]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], PREDICT], ids=["help", "predict"])
@@ -124,7 +175,9 @@ def test_every_verb_shows_an_example():
     for group in app.registered_groups:
         texts[group.name] = group.typer_instance.info.help
         for command in group.typer_instance.registered_commands:
-            texts[f"{group.name} {command.name or command.callback.__name__}"] = command.callback.__doc__
+            texts[f"{group.name} {command.name or command.callback.__name__}"] = (
+                command.callback.__doc__
+            )
     assert {name.split()[0] for name in texts} == set(VERBS)
     for name, text in texts.items():
         assert text and "Example: flurka-bench" in text, f"{name} --help shows no example"

@@ -36,11 +36,20 @@ def test_parents_are_the_cells_beside_it(similarity):
 
 def test_orders_are_those_that_exist():
     everything = {name: cell.orders for name, cell in MECHANISMS.items()}
-    assert everything["full-math"] == everything["full-sdpa"] == everything["kernel-elu"] == ("project_first",)
+    assert (
+        everything["full-math"]
+        == everything["full-sdpa"]
+        == everything["kernel-elu"]
+        == ("project_first",)
+    )
     assert everything["low-rank"] == everything["low-rank-sdpa"] == everything["flurka-elu"]
     assert everything["flurka-elu"] == ("project_first", "compress_first")
     assert everything["kernel-favor"] == everything["kernel-relu"] == ("project_first", "absorbed")
-    assert everything["flurka-favor"] == everything["flurka-relu"] == ("project_first", "compress_first", "absorbed")
+    assert (
+        everything["flurka-favor"]
+        == everything["flurka-relu"]
+        == ("project_first", "compress_first", "absorbed")
+    )
 
 
 def test_unknown_names_offer_the_nearest():
@@ -80,15 +89,31 @@ def test_the_impossible_is_refused_with_the_flag(changes, says):
 
 
 def test_an_order_that_a_mechanism_lacks_is_refused():
-    with pytest.raises(RequestError, match="kernel-relu has no order 'compress_first'; accepted: project_first, absorbed"):
+    with pytest.raises(
+        RequestError,
+        match="kernel-relu has no order 'compress_first'; accepted: project_first, absorbed",
+    ):
         canonical(case("kernel-relu", level="layer", order="compress_first"))
 
 
 def test_duplicates_collapse():
-    """Full attention is one case however many ranks, features, orders and compressions a sweep asks for."""
-    grid = itertools.product((8, 32), (4, 16), (None, "project_first", "absorbed"), ("dense", "conv"), (True, False))
+    """Full attention is one case however many ranks, features, orders and compressions a sweep asks
+    for."""
+    grid = itertools.product(
+        (8, 32), (4, 16), (None, "project_first", "absorbed"), ("dense", "conv"), (True, False)
+    )
     cases = {
-        canonical(case("full-math", level="layer", rank=k, num_features=m, order=order, compression=kind, share_kv=share)).case_id
+        canonical(
+            case(
+                "full-math",
+                level="layer",
+                rank=k,
+                num_features=m,
+                order=order,
+                compression=kind,
+                share_kv=share,
+            )
+        ).case_id
         for k, m, order, kind, share in grid
     }
     assert len(cases) == 1
@@ -98,10 +123,15 @@ def test_knobs_that_do_not_apply_are_dropped_and_those_that_do_are_kept():
     assert canonical(case("kernel-relu")).rank is None
     assert canonical(case("low-rank")).num_features is None
     assert canonical(case("flurka-elu")).num_features == KNOBS["head_dim"]
-    assert canonical(case("flurka-favor")).rank == 32 and canonical(case("flurka-favor")).num_features == 16
+    assert (
+        canonical(case("flurka-favor")).rank == 32
+        and canonical(case("flurka-favor")).num_features == 16
+    )
     assert canonical(case(order="absorbed")).order is None  # level core
     assert canonical(case(level="layer")).order == "project_first"
-    assert canonical(case(level="layer", num_layers=3, ffn_dim=5, vocab_size=7)) == canonical(case(level="layer"))
+    assert canonical(case(level="layer", num_layers=3, ffn_dim=5, vocab_size=7)) == canonical(
+        case(level="layer")
+    )
     model = canonical(case(level="model", num_layers=3, vocab_size=7))
     assert (model.num_layers, model.ffn_dim, model.vocab_size) == (3, 4 * 16, 7)
 

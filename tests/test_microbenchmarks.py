@@ -1,4 +1,5 @@
-"""Microbenchmarks and calibrate: rows have the published columns, the bound holds, the fit is judged on unseen rows."""
+"""Microbenchmarks and calibrate: rows have the published columns, the bound holds, the fit is
+judged on unseen rows."""
 
 import csv
 import json
@@ -20,13 +21,23 @@ from flurka_bench.hardware import load
 from flurka_bench.measure import microbenchmarks
 from flurka_bench.measure.device import CpuDevice, Reading
 from flurka_bench.measure.microbenchmarks import ATTENTION, MATMUL, ROW, Calibration, knee, measure
-from flurka_bench.measure.shapes import Probe, attention_probes, matmul_probes, probes_for, streaming_probes
+from flurka_bench.measure.shapes import (
+    Probe,
+    attention_probes,
+    matmul_probes,
+    probes_for,
+    streaming_probes,
+)
 
 SMALL = [
     Probe(op="linear", dtype="float32", shape={"B": 1, "M": 64, "N": 32, "K": 16}),
     Probe(op="bmm", dtype="float32", shape={"B": 2, "M": 64, "N": 32, "K": 16}),
     Probe(op="softmax", dtype="float32", shape={"B": 64, "H": 64}),
-    Probe(op="attention", dtype="float32", shape={"batch": 1, "num_heads": 2, "seq_len": 64, "head_dim": 32}),
+    Probe(
+        op="attention",
+        dtype="float32",
+        shape={"batch": 1, "num_heads": 2, "seq_len": 64, "head_dim": 32},
+    ),
     *(
         Probe(op=op, dtype="float32", shape={"B": 16, "H": 64})
         for op in ("add", "mul", "addu", "mulu", "relu", "exp", "tanh", "gelu")
@@ -45,7 +56,11 @@ def test_rows_have_the_published_columns(tmp_path, no_figures):
     assert [row["op"] for row in found.rows] == [probe.op for probe in SMALL]
     assert all(0 < row["latency_ms"] < 1000 for row in found.rows)
     files = found.write_rows(tmp_path / "here")
-    assert [path.name for path in files] == ["here.matmul.csv", "here.rows.csv", "here.attention.csv"]
+    assert [path.name for path in files] == [
+        "here.matmul.csv",
+        "here.rows.csv",
+        "here.attention.csv",
+    ]
     for path, columns in zip(files, (MATMUL, ROW, ATTENTION)):
         with path.open() as stream:
             rows = list(csv.DictReader(stream))
@@ -56,7 +71,12 @@ def test_figures_of_a_cpu():
     found = {}
     for _, measure_figure in microbenchmarks._figure_probes(torch, CpuDevice(), ["float32"]):
         found |= measure_figure(0.02)
-    assert {"launch_eager_s", "copy_bandwidth_bytes_per_s", "matmul_flops_per_s.float32", "sustained_fraction"} <= set(found)
+    assert {
+        "launch_eager_s",
+        "copy_bandwidth_bytes_per_s",
+        "matmul_flops_per_s.float32",
+        "sustained_fraction",
+    } <= set(found)
     assert found.pop("reuses_memory") in (0, 1)
     assert all(math.isfinite(value) and value > 0 for value in found.values())
     assert found["launch_eager_s"] < 1e-3
@@ -64,7 +84,9 @@ def test_figures_of_a_cpu():
 
 
 def test_the_time_bound_holds_and_says_what_it_cut(no_figures):
-    probes = [Probe(op="linear", dtype="float32", shape={"B": 1, "M": 512, "N": 512, "K": 512})] * 300
+    probes = [
+        Probe(op="linear", dtype="float32", shape={"B": 1, "M": 512, "N": 512, "K": 512})
+    ] * 300
     start = time.monotonic()
     found = measure(CpuDevice(), probes=probes, budget_s=2.0)
     assert time.monotonic() - start < 6.0
@@ -92,12 +114,18 @@ def test_shapes_are_spread_and_repeatable(dtype):
     probes = matmul_probes(dtype, max_flops=2e9, count=30)
     assert probes == matmul_probes(dtype, max_flops=2e9, count=30)
     for op in ("linear", "bmm"):
-        flops = np.array([2 * math.prod(probe.shape.values()) for probe in probes if probe.op == op])
+        flops = np.array(
+            [2 * math.prod(probe.shape.values()) for probe in probes if probe.op == op]
+        )
         assert len(flops) == 30
         assert flops.max() <= 2e9
         assert flops.max() / flops.min() > 100
     assert len(attention_probes(dtype, max_flops=4e9, count=16)) == 16
-    sweep = [p.num_bytes for p in streaming_probes(dtype, cache_bytes=2**25, large_bytes=10**9, count=14) if p.op == "add"]
+    sweep = [
+        p.num_bytes
+        for p in streaming_probes(dtype, cache_bytes=2**25, large_bytes=10**9, count=14)
+        if p.op == "add"
+    ]
     assert len(sweep) == 14
     assert min(sweep) <= 2e6
     assert max(sweep) >= 1.9e8
@@ -142,7 +170,9 @@ def fake_gpu(monkeypatch):
         setattr(torch, name, lambda *shape, **options: tensor)
     for name in ("bmm", "softmax", "relu", "exp", "tanh", "add", "mul", "div"):
         setattr(torch, name, tensor.op)
-    functional = types.SimpleNamespace(linear=tensor.op, gelu=tensor.op, scaled_dot_product_attention=tensor.op)
+    functional = types.SimpleNamespace(
+        linear=tensor.op, gelu=tensor.op, scaled_dot_product_attention=tensor.op
+    )
     torch.nn = types.SimpleNamespace(functional=functional)
     torch.inference_mode = nullcontext
     torch.float32, torch.float16, torch.bfloat16 = "float32", "float16", "bfloat16"
@@ -157,7 +187,9 @@ def test_on_a_gpu_every_row_is_of_one_call_by_its_dtypes_protocol(fake_gpu, dtyp
     found = measure(device, dtypes=[dtype], probes=probes, budget_s=4.0)
     assert not found.left_out
     for row in found.rows:
-        assert row["latency_ms"] == pytest.approx(50e-3, rel=0.15), row  # not six calls' time, not the launch's
+        assert row["latency_ms"] == pytest.approx(50e-3, rel=0.15), (
+            row
+        )  # not six calls' time, not the launch's
     assert found.device == "NVIDIA Fake"
     assert found.figures["launch_graph_s"] > 0
     assert {probe.dtype for probe in probes_for(device, [dtype])} == {dtype}
@@ -180,11 +212,25 @@ def synthetic_rows(profile, count=60):
     from flurka_bench.cost.operators import operator_of
 
     rng = np.random.default_rng(0)
-    columns = {"B": rng.integers(64, 100_000, count).astype(float), "H": rng.choice([128.0, 1024.0, 4096.0], count)}
-    rows = Rows(op="add", dtype="float32", device=profile.name, columns=columns, seconds=np.ones(count))
-    seconds = operator_of(rows).predict(profile, rows, None) * 1.2 * np.exp(rng.normal(0, 0.01, count))
+    columns = {
+        "B": rng.integers(64, 100_000, count).astype(float),
+        "H": rng.choice([128.0, 1024.0, 4096.0], count),
+    }
+    rows = Rows(
+        op="add", dtype="float32", device=profile.name, columns=columns, seconds=np.ones(count)
+    )
+    seconds = (
+        operator_of(rows).predict(profile, rows, None) * 1.2 * np.exp(rng.normal(0, 0.01, count))
+    )
     return [
-        {"device": profile.name, "op": "add", "dtype": "float32", "B": int(b), "H": int(h), "latency_ms": float(s) * 1e3}
+        {
+            "device": profile.name,
+            "op": "add",
+            "dtype": "float32",
+            "B": int(b),
+            "H": int(h),
+            "latency_ms": float(s) * 1e3,
+        }
         for b, h, s in zip(columns["B"], columns["H"], seconds)
     ]
 
@@ -199,7 +245,9 @@ def invoke(*arguments):
 def test_calibrate_from_rows_improves_what_it_did_not_see(tmp_path):
     Calibration(device="", rows=synthetic_rows(load("h200"))).write_rows(tmp_path / "rows")
     out = tmp_path / "mine.toml"
-    done = invoke("--from", tmp_path / "rows.rows.csv", "--hardware", "h200", "--out", out, "--json")
+    done = invoke(
+        "--from", tmp_path / "rows.rows.csv", "--hardware", "h200", "--out", out, "--json"
+    )
     answer = json.loads(done.stdout)
     (fit,) = answer["fits"]
     assert (fit["op"], fit["num_fitted"], fit["num_held_out"]) == ("add", 20, 40)
@@ -217,11 +265,21 @@ def test_calibrate_takes_only_this_devices_rows(tmp_path):
     others = [{**row, "device": "t4"} for row in rows]
     Calibration(device="", rows=rows[:9] + others).write_rows(tmp_path / "x")
     answer = json.loads(
-        invoke("--from", tmp_path / "x.rows.csv", "--hardware", "h200", "--out", tmp_path / "o.toml", "--json").stdout
+        invoke(
+            "--from",
+            tmp_path / "x.rows.csv",
+            "--hardware",
+            "h200",
+            "--out",
+            tmp_path / "o.toml",
+            "--json",
+        ).stdout
     )
     assert [(fit["num_fitted"], fit["num_held_out"]) for fit in answer["fits"]] == [(6, 3)]
     with pytest.raises(RequestError, match=r"no row is of 'v100.*h200.*, t4"):
-        invoke("--from", tmp_path / "x.rows.csv", "--hardware", "v100", "--out", tmp_path / "o.toml")
+        invoke(
+            "--from", tmp_path / "x.rows.csv", "--hardware", "v100", "--out", tmp_path / "o.toml"
+        )
 
 
 def test_requests_that_are_wrong(tmp_path):
@@ -236,7 +294,11 @@ def test_requests_that_are_wrong(tmp_path):
 def test_calibrate_measures_writes_rows_and_profile(tmp_path, monkeypatch):
     rows = [{**row, "device": "this CPU"} for row in synthetic_rows(load("h200"), 12)]
     measured = Calibration(
-        device="this CPU", rows=rows, figures={"launch_eager_s": 3e-6}, left_out=["bmm: time bound"], seconds=1.0
+        device="this CPU",
+        rows=rows,
+        figures={"launch_eager_s": 3e-6},
+        left_out=["bmm: time bound"],
+        seconds=1.0,
     )
     monkeypatch.setattr(microbenchmarks, "measure", lambda device, **options: measured)
     out = tmp_path / "here.toml"
@@ -252,7 +314,13 @@ def test_calibrate_measures_writes_rows_and_profile(tmp_path, monkeypatch):
 def test_an_op_without_a_model_is_said_and_skipped():
     from flurka_bench.cost.fitting import Rows
 
-    group = Rows(op="cumsum", dtype="float32", device="", columns={"B": np.ones(9), "H": np.ones(9)}, seconds=np.ones(9))
+    group = Rows(
+        op="cumsum",
+        dtype="float32",
+        device="",
+        columns={"B": np.ones(9), "H": np.ones(9)},
+        seconds=np.ones(9),
+    )
     profile, (fit,) = command.fit(load("h200"), [group])
     assert profile.measured == load("h200").measured
     assert "unknown op 'cumsum'" in fit.note

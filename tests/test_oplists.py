@@ -1,4 +1,5 @@
-"""Op lists: the design's formulas, bytes by hand, backward by the chain rule, one list for ints, arrays and symbols."""
+"""Op lists: the design's formulas, bytes by hand, backward by the chain rule, one list for ints,
+arrays and symbols."""
 
 import numpy as np
 import pytest
@@ -8,7 +9,14 @@ from flurka_bench.mechanisms import MECHANISMS, lower
 from flurka_bench.ops import total
 from flurka_bench.workload import STAGES, Case
 
-QUANTITIES = ("matmul_flops", "vector_flops", "special_flops", "recomputed_flops", "bytes_read", "bytes_written")
+QUANTITIES = (
+    "matmul_flops",
+    "vector_flops",
+    "special_flops",
+    "recomputed_flops",
+    "bytes_read",
+    "bytes_written",
+)
 B, H, N, D_HEAD, K, M = 2, 3, 40, 6, 8, 5
 WIDTH = H * D_HEAD
 SHAPE = {"batch": B, "num_heads": H, "seq_len": N, "head_dim": D_HEAD, "rank": K, "num_features": M}
@@ -40,7 +48,11 @@ def test_core_flops_are_the_designs(name):
 LAYER = {  # per batch, heads sharing E, compress_first, E = F
     "low-rank": 4 * N * WIDTH**2 + 2 * N * K * WIDTH + 4 * K * WIDTH**2 + 4 * N * K * WIDTH,
     "kernel-relu": 8 * N * WIDTH**2 + 8 * N * M * WIDTH,
-    "flurka-relu": 4 * N * WIDTH**2 + 2 * N * K * WIDTH + 4 * K * WIDTH**2 + 4 * N * M * WIDTH + 4 * K * M * WIDTH,
+    "flurka-relu": 4 * N * WIDTH**2
+    + 2 * N * K * WIDTH
+    + 4 * K * WIDTH**2
+    + 4 * N * M * WIDTH
+    + 4 * K * M * WIDTH,
     "full-math": 8 * N * WIDTH**2 + 4 * N * N * WIDTH,
 }
 
@@ -52,12 +64,16 @@ def test_layer_flops_are_the_designs(name):
 
 
 def test_absorbed_flops_are_the_designs_to_leading_order():
-    """FLuRKA 4 N m D² / d + 2 N k D, kernel 8 N m D² / d: what is left over does not grow with N."""
+    """FLuRKA 4 N m D² / d + 2 N k D, kernel 8 N m D² / d: what is left over does not grow with
+    N."""
     for name, leading in (
         ("flurka-relu", 4 * M * WIDTH**2 // D_HEAD + 2 * K * WIDTH),
         ("kernel-relu", 8 * M * WIDTH**2 // D_HEAD),
     ):
-        one, two = (flops(name, level="layer", order="absorbed", share_kv=True, seq_len=n) for n in (N, 2 * N))
+        one, two = (
+            flops(name, level="layer", order="absorbed", share_kv=True, seq_len=n)
+            for n in (N, 2 * N)
+        )
         assert two - one == B * N * leading
 
 
@@ -82,7 +98,8 @@ def op(ops, name):
 
 
 def test_bytes_by_hand_full_attention():
-    """One head, N = 4, d = 2, float32: every number on paper. q, k, v and out are 32 bytes, scores 64."""
+    """One head, N = 4, d = 2, float32: every number on paper. q, k, v and out are 32 bytes, scores
+    64."""
     ops = lower(Case(mechanism="full-math", num_heads=1, seq_len=4, head_dim=2))
     assert [(op.name, op.bytes_read, op.bytes_written) for op in ops] == [
         ("scale", 32, 32),
@@ -93,7 +110,8 @@ def test_bytes_by_hand_full_attention():
 
 
 def test_bytes_by_hand_low_rank():
-    """k = 2: E and F (2, 4) 32 bytes, compressed keys 16, scores (4, 2) 32. In bfloat16 all of it halves."""
+    """k = 2: E and F (2, 4) 32 bytes, compressed keys 16, scores (4, 2) 32. In bfloat16 all of it
+    halves."""
     case = Case(mechanism="low-rank", num_heads=1, seq_len=4, head_dim=2, rank=2)
     expected = [
         ("compress_keys", 32 + 32, 16),
@@ -105,11 +123,14 @@ def test_bytes_by_hand_low_rank():
     ]
     assert [(op.name, op.bytes_read, op.bytes_written) for op in lower(case)] == expected
     halves = [(name, read // 2, written // 2) for name, read, written in expected]
-    assert [(op.name, op.bytes_read, op.bytes_written) for op in lower(case.replace(dtype="bfloat16"))] == halves
+    assert [
+        (op.name, op.bytes_read, op.bytes_written) for op in lower(case.replace(dtype="bfloat16"))
+    ] == halves
 
 
 def test_bytes_by_hand_kernel():
-    """m = 3: Ω (2, 3) 24 bytes, features (4, 3) 48, key-value product (3, 2) 24, mean of the keys' features 12, normaliser 16."""
+    """m = 3: Ω (2, 3) 24 bytes, features (4, 3) 48, key-value product (3, 2) 24, mean of the keys'
+    features 12, normaliser 16."""
     ops = lower(Case(mechanism="kernel-relu", num_heads=1, seq_len=4, head_dim=2, num_features=3))
     assert [(op.name, op.bytes_read, op.bytes_written) for op in ops] == [
         ("key_features", 32 + 24, 48),
@@ -129,8 +150,11 @@ def test_bytes_by_hand_kernel():
 
 
 def test_bytes_by_hand_flurka():
-    """The kernel's list with two compressed rows in place of four keys, after the low-rank's two products."""
-    ops = lower(Case(mechanism="flurka-relu", num_heads=1, seq_len=4, head_dim=2, rank=2, num_features=3))
+    """The kernel's list with two compressed rows in place of four keys, after the low-rank's two
+    products."""
+    ops = lower(
+        Case(mechanism="flurka-relu", num_heads=1, seq_len=4, head_dim=2, rank=2, num_features=3)
+    )
     assert [(op.name, op.bytes_read, op.bytes_written) for op in ops] == [
         ("compress_keys", 32 + 32, 16),
         ("compress_values", 32 + 32, 16),
@@ -151,8 +175,19 @@ def test_bytes_by_hand_flurka():
 
 
 def test_bytes_by_hand_fused():
-    """The fused kernels read q, k, v, Ω and the small sums, and write those sums and the result: no features."""
-    ops = lower(Case(mechanism="flurka-relu", backend="fused", num_heads=1, seq_len=4, head_dim=2, rank=2, num_features=3))
+    """The fused kernels read q, k, v, Ω and the small sums, and write those sums and the result: no
+    features."""
+    ops = lower(
+        Case(
+            mechanism="flurka-relu",
+            backend="fused",
+            num_heads=1,
+            seq_len=4,
+            head_dim=2,
+            rank=2,
+            num_features=3,
+        )
+    )
     assert [(op.name, op.bytes_read, op.bytes_written) for op in ops] == [
         ("compress_keys", 32 + 32, 16),
         ("compress_values", 32 + 32, 16),
@@ -170,7 +205,10 @@ def test_shared_matrices_are_read_once_for_all_heads():
 
 def test_one_tensor_used_twice_is_one_tensor():
     """E = F is one parameter, and x one input: readers that track residency rely on the name."""
-    reads = [{tensor.name for tensor in op.reads} for op in lower(Case(mechanism="low-rank", share_kv=True, **SHAPE))]
+    reads = [
+        {tensor.name for tensor in op.reads}
+        for op in lower(Case(mechanism="low-rank", share_kv=True, **SHAPE))
+    ]
     assert "E" in reads[0] & reads[1]
     layer = lower(Case(mechanism="full-math", level="layer", **SHAPE))
     assert sum("x" in {tensor.name for tensor in op.reads} for op in layer) == 3
@@ -193,8 +231,18 @@ def test_arrays_count_what_ints_count(name, backend):
     for level, pass_ in (("core", "forward"), ("layer", "forward"), ("layer", "train")):
         if backend == "fused" and pass_ == "train":
             continue
-        base = Case(mechanism=name, level=level, pass_=pass_, backend=backend, batch=2, num_heads=2, head_dim=8)
-        arrays = base.replace(seq_len=np.array(lengths), rank=np.array(ranks), num_features=np.array(features))
+        base = Case(
+            mechanism=name,
+            level=level,
+            pass_=pass_,
+            backend=backend,
+            batch=2,
+            num_heads=2,
+            head_dim=8,
+        )
+        arrays = base.replace(
+            seq_len=np.array(lengths), rank=np.array(ranks), num_features=np.array(features)
+        )
         together = lower(arrays)
         for i, (n, k, m) in enumerate(zip(lengths, ranks, features)):
             alone = lower(base.replace(seq_len=n, rank=k, num_features=m))
@@ -214,7 +262,9 @@ def test_symbols_count_what_ints_count(name):
             symbolic, plain = lower(Case(**form, **fields)), lower(Case(**form, **SHAPE))
             numbers = {fields[key]: value for key, value in SHAPE.items()}
             for quantity in QUANTITIES:
-                assert sympy.sympify(total(symbolic, quantity)).subs(numbers) == total(plain, quantity), quantity
+                assert sympy.sympify(total(symbolic, quantity)).subs(numbers) == total(
+                    plain, quantity
+                ), quantity
 
 
 def test_arrays_of_batches_do_not_mix_one_and_many():
@@ -225,22 +275,29 @@ def test_arrays_of_batches_do_not_mix_one_and_many():
 
 
 def test_large_arrays_do_not_wrap_around():
-    case = Case(mechanism="full-math", batch=64, num_heads=64, seq_len=np.array([2**20]), head_dim=128)
-    assert total(lower(case), "matmul_flops")[0] == pytest.approx(64 * 64 * 4 * 2.0**40 * 128, rel=1e-12)
+    case = Case(
+        mechanism="full-math", batch=64, num_heads=64, seq_len=np.array([2**20]), head_dim=128
+    )
+    assert total(lower(case), "matmul_flops")[0] == pytest.approx(
+        64 * 64 * 4 * 2.0**40 * 128, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_stages_are_the_known_ones_and_backward_keeps_them(name):
     ops = lower(Case(mechanism=name, level="layer", pass_="train", **SHAPE))
     assert {op.stage for op in ops} <= set(STAGES)
-    forward, backward = ({op.stage for op in ops if op.phase == phase} for phase in ("forward", "backward"))
+    forward, backward = (
+        {op.stage for op in ops if op.phase == phase} for phase in ("forward", "backward")
+    )
     assert forward >= {"project", "merge"} and backward >= {"project", "merge"}
     assert backward <= forward
 
 
 class TestCompiled:
     def test_feature_maps_become_one_kernel_a_side(self):
-        """clamp and add fuse; the product with Ω before and the key-value product after stay with the library."""
+        """clamp and add fuse; the product with Ω before and the key-value product after stay with
+        the library."""
         eager = lower(Case(mechanism="kernel-relu", **SHAPE))
         compiled = lower(Case(mechanism="kernel-relu", backend="compiled", **SHAPE))
         assert [op.name for op in compiled] == [
@@ -274,5 +331,7 @@ class TestCompiled:
             written = set()
             for step in ops:
                 for tensor in step.reads:
-                    assert tensor.name not in made or tensor.name in written or tensor in step.writes, tensor.name
+                    assert (
+                        tensor.name not in made or tensor.name in written or tensor in step.writes
+                    ), tensor.name
                 written |= {tensor.name for tensor in step.writes}

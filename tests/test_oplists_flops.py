@@ -19,7 +19,8 @@ from flurka_bench.attention import build  # noqa: E402
 
 
 def counted(case: Case) -> int:
-    """Matmul FLOPs of one pass of the real module, fused attention taken apart into its products."""
+    """Matmul FLOPs of one pass of the real module, fused attention taken apart into its
+    products."""
     bench = build(case)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         bench.run()
@@ -40,7 +41,9 @@ def shapes(draw):
 @given(shape=shapes())
 def test_matmul_flops_are_torchs_own(name, level, order, pass_, shape):
     sharing = itertools.product(("dense", "mean-pool", "conv"), (False, True), (True, False))
-    for compression, share_kv, share_heads in sharing if MECHANISMS[name].compressed else [("dense", False, True)]:
+    for compression, share_kv, share_heads in (
+        sharing if MECHANISMS[name].compressed else [("dense", False, True)]
+    ):
         case = Case(
             mechanism=name, level=level, order=order, pass_=pass_,
             compression=compression, share_kv=share_kv, share_heads=share_heads, **shape,
@@ -50,5 +53,7 @@ def test_matmul_flops_are_torchs_own(name, level, order, pass_, shape):
 
 def test_a_wrong_count_would_be_seen():
     """The comparison is exact: one rank more is a different number."""
-    case = Case(mechanism="flurka-relu", num_heads=2, seq_len=12, head_dim=4, rank=3, num_features=5)
+    case = Case(
+        mechanism="flurka-relu", num_heads=2, seq_len=12, head_dim=4, rank=3, num_features=5
+    )
     assert total(lower(case.replace(rank=4)), "matmul_flops") != counted(case)

@@ -1,4 +1,5 @@
-"""The eager op list against what torch launches: every kernel and every byte, seen by a dispatch mode."""
+"""The eager op list against what torch launches: every kernel and every byte, seen by a dispatch
+mode."""
 
 from collections import Counter
 
@@ -16,7 +17,19 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 from flurka_bench.attention import build  # noqa: E402
 
 # aten operators that move no bytes
-VIEWS = {"view", "_unsafe_view", "transpose", "t", "permute", "expand", "unsqueeze", "squeeze", "detach", "alias", "slice"}
+VIEWS = {
+    "view",
+    "_unsafe_view",
+    "transpose",
+    "t",
+    "permute",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "detach",
+    "alias",
+    "slice",
+}
 KINDS = {
     "mm": "matmul", "bmm": "matmul", "_softmax": "softmax", "_softmax_backward_data": "softmax",
     "sum": "reduction", "mean": "reduction", "amax": "reduction", "clone": "copy", "copy_": "copy",
@@ -49,7 +62,9 @@ class KernelLog(TorchDispatchMode):
             reads = {(tensor.data_ptr(), tensor.shape): tensor for tensor in reads}.values()
             writes = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
             kind = KINDS.get(name, "elementwise")
-            self.rows.append((kind, sum(map(distinct_bytes, reads)), sum(map(distinct_bytes, writes))))
+            self.rows.append(
+                (kind, sum(map(distinct_bytes, reads)), sum(map(distinct_bytes, writes)))
+            )
         return out
 
 
@@ -65,7 +80,11 @@ def launched(case: Case):
 
 
 def summary(rows):
-    return Counter(kind for kind, _, _ in rows), sum(row[1] for row in rows), sum(row[2] for row in rows)
+    return (
+        Counter(kind for kind, _, _ in rows),
+        sum(row[1] for row in rows),
+        sum(row[2] for row in rows),
+    )
 
 
 def lowered(case: Case):
@@ -79,23 +98,44 @@ SHAPE = {"num_heads": 3, "seq_len": 20, "head_dim": 6, "rank": 10, "num_features
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("share_kv", [False, True])
 def test_every_kernel_and_byte_of_the_usual_compression(name, level, order, pass_, batch, share_kv):
-    case = Case(mechanism=name, level=level, order=order, pass_=pass_, batch=batch, share_kv=share_kv, **SHAPE)
+    case = Case(
+        mechanism=name,
+        level=level,
+        order=order,
+        pass_=pass_,
+        batch=batch,
+        share_kv=share_kv,
+        **SHAPE,
+    )
     expected, got = summary(launched(case)), summary(lowered(case))
     if name == "low-rank-sdpa" and level == "core" and pass_ == "train" and batch > 1:
-        expected = (expected[0] - Counter(copy=2), *(size - 2 * 4 * 10 * 6 * 3 * batch for size in expected[1:]))
+        expected = (
+            expected[0] - Counter(copy=2),
+            *(size - 2 * 4 * 10 * 6 * 3 * batch for size in expected[1:]),
+        )
     assert got == expected
 
 
-@pytest.mark.parametrize(("name", "level", "order", "pass_"), [form for form in FORMS if MECHANISMS[form[0]].compressed])
+@pytest.mark.parametrize(
+    ("name", "level", "order", "pass_"), [form for form in FORMS if MECHANISMS[form[0]].compressed]
+)
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize(("compression", "share_heads"), [("dense", False), ("conv", True), ("conv", False), ("mean-pool", True)])
-def test_rarer_compressions_differ_by_no_more_than_copies(name, level, order, pass_, batch, compression, share_heads):
+@pytest.mark.parametrize(
+    ("compression", "share_heads"),
+    [("dense", False), ("conv", True), ("conv", False), ("mean-pool", True)],
+)
+def test_rarer_compressions_differ_by_no_more_than_copies(
+    name, level, order, pass_, batch, compression, share_heads
+):
     """Strides of the rarer forms are not followed to the last small copy."""
     case = Case(
         mechanism=name, level=level, order=order, pass_=pass_, batch=batch,
         compression=compression, share_heads=share_heads, **SHAPE,
     )  # fmt: skip
-    (kinds, read, written), (kinds_got, read_got, written_got) = summary(launched(case)), summary(lowered(case))
+    (kinds, read, written), (kinds_got, read_got, written_got) = (
+        summary(launched(case)),
+        summary(lowered(case)),
+    )
     copies = abs(kinds.pop("copy", 0) - kinds_got.pop("copy", 0))
     assert kinds_got == kinds
     assert copies <= 4
@@ -103,7 +143,8 @@ def test_rarer_compressions_differ_by_no_more_than_copies(name, level, order, pa
 
 
 def test_flops_of_the_vector_units_are_counted():
-    """exp is a special function, and a row softmax does four vector operations and one exponential an element."""
+    """exp is a special function, and a row softmax does four vector operations and one exponential
+    an element."""
     ops = lower(Case(mechanism="full-math", num_heads=1, seq_len=5, head_dim=3))
     (softmax,) = (op for op in ops if op.kind == "softmax")
     assert (softmax.vector_flops, softmax.special_flops) == (4 * 25, 25 + 5)

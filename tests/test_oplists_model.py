@@ -7,7 +7,15 @@ from flurka_bench.mechanisms import MECHANISMS, lower, peak_memory_bytes
 from flurka_bench.ops import total
 from flurka_bench.workload import Case
 
-SHAPE = {"batch": 2, "num_heads": 2, "seq_len": 12, "head_dim": 4, "rank": 3, "num_features": 5, "level": "model"}
+SHAPE = {
+    "batch": 2,
+    "num_heads": 2,
+    "seq_len": 12,
+    "head_dim": 4,
+    "rank": 3,
+    "num_features": 5,
+    "level": "model",
+}
 
 
 @pytest.mark.parametrize("vocab_size", [0, 11])
@@ -31,16 +39,23 @@ def test_matmul_flops_are_torchs_own(name, pass_, vocab_size):
 
 
 def test_a_stack_is_so_many_layers():
-    """Each layer adds the same: FLOPs are linear in num_layers, by the textbook's 4 D² + 2 D f a token, and attention."""
-    stacks = [total(lower(Case(mechanism="full-math", num_layers=n, **SHAPE)), "matmul_flops") for n in (1, 2, 3)]
+    """Each layer adds the same: FLOPs are linear in num_layers, by the textbook's 4 D² + 2 D f a
+    token, and attention."""
+    stacks = [
+        total(lower(Case(mechanism="full-math", num_layers=n, **SHAPE)), "matmul_flops")
+        for n in (1, 2, 3)
+    ]
     b, h, n, d = 2, 2, 12, 4
     width = h * d
-    layer = 8 * b * n * width**2 + 4 * b * h * n * n * d + 4 * b * n * width * 4 * width  # ffn_dim = 4 D unless said
+    layer = (
+        8 * b * n * width**2 + 4 * b * h * n * n * d + 4 * b * n * width * 4 * width
+    )  # ffn_dim = 4 D unless said
     assert stacks == [layer, 2 * layer, 3 * layer]
 
 
 def test_the_optimizer_is_a_phase_of_its_own():
-    """AdamW reads parameter, gradient and two moments, and writes all but the gradient: 28 bytes a parameter."""
+    """AdamW reads parameter, gradient and two moments, and writes all but the gradient: 28 bytes a
+    parameter."""
     case = Case(mechanism="kernel-relu", pass_="train", num_layers=1, ffn_dim=16, **SHAPE)
     step = [op for op in lower(case) if op.phase == "optimizer"]
     width = 8
@@ -63,4 +78,6 @@ def test_depth_must_be_one_number():
     case = Case(mechanism="full-math", num_layers=np.array([1, 2]), **SHAPE)
     with pytest.raises(RequestError, match="num_layers must be one number"):
         lower(case)
-    assert len(lower(case.replace(num_layers=np.array([2, 2])))) == len(lower(case.replace(num_layers=2)))
+    assert len(lower(case.replace(num_layers=np.array([2, 2])))) == len(
+        lower(case.replace(num_layers=2))
+    )

@@ -1,4 +1,5 @@
-"""Each picture against a golden one, within a tolerance that a missing line exceeds; and what breaks pictures."""
+"""Each picture against a golden one, within a tolerance that a missing line exceeds; and what
+breaks pictures."""
 
 import os
 from pathlib import Path
@@ -14,15 +15,24 @@ from flurka_bench.errors import RequestError
 from flurka_bench.plots import curves, heatmap, model, style, terminal, tradeoff
 
 GOLDENS = Path(__file__).parent / "pictures"
-TOLERANCE = 4.0  # root mean square difference of 255 levels on pictures shrunk fourfold: fonts may differ a little, lines may not
+# root mean square difference of 255 levels on pictures shrunk fourfold: fonts may differ a little,
+# lines may not
+TOLERANCE = 4.0
 
 
 def records(**options):
-    found = prepare(synthetic.frame(noise=0.02, failures={("flurka-relu", 8192): ("oom", "out of memory")}, **options))
+    found = prepare(
+        synthetic.frame(
+            noise=0.02, failures={("flurka-relu", 8192): ("oom", "out of memory")}, **options
+        )
+    )
     found["stages_s"] = [
-        {"project": s * 0.5, "compress": s * 0.2, "scores": s * 0.3} if s == s else None for s in found["median_s"]
+        {"project": s * 0.5, "compress": s * 0.2, "scores": s * 0.3} if s == s else None
+        for s in found["median_s"]
     ]
-    found["predicted_stages_s"] = [{"project": s * 0.6, "compress": s * 0.1, "scores": s * 0.3} for s in found["predicted_s"]]
+    found["predicted_stages_s"] = [
+        {"project": s * 0.6, "compress": s * 0.1, "scores": s * 0.3} for s in found["predicted_s"]
+    ]
     return found
 
 
@@ -33,22 +43,29 @@ def few(rows):
         & rows["num_features"].isin([0, 64])
         & (rows["order"] == "project_first")
     ]
-    return picked[picked["mechanism"].isin(["full-sdpa", "low-rank-sdpa", "kernel-relu", "flurka-relu"])]
+    return picked[
+        picked["mechanism"].isin(["full-sdpa", "low-rank-sdpa", "kernel-relu", "flurka-relu"])
+    ]
 
 
 def two_devices():
     import pandas as pd
 
     return speedups(
-        pd.concat([synthetic.frame(seed=1), synthetic.frame(device="Other", bias=0.3, seed=2)]), "flurka", "best-other"
+        pd.concat([synthetic.frame(seed=1), synthetic.frame(device="Other", bias=0.3, seed=2)]),
+        "flurka",
+        "best-other",
     )
 
 
 PICTURES = {
-    "heatmap": lambda rows: heatmap.heat_map(speedups(rows, "flurka-relu", "best-other"), "seq_len", "rank"),
+    "heatmap": lambda rows: heatmap.heat_map(
+        speedups(rows, "flurka-relu", "best-other"), "seq_len", "rank"
+    ),
     "scaling": curves.scaling_curves,
     "crossover": lambda rows: curves.crossover_curves(
-        all_speedups(rows, "flurka-favor", ["best-other", "strong-kernel", "paper-low-rank"]), "rank"
+        all_speedups(rows, "flurka-favor", ["best-other", "strong-kernel", "paper-low-rank"]),
+        "rank",
     ),
     "predicted": model.predicted_against_measured,
     "error": model.error_map,
@@ -69,7 +86,11 @@ def shrunk(path):
 def difference(a, b):
     """Root mean square difference in levels of 255; infinite where the sizes differ."""
     first, second = shrunk(a), shrunk(b)
-    return 255 * float(np.sqrt(((first - second) ** 2).mean())) if first.shape == second.shape else np.inf
+    return (
+        255 * float(np.sqrt(((first - second) ** 2).mean()))
+        if first.shape == second.shape
+        else np.inf
+    )
 
 
 @pytest.mark.parametrize("name", PICTURES)
@@ -79,7 +100,9 @@ def test_picture(name, tmp_path):
     if os.environ.get("FLURKA_BENCH_NEW_PICTURES"):
         GOLDENS.mkdir(exist_ok=True)
         golden.write_bytes(drawn.read_bytes())
-    assert difference(drawn, golden) < TOLERANCE, "look at the picture; FLURKA_BENCH_NEW_PICTURES=1 accepts it"
+    assert difference(drawn, golden) < TOLERANCE, (
+        "look at the picture; FLURKA_BENCH_NEW_PICTURES=1 accepts it"
+    )
 
 
 def test_the_tolerance_notices_another_map(tmp_path):
@@ -89,7 +112,11 @@ def test_the_tolerance_notices_another_map(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rows", [synthetic.EMPTY, synthetic.frame(mechanisms=("flurka-relu",), seq_lens=(512,), ranks=(64,), features=(16,))]
+    "rows",
+    [
+        synthetic.EMPTY,
+        synthetic.frame(mechanisms=("flurka-relu",), seq_lens=(512,), ranks=(64,), features=(16,)),
+    ],
 )
 def test_empty_and_single_records_give_a_picture_that_says_so(rows, tmp_path):
     rows = prepare(rows)
@@ -111,7 +138,9 @@ def test_empty_and_single_records_give_a_picture_that_says_so(rows, tmp_path):
 
 
 def test_equal_figures_give_equal_files(tmp_path):
-    first, second = (style.save(PICTURES["heatmap"](records()), tmp_path / name)[1].read_bytes() for name in "ab")
+    first, second = (
+        style.save(PICTURES["heatmap"](records()), tmp_path / name)[1].read_bytes() for name in "ab"
+    )
     assert first == second
 
 
@@ -119,7 +148,9 @@ def test_the_map_holds_the_numbers_and_says_why_a_cell_is_empty():
     cells = speedups(records(), "flurka-relu", "best-other")
     axis = PICTURES["heatmap"](records()).axes[0]
     texts = [text.get_text() for text in axis.texts]
-    one = cells[(cells["seq_len"] == 512) & (cells["rank"] == 64) & (cells["num_features"] == 16)].iloc[0]
+    one = cells[
+        (cells["seq_len"] == 512) & (cells["rank"] == 64) & (cells["num_features"] == 16)
+    ].iloc[0]
     assert f"{one['speedup']:.2f}" in texts and texts.count("flurka-relu\noom") == 4
 
 
@@ -127,10 +158,17 @@ def test_rows_with_fewer_mechanisms_are_marked():
     cells = speedups(prepare(synthetic.frame(features=(16, 32, 64, 128))), "flurka", "best-other")
     cells = cells[cells["rank"] == 64]
     thin, note = heatmap.thin_lines(heatmap.grids(cells, "seq_len", "num_features")[0])
-    assert thin == {("num_features", m): "flurka-favor, flurka-relu" for m in (16, 32, 128)}  # elu + 1 has m = 64 alone
+    assert thin == {
+        ("num_features", m): "flurka-favor, flurka-relu" for m in (16, 32, 128)
+    }  # elu + 1 has m = 64 alone
     assert note == "m = 16, 32, 128: flurka-favor, flurka-relu only"
     figure = heatmap.heat_map(cells, "seq_len", "num_features")
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["16*", "32*", "64", "128*"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "16*",
+        "32*",
+        "64",
+        "128*",
+    ]
     assert note in figure.get_suptitle()
 
 
@@ -141,7 +179,9 @@ def test_terminal_map_degrades_to_signs():
     plain = Console(width=120, record=True, color_system=None, file=open(os.devnull, "w"))  # noqa: SIM115
     plain.print(terminal.terminal_map(cells))
     text = plain.export_text()
-    one = cells[(cells["seq_len"] == 4096) & (cells["rank"] == 256) & (cells["num_features"] == 16)].iloc[0]
+    one = cells[
+        (cells["seq_len"] == 4096) & (cells["rank"] == 256) & (cells["num_features"] == 16)
+    ].iloc[0]
     assert f"+{one['speedup']:.2f}×" in text and "best-other" in text and "layer" in text
 
 

@@ -26,7 +26,8 @@ def test_kummer(a, z):
 
 
 def relative_errors(x, y, num_features, orthogonal):
-    """phi(x) . phi(y) / SM(x, y) - 1 for many Omega, the features as the implementation defines them."""
+    """phi(x) . phi(y) / SM(x, y) - 1 for many Omega, the features as the implementation defines
+    them."""
     d, source = len(x), generator("variance", num_features, orthogonal)
     if orthogonal:
         omega = torch.stack([orthogonal_gaussian(d, num_features, source) for _ in range(6000)])
@@ -36,7 +37,9 @@ def relative_errors(x, y, num_features, orthogonal):
 
 
 @pytest.mark.parametrize("orthogonal", [True, False])
-@pytest.mark.parametrize("num_features", [4, 8, 12])  # below, at and above d, where a block is cut short
+@pytest.mark.parametrize(
+    "num_features", [4, 8, 12]
+)  # below, at and above d, where a block is cut short
 def test_favor_variance_is_met_within_its_sampling_error(num_features, orthogonal):
     x, y = torch.randn(2, 8, generator=generator("pair"), dtype=torch.float64) * 0.25
     errors = relative_errors(x, y, num_features, orthogonal)
@@ -54,7 +57,10 @@ def test_orthogonal_features_vary_less_and_never_negatively():
     for square in (0.01, 0.5, 2.0, 8.0):
         for count in (1, 2, 16, 32, 48):
             orthogonal, independent = (
-                bounds.favor_relative_variance(square, head_dim=16, num_features=count, orthogonal=o) for o in (True, False)
+                bounds.favor_relative_variance(
+                    square, head_dim=16, num_features=count, orthogonal=o
+                )
+                for o in (True, False)
             )
             assert 0 < orthogonal <= independent
             assert (orthogonal == independent) == (count == 1)
@@ -73,8 +79,13 @@ def test_row_moments_are_exact():
         phi_x, phi_y = ((z @ omega - z.square().sum(-1, keepdim=True) / 2).exp() for z in (x, y))
         delta = phi_x @ phi_y.mT / 16 / (x @ y.mT).exp() - 1
         normalisers.append((A * delta).sum(-1))
-        outputs.append(torch.einsum("ij,ijc->ic", A * delta, v[None] - full[:, None]).square().sum(-1))
-    for stated, samples in ((moments.output, torch.stack(outputs)), (moments.normaliser, torch.stack(normalisers).square())):
+        outputs.append(
+            torch.einsum("ij,ijc->ic", A * delta, v[None] - full[:, None]).square().sum(-1)
+        )
+    for stated, samples in (
+        (moments.output, torch.stack(outputs)),
+        (moments.normaliser, torch.stack(normalisers).square()),
+    ):
         error = samples.std(0) / math.sqrt(len(samples))
         assert ((samples.mean(0) - stated / 16).abs() < 5 * error).all()
 
@@ -85,7 +96,9 @@ def test_relu_kernel_is_the_expected_one():
     m, total = 64, []
     for _ in range(4000):
         omega = torch.randn(8, m, generator=source, dtype=torch.float64) / math.sqrt(m)
-        total.append(((x @ omega).clamp_min(0) + RELU_EPSILON) @ ((y @ omega).clamp_min(0) + RELU_EPSILON).mT)
+        total.append(
+            ((x @ omega).clamp_min(0) + RELU_EPSILON) @ ((y @ omega).clamp_min(0) + RELU_EPSILON).mT
+        )
     samples = torch.stack(total)
     error = samples.std(0) / math.sqrt(len(samples))
     assert ((samples.mean(0) - bounds.relu_kernel(x, y, m)).abs() < 5 * error).all()
@@ -114,13 +127,18 @@ def test_every_bound_holds_as_often_as_it_says_and_is_not_vacuous_unless_marked(
         assert row.held >= row.stated, row
         if not row.vacuous:
             assert row.factor <= row.limit, row
-    # Each kind of bound says something at one of its settings at least, but for those that are about projections which do
-    # not approximate at all.
+    # Each kind of bound says something at one of its settings at least, but for those that are
+    # about projections which do not approximate at all.
     hopeless = {row.name for row in rows} - {row.name for row in rows if not row.vacuous}
-    assert hopeless == {"Johnson-Lindenstrauss, A RᵀR v, all products", "Gaussian E, F independent, exact mean square"}
+    assert hopeless == {
+        "Johnson-Lindenstrauss, A RᵀR v, all products",
+        "Gaussian E, F independent, exact mean square",
+    }
 
 
 def test_a_bound_that_is_too_small_is_noticed(monkeypatch):
-    monkeypatch.setattr(bounds, "favor_row_bound", lambda moments, m, delta: (0.3 * moments.output / m).sqrt())
+    monkeypatch.setattr(
+        bounds, "favor_row_bound", lambda moments, m, delta: (0.3 * moments.output / m).sqrt()
+    )
     rows = [row for row in table(30) if row.name == "FAVOR+ with its normaliser"]
     assert any(row.held < row.stated for row in rows)

@@ -1,5 +1,5 @@
-"""Input families have the properties they are named for; the encoder is the trained one; wrong requests say how they are
-wrong."""
+"""Input families have the properties they are named for; the encoder is the trained one; wrong
+requests say how they are wrong."""
 
 import json
 import math
@@ -23,10 +23,13 @@ def packaged():
 SIZES = {"num_heads": 2, "seq_len": 256, "head_dim": 32}
 
 
-@pytest.mark.parametrize("kind", [Gaussian(scale=0.5), LowRankPlusNoise(), Clustered(), Clustered(contiguous=True)])
+@pytest.mark.parametrize(
+    "kind", [Gaussian(scale=0.5), LowRankPlusNoise(), Clustered(), Clustered(contiguous=True)]
+)
 def test_draws_depend_on_the_seed_alone_and_training_never_meets_testing(kind):
     first, again, other, train = (
-        kind.draw(seed, **SIZES, train=train) for seed, train in ((0, False), (0, False), (1, False), (0, True))
+        kind.draw(seed, **SIZES, train=train)
+        for seed, train in ((0, False), (0, False), (1, False), (0, True))
     )
     assert torch.equal(first.q, again.q) and torch.equal(first.v, again.v)
     assert not torch.equal(first.k, other.k) and not torch.equal(first.k, train.k)
@@ -41,17 +44,31 @@ def test_gaussian_logits_have_the_scale_squared_whatever_the_width():
 
 
 def test_low_rank_has_the_chosen_spectrum():
-    keys = LowRankPlusNoise(decay=1.0, noise=0.0).draw(0, num_heads=1, seq_len=20_000, head_dim=16).k[0]
+    keys = (
+        LowRankPlusNoise(decay=1.0, noise=0.0)
+        .draw(0, num_heads=1, seq_len=20_000, head_dim=16)
+        .k[0]
+    )
     singular = torch.linalg.svdvals(keys)
     expected = torch.arange(1, 17, dtype=torch.float64) ** -1.0
     assert torch.allclose(singular / singular[0], expected, rtol=0.05)
     assert float(keys.square().mean().sqrt()) == pytest.approx(1.0, rel=0.05)
-    noisy = LowRankPlusNoise(decay=3.0, noise=0.5).draw(0, num_heads=1, seq_len=20_000, head_dim=16).k[0]
-    assert float(torch.linalg.svdvals(noisy)[-1]) == pytest.approx(0.5 * math.sqrt(20_000), rel=0.05)
+    noisy = (
+        LowRankPlusNoise(decay=3.0, noise=0.5)
+        .draw(0, num_heads=1, seq_len=20_000, head_dim=16)
+        .k[0]
+    )
+    assert float(torch.linalg.svdvals(noisy)[-1]) == pytest.approx(
+        0.5 * math.sqrt(20_000), rel=0.05
+    )
 
 
 def test_clusters_share_their_keys_up_to_the_spread():
-    keys = Clustered(clusters=4, spread=0.0, contiguous=True).draw(0, num_heads=1, seq_len=64, head_dim=8).k[0]
+    keys = (
+        Clustered(clusters=4, spread=0.0, contiguous=True)
+        .draw(0, num_heads=1, seq_len=64, head_dim=8)
+        .k[0]
+    )
     assert len(torch.unique(keys, dim=0)) <= 4
     changes = int((keys[1:] != keys[:-1]).any(-1).sum())
     assert changes == len(torch.unique(keys, dim=0)) - 1  # contiguous: each cluster is one run
@@ -75,7 +92,8 @@ def test_wrong_families_are_one_line(name, parameters, says):
     assert "\n" not in str(caught.value)
 
 
-# --- The trained encoder -------------------------------------------------------------------------------------------------
+# --- The trained encoder
+# -------------------------------------------------------------------------------------------------
 
 
 def test_the_packaged_encoder_is_the_one_transformers_runs():
@@ -99,12 +117,19 @@ def tiny_model(folder, architecture):
     sizes = {"vocab_size": 40, "max_position_embeddings": 34}
     torch.manual_seed(0)
     if architecture == "distilbert":
-        config = transformers.DistilBertConfig(dim=32, n_heads=4, n_layers=2, hidden_dim=48, **sizes)
+        config = transformers.DistilBertConfig(
+            dim=32, n_heads=4, n_layers=2, hidden_dim=48, **sizes
+        )
         model = transformers.DistilBertModel(config)
     else:
         kinds = {"bert": transformers.BertConfig, "roberta": transformers.RobertaConfig}
         config = kinds[architecture](
-            hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=48, type_vocab_size=1, **sizes
+            hidden_size=32,
+            num_attention_heads=4,
+            num_hidden_layers=2,
+            intermediate_size=48,
+            type_vocab_size=1,
+            **sizes,
         )
         model = transformers.AutoModel.from_config(config)
     model.save_pretrained(folder)
@@ -124,7 +149,9 @@ def test_other_encoders_by_path(tmp_path, architecture):
     with torch.no_grad():
         hidden = model(torch.tensor([tokens]), output_hidden_states=True).hidden_states[1][0]
     layer = (
-        model.transformer.layer[1].attention.k_lin if architecture == "distilbert" else model.encoder.layer[1].attention.self.key
+        model.transformer.layer[1].attention.k_lin
+        if architecture == "distilbert"
+        else model.encoder.layer[1].attention.self.key
     )
     ours = encoder.queries_keys_values(tokens)[1][1]
     assert (layer(hidden).view(24, 4, 8).transpose(0, 1) - ours).abs().max() < 1e-10
@@ -148,8 +175,15 @@ def test_wrong_model_folders_are_one_line(tmp_path):
     refused("did you mean 'bert'")
     config.write_text(json.dumps({"model_type": "bert"}))
     refused("lacks num_hidden_layers")
-    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "max_position_embeddings": 16}
-    config.write_text(json.dumps({"model_type": "bert", **sizes, "position_embedding_type": "relative_key"}))
+    sizes = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "hidden_size": 8,
+        "max_position_embeddings": 16,
+    }
+    config.write_text(
+        json.dumps({"model_type": "bert", **sizes, "position_embedding_type": "relative_key"})
+    )
     refused("absolute position")
     config.write_text(json.dumps({"model_type": "bert", **sizes}))
     refused("has no weights")

@@ -1,4 +1,5 @@
-"""Limits that any implementation of the mechanisms must meet, on the real cores; and what only looks like a limit."""
+"""Limits that any implementation of the mechanisms must meet, on the real cores; and what only
+looks like a limit."""
 
 import math
 from itertools import pairwise
@@ -29,7 +30,12 @@ def draw(seed=0, scale=0.7, seq_len=N, num_heads=2):
 
 
 def features(similarity, num_features=32, seed=0):
-    return implied.feature_map(similarity, head_dim=D, num_features=num_features, source=generator("test", similarity, seed))
+    return implied.feature_map(
+        similarity,
+        head_dim=D,
+        num_features=num_features,
+        source=generator("test", similarity, seed),
+    )
 
 
 def core(inputs, similarity, E=None, F=None, **options):
@@ -68,7 +74,8 @@ def test_mean_pool_error_falls_on_the_way_in_the_mean_over_seeds(similarity):
         E = projections.mean_pool(rank, N)
         errors = [
             relative(
-                core(draw(s), features(similarity, seed=s), E, kind="mean-pool"), core(draw(s), features(similarity, seed=s))
+                core(draw(s), features(similarity, seed=s), E, kind="mean-pool"),
+                core(draw(s), features(similarity, seed=s)),
             )
             for s in seeds
         ]
@@ -78,7 +85,10 @@ def test_mean_pool_error_falls_on_the_way_in_the_mean_over_seeds(similarity):
 
 
 def slope(counts, errors):
-    x, y = (torch.tensor([math.log(value) for value in values], dtype=torch.float64) for values in (counts, errors))
+    x, y = (
+        torch.tensor([math.log(value) for value in values], dtype=torch.float64)
+        for values in (counts, errors)
+    )
     return float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
 
 
@@ -90,7 +100,10 @@ def test_favor_tends_to_its_softmax_parent_at_rate_one_half(rank):
     counts = (64, 256, 1024, 4096)
     errors = []
     for count in counts:
-        squares = [relative(core(inputs, features("favor", count, seed), E), parent) ** 2 for seed in range(10)]
+        squares = [
+            relative(core(inputs, features("favor", count, seed), E), parent) ** 2
+            for seed in range(10)
+        ]
         errors.append(math.sqrt(sum(squares) / len(squares)))
     assert slope(counts, errors) == pytest.approx(-0.5, abs=0.06), errors
     assert errors[-1] < 0.05
@@ -106,7 +119,9 @@ def test_relu_tends_to_its_own_kernel_and_not_to_softmax():
         to_softmax.append(sum(relative(output, core(inputs, None)[0]) for output in outputs) / 10)
     assert slope(counts, own) == pytest.approx(-0.5, abs=0.06), own
     assert own[-1] < 0.04
-    assert to_softmax[-1] > 0.9 * to_softmax[-2] > 5 * own[-1], to_softmax  # a floor, far above what randomness is left
+    assert to_softmax[-1] > 0.9 * to_softmax[-2] > 5 * own[-1], (
+        to_softmax
+    )  # a floor, far above what randomness is left
 
 
 def test_elu_is_its_own_kernel_exactly():
@@ -126,12 +141,15 @@ def test_permuting_keys_together_with_the_columns_changes_nothing(similarity):
     assert relative(core(moved, phi, E, F), core(inputs, phi, E, F)) > 1e-2
 
 
-# --- What is not a limit -------------------------------------------------------------------------------------------------
+# --- What is not a limit
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("projection", ["gaussian", "orthonormal"])
 @pytest.mark.parametrize("share_kv", [False, True])
-def test_plain_random_projections_inside_the_softmax_do_not_become_full_attention_at_k_equals_n(projection, share_kv):
+def test_plain_random_projections_inside_the_softmax_do_not_become_full_attention_at_k_equals_n(
+    projection, share_kv
+):
     errors = []
     for seed in range(20):
         inputs = draw(seed)
@@ -150,7 +168,11 @@ def test_independent_gaussian_error_is_what_the_formula_says_at_any_rank():
         C = bounds.attention(q, E @ k)
         squares = torch.tensor(
             [
-                float(((C @ (projections.gaussian(rank, N, generator("F", rank, s)) @ v)) - full).square().sum())
+                float(
+                    ((C @ (projections.gaussian(rank, N, generator("F", rank, s)) @ v)) - full)
+                    .square()
+                    .sum()
+                )
                 for s in range(400)
             ]
         )
@@ -166,15 +188,21 @@ def test_shared_gaussian_tends_to_linear_attention_without_a_softmax():
     for rank in ranks:
         squares = []
         for seed in range(8):
-            E = torch.randn(rank, N, generator=generator("shared", rank, seed), dtype=torch.float64) / math.sqrt(N)
-            squares.append(relative(bounds.attention(inputs.q[0], E @ inputs.k[0]) @ (E @ inputs.v[0]), limit) ** 2)
+            E = torch.randn(
+                rank, N, generator=generator("shared", rank, seed), dtype=torch.float64
+            ) / math.sqrt(N)
+            squares.append(
+                relative(bounds.attention(inputs.q[0], E @ inputs.k[0]) @ (E @ inputs.v[0]), limit)
+                ** 2
+            )
         errors.append(math.sqrt(sum(squares) / len(squares)))
     assert slope(ranks, errors) == pytest.approx(-0.5, abs=0.08), errors
     assert relative(limit, core(inputs, None)[0]) > 0.5  # and that is not full attention
 
 
 def test_the_theorems_scaled_projections_drawn_at_random_do_not_approximate_either():
-    """Linformer's theorem 2 says that such E = delta R, F = exp(-delta) R exist; a draw of R is not one of them."""
+    """Linformer's theorem 2 says that such E = delta R, F = exp(-delta) R exist; a draw of R is not
+    one of them."""
     inputs = draw(num_heads=1)
     full = core(inputs, None)[0]
     for delta in (1.0, 0.1, 1 / N):
@@ -184,7 +212,10 @@ def test_the_theorems_scaled_projections_drawn_at_random_do_not_approximate_eith
             errors.append(relative(core(inputs, None, delta * R, math.exp(-delta) * R)[0], full))
         assert min(errors) > 0.5
     # What its proof does use, R after the softmax, works: theorem 1.
-    A, big = bounds.attention(inputs.q[0], inputs.k[0]), projections.gaussian(64 * N, N, generator("big"))
+    A, big = (
+        bounds.attention(inputs.q[0], inputs.k[0]),
+        projections.gaussian(64 * N, N, generator("big")),
+    )
     assert relative((A @ big.mT) @ (big @ inputs.v[0]), full) < 0.2
 
 
@@ -199,6 +230,9 @@ def test_optimal_is_the_lower_limit_of_every_mechanism():
         assert float(best.matrix_frobenius[head]) == pytest.approx(tail, rel=1e-6)
     E = projections.mean_pool(16, N)
     others = [implied.uncompressed(inputs, features(name, 16)) for name in KERNELS]
-    others += [implied.compressed(inputs, E, E, phi, kind="mean-pool") for phi in (None, *(features(n, 48) for n in KERNELS))]
+    others += [
+        implied.compressed(inputs, E, E, phi, kind="mean-pool")
+        for phi in (None, *(features(n, 48) for n in KERNELS))
+    ]
     for errors in measure(reference, others, source, spectral=False):
         assert (errors.matrix_frobenius >= best.matrix_frobenius).all()

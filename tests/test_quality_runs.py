@@ -1,4 +1,5 @@
-"""Error suites, runs that resume, the torch-free reader and its interpolation, and the command line's answers to bad input."""
+"""Error suites, runs that resume, the torch-free reader and its interpolation, and the command
+line's answers to bad input."""
 
 import json
 import subprocess
@@ -100,11 +101,21 @@ def test_a_run_resumes_to_the_numbers_of_an_uninterrupted_one(small_run, tmp_pat
     part = tmp_path / "part"
     part.mkdir()
     (part / "run.json").write_text((small_run / "run.json").read_text())
-    (part / results.RECORDS_NAME).write_text("\n".join(lines[:5]) + "\n" + lines[5][:40])  # killed while writing
+    (part / results.RECORDS_NAME).write_text(
+        "\n".join(lines[:5]) + "\n" + lines[5][:40]
+    )  # killed while writing
     shown = []
-    runner.run(suite.parse(SMALL), part, environment={}, progress=lambda done, total, what: shown.append((done, total)))
+    runner.run(
+        suite.parse(SMALL),
+        part,
+        environment={},
+        progress=lambda done, total, what: shown.append((done, total)),
+    )
     assert shown[0] == (5, 34) and shown[-1][0] == 34
-    runs = [{record["case_id"]: record for record in results.read_run(folder, FORM).records} for folder in (small_run, part)]
+    runs = [
+        {record["case_id"]: record for record in results.read_run(folder, FORM).records}
+        for folder in (small_run, part)
+    ]
     assert runs[0].keys() == runs[1].keys()
     for case_id, record in runs[0].items():
         assert record["status"] == "ok"
@@ -120,16 +131,23 @@ def test_records_hold_what_the_triangle_inequality_allows(small_run):
     by_case = {record["case_id"]: record for record in records}
     for record in flurkas:
         for parent in ("low_rank", "kernel"):
-            assert record["output_error"] <= record[f"{parent}_error"] + record[f"{parent}_step"] + 1e-12
+            assert (
+                record["output_error"]
+                <= record[f"{parent}_error"] + record[f"{parent}_step"] + 1e-12
+            )
         similarity = record["mechanism"].removeprefix("flurka-")
-        kernel = f"kernel-{similarity}.gaussian-1.h2.n32.d8.m{record['num_features']}.s{record['seed']}"
-        assert record["kernel_error"] == pytest.approx(by_case[kernel]["output_error"], rel=1e-9)
-        low_rank = (
-            f"low-rank.gaussian-1.h2.n32.d8.k4.{record['projection']}{'.sharekv' if record['share_kv'] else ''}.s{record['seed']}"
+        kernel = (
+            f"kernel-{similarity}.gaussian-1.h2.n32.d8.m{record['num_features']}.s{record['seed']}"
         )
-        assert record["low_rank_error"] == pytest.approx(by_case[low_rank]["output_error"], rel=1e-9)
+        assert record["kernel_error"] == pytest.approx(by_case[kernel]["output_error"], rel=1e-9)
+        low_rank = f"low-rank.gaussian-1.h2.n32.d8.k4.{record['projection']}{'.sharekv' if record['share_kv'] else ''}.s{record['seed']}"
+        assert record["low_rank_error"] == pytest.approx(
+            by_case[low_rank]["output_error"], rel=1e-9
+        )
         assert len(record["output_frobenius"]) == record["num_heads"] == 2
-        assert (record.get("kl_nats") is not None) == (record["projection"] == "mean-pool") or record["projection"] == "learned"
+        assert (record.get("kl_nats") is not None) == (
+            record["projection"] == "mean-pool"
+        ) or record["projection"] == "learned"
 
 
 def test_a_failed_case_is_a_record_and_not_the_end(monkeypatch, tmp_path):
@@ -139,9 +157,13 @@ def test_a_failed_case_is_a_record_and_not_the_end(monkeypatch, tmp_path):
     monkeypatch.setattr("flurka_bench.quality.projections.right_singular_vectors", fail)
     monkeypatch.setattr(runner, "_MAX_TOGETHER", 1)
     runner.run(suite.parse(SMALL).override(seeds=1), tmp_path / "run", environment={})
-    statuses = {record["case_id"]: record for record in results.read_run(tmp_path / "run", FORM).records}
+    statuses = {
+        record["case_id"]: record for record in results.read_run(tmp_path / "run", FORM).records
+    }
     crashed = [record for record in statuses.values() if record["status"] == "crashed"]
-    assert len(crashed) == 2 and all(record["error"] == "linalg.eigh: failed to converge more" for record in crashed)
+    assert len(crashed) == 2 and all(
+        record["error"] == "linalg.eigh: failed to converge more" for record in crashed
+    )
     assert sum(record["status"] == "ok" for record in statuses.values()) == 15
 
 
@@ -150,7 +172,8 @@ def test_kinds_of_runs_are_not_mistaken(small_run):
         results.read_run(small_run)
 
 
-# --- The reader ----------------------------------------------------------------------------------------------------------
+# --- The reader
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_interval_by_hand():
@@ -159,7 +182,12 @@ def test_interval_by_hand():
 
 
 def test_interpolation_is_a_straight_line_in_logarithms_and_never_extrapolates():
-    grid = {(n, k, m): Interval(*([k**-0.5 * m**-0.25 * n] * 3)) for n in (128, 512) for k in (16, 64) for m in (8, 32)}
+    grid = {
+        (n, k, m): Interval(*([k**-0.5 * m**-0.25 * n] * 3))
+        for n in (128, 512)
+        for k in (16, 64)
+        for m in (8, 32)
+    }
     for at in ((128, 16, 8), (128, 32, 8), (256, 32, 16), (400, 50, 20)):
         assert interpolate(grid, at) == pytest.approx([at[1] ** -0.5 * at[2] ** -0.25 * at[0]] * 3)
     for at in ((128, 8, 8), (128, 16, 64), (1024, 16, 8), (64, 16, 8)):
@@ -178,14 +206,28 @@ def test_what_the_reader_answers(small_run):
     assert 0 < low <= median <= high
     assert run.error_interval(mechanism="flurka-favor", rank=4, num_features=11, **ask) is not None
     assert run.error_interval(mechanism="flurka-favor", rank=4, num_features=64, **ask) is None
-    assert run.error_interval(mechanism="flurka-favor", rank=4, num_features=8, **ask | {"head_dim": 16}) is None
-    assert run.error_interval(mechanism="low-rank-sdpa", rank=8, **ask) == run.error_interval(mechanism="low-rank", rank=8, **ask)
+    assert (
+        run.error_interval(
+            mechanism="flurka-favor", rank=4, num_features=8, **ask | {"head_dim": 16}
+        )
+        is None
+    )
+    assert run.error_interval(mechanism="low-rank-sdpa", rank=8, **ask) == run.error_interval(
+        mechanism="low-rank", rank=8, **ask
+    )
     assert run.error_interval(mechanism="low-rank", rank=4, compression="conv", **ask) is None
     assert run.error_interval(mechanism="full-sdpa", **ask) == (0, 0, 0)
     with pytest.raises(RequestError, match="did you mean 'gaussian'"):
         run.error_interval(mechanism="low-rank", rank=4, **ask | {"family": "gausian"})
-    dense, pooled = (run.error_interval(mechanism="low-rank", rank=4, compression=c, **ask) for c in ("dense", "mean-pool"))
-    records = [r for r in results.read_run(small_run, FORM).records if r["mechanism"] == "low-rank" and r["rank"] == 4]
+    dense, pooled = (
+        run.error_interval(mechanism="low-rank", rank=4, compression=c, **ask)
+        for c in ("dense", "mean-pool")
+    )
+    records = [
+        r
+        for r in results.read_run(small_run, FORM).records
+        if r["mechanism"] == "low-rank" and r["rank"] == 4
+    ]
     for name, found in (("learned", dense), ("mean-pool", pooled)):
         assert found == interval(r["output_error"] for r in records if r["projection"] == name)
 
@@ -197,22 +239,32 @@ from flurka_bench.quality.frontier import load_error_run
 load_error_run({str(small_run)!r})
 print(sorted({{"torch", "pandas", "numpy", "matplotlib"}} & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert "torch" not in done.stdout and "pandas" not in done.stdout
 
 
 def test_two_scales_of_a_family_must_be_told_apart():
     base = {"status": "ok", "family": "gaussian", "seq_len": 8, "head_dim": 4, "mechanism": "low-rank", "projection": "learned",
             "share_kv": False, "rank": 2, "num_features": None}  # fmt: skip
-    records = [base | {"inputs": f"gaussian-{scale}", "output_error": scale / 4} for scale in (1, 2)]
+    records = [
+        base | {"inputs": f"gaussian-{scale}", "output_error": scale / 4} for scale in (1, 2)
+    ]
     run = ErrorRun(records)
     assert run.families == ["gaussian-1", "gaussian-2"]
     with pytest.raises(RequestError, match="did you mean 'gaussian-"):
         run.error_interval(mechanism="low-rank", rank=2, seq_len=8, head_dim=4, family="gaussian")
-    assert run.error_interval(mechanism="low-rank", rank=2, seq_len=8, head_dim=4, family="gaussian-2").median == 0.5
+    assert (
+        run.error_interval(
+            mechanism="low-rank", rank=2, seq_len=8, head_dim=4, family="gaussian-2"
+        ).median
+        == 0.5
+    )
 
 
-# --- The command line ----------------------------------------------------------------------------------------------------
+# --- The command line
+# ----------------------------------------------------------------------------------------------------
 
 
 def command(*arguments, **options):
@@ -241,7 +293,9 @@ def test_error_and_show(capsys, tmp_path):
     code, text, _ = call(capsys, "error", path, "--out", out, "--json")
     assert code == 0
     rows = json.loads(text)
-    assert len(rows) == 17 and all(row["error_low"] <= row["error_median"] <= row["error_high"] for row in rows)
+    assert len(rows) == 17 and all(
+        row["error_low"] <= row["error_median"] <= row["error_high"] for row in rows
+    )
     code, text, err = call(capsys, "error", path, "--out", out)  # nothing left to do
     assert code == 0 and "[34/34]" in err and "median and 10th" in text
     code, text, _ = call(capsys, "show", out, "--inputs", "gaussian", "--json")
@@ -257,16 +311,27 @@ def test_error_and_show(capsys, tmp_path):
     [
         (["error", "eror-quick"], "did you mean 'error-quick'"),
         (["error", "error-quick", "--inputs", "gausian"], "did you mean 'gaussian'"),
-        (["error", "error-quick", "--inputs", "gaussian", "--rank", "1024"], "between 1 and seq_len = 512, got 1024"),
+        (
+            ["error", "error-quick", "--inputs", "gaussian", "--rank", "1024"],
+            "between 1 and seq_len = 512, got 1024",
+        ),
         (["error", "error-quick", "--inputs", "gaussian", "--rank", "0"], "--rank must be"),
-        (["error", "error-quick", "--inputs", "gaussian", "--model", "x"], "--model is for the trained inputs"),
+        (
+            ["error", "error-quick", "--inputs", "gaussian", "--model", "x"],
+            "--model is for the trained inputs",
+        ),
         (["error", "error-quick", "--model", "no-such-folder"], "no model folder"),
-        (["error", "error-quick", "--text", "no-such-text"], "cannot read the text file no-such-text"),
+        (
+            ["error", "error-quick", "--text", "no-such-text"],
+            "cannot read the text file no-such-text",
+        ),
         (["show", "no-such-run"], "is not a run"),
         (["bounds", "--draws", "3"], "--draws"),
     ],
 )
-def test_wrong_requests_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, arguments, says):
+def test_wrong_requests_are_one_line_and_exit_code_2(
+    capsys, tmp_path, monkeypatch, arguments, says
+):
     monkeypatch.chdir(tmp_path)
     code, out, err = call(capsys, *arguments)
     assert code == 2 and says in err and err.count("\n") == 1 and not out
@@ -276,7 +341,12 @@ def test_wrong_requests_are_one_line_and_exit_code_2(capsys, tmp_path, monkeypat
 def test_wrong_models_and_texts_are_one_line_and_exit_code_2(capsys, tmp_path):
     model = tmp_path / "model"
     model.mkdir()
-    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8, "max_position_embeddings": 16}
+    sizes = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "hidden_size": 8,
+        "max_position_embeddings": 16,
+    }
     (model / "config.json").write_text(json.dumps({"model_type": "bert", **sizes}))
     code, _, err = call(capsys, "error", "error-quick", "--model", model)
     assert code == 2 and "has no weights" in err and err.count("\n") == 1

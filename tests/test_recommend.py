@@ -7,7 +7,14 @@ import sys
 
 import pytest
 
-from flurka_bench.analysis.recommend import ASSUMED_MIN_RANK, Request, python_imports, python_line, recommend, space
+from flurka_bench.analysis.recommend import (
+    ASSUMED_MIN_RANK,
+    Request,
+    python_imports,
+    python_line,
+    recommend,
+    space,
+)
 from flurka_bench.cost.predict import predict
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load
@@ -15,20 +22,35 @@ from flurka_bench.mechanisms import MECHANISMS
 from flurka_bench.quality.frontier import ErrorRun
 
 H100 = load("h100")
-SMALL = Request(seq_len=1024, model_dim=256, dtype="bfloat16", head_dims=(64,), backends=("eager",), launch="graph")
+SMALL = Request(
+    seq_len=1024,
+    model_dim=256,
+    dtype="bfloat16",
+    head_dims=(64,),
+    backends=("eager",),
+    launch="graph",
+)
 
 
 def keeps(case, rank=ASSUMED_MIN_RANK, features=64):
     cell = MECHANISMS[case.mechanism]
-    return (not cell.compressed or case.rank >= rank) and (not cell.uses_features or case.num_features >= features)
+    return (not cell.compressed or case.rank >= rank) and (
+        not cell.uses_features or case.num_features >= features
+    )
 
 
 def test_the_ranking_is_the_model_s_own_and_sorted():
     answer = recommend(SMALL, H100)
     seconds = [each.prediction.seconds for each in answer.candidates]
     assert seconds == sorted(seconds)
-    again = {each.case.case_id: each.seconds for each in predict(space(SMALL), H100, launch="graph") if keeps(each.case)}
-    assert {each.prediction.case.case_id: each.prediction.seconds for each in answer.candidates} == pytest.approx(again)
+    again = {
+        each.case.case_id: each.seconds
+        for each in predict(space(SMALL), H100, launch="graph")
+        if keeps(each.case)
+    }
+    assert {
+        each.prediction.case.case_id: each.prediction.seconds for each in answer.candidates
+    } == pytest.approx(again)
     assert {each.prediction.case.mechanism for each in answer.candidates} == set(MECHANISMS)
 
 
@@ -46,7 +68,11 @@ def test_without_a_floor_one_is_assumed_and_said():
 def test_a_higher_floor_never_makes_the_best_approximation_faster():
     def best(rank, features):
         answer = recommend(dataclasses.replace(SMALL, min_rank=rank, min_features=features), H100)
-        return min(each.prediction.seconds for each in answer.candidates if each.prediction.case.mechanism == "flurka-relu")
+        return min(
+            each.prediction.seconds
+            for each in answer.candidates
+            if each.prediction.case.mechanism == "flurka-relu"
+        )
 
     times = [best(32, 16), best(64, 16), best(64, 64), best(256, 64), best(256, 256)]
     assert times == sorted(times)
@@ -54,13 +80,22 @@ def test_a_higher_floor_never_makes_the_best_approximation_faster():
 
 def test_the_answer_is_shown_below_and_above_the_floor():
     moved = dict(recommend(SMALL, H100).by_floor)
-    ranks = [moved[words].prediction for words in ("rank >= 128", "rank >= 256 (assumed)", "rank >= 512", "rank >= 1024")]
+    ranks = [
+        moved[words].prediction
+        for words in ("rank >= 128", "rank >= 256 (assumed)", "rank >= 512", "rank >= 1024")
+    ]
     assert [each.seconds for each in ranks] == sorted(each.seconds for each in ranks)
     assert ranks[1] == recommend(SMALL, H100).candidates[0].prediction
     for words, each in moved.items():
-        factor = {"half": 0.5, "twice": 2, "four": 4}.get(words.rpartition("features >= ")[2].split()[0], 1)
+        factor = {"half": 0.5, "twice": 2, "four": 4}.get(
+            words.rpartition("features >= ")[2].split()[0], 1
+        )
         floor = int(words.split()[2].rstrip(","))
-        rivals = [one for one in predict(space(SMALL), H100, launch="graph") if keeps(one.case, floor, 64 * factor)]
+        rivals = [
+            one
+            for one in predict(space(SMALL), H100, launch="graph")
+            if keeps(one.case, floor, 64 * factor)
+        ]
         assert each.prediction.seconds == pytest.approx(min(one.seconds for one in rivals))
     assert moved["rank >= 256, features >= half of head_dim"].prediction.seconds <= ranks[1].seconds
 
@@ -70,9 +105,14 @@ def test_limits_hold_and_the_nearest_is_shown_where_nothing_meets_them():
     memories = sorted(each.prediction.peak_memory_bytes for each in all_of_them.candidates)
     limit = memories[len(memories) // 2]
     limited = recommend(dataclasses.replace(SMALL, max_memory_bytes=limit), H100)
-    assert limited.candidates and all(each.prediction.peak_memory_bytes <= limit for each in limited.candidates)
+    assert limited.candidates and all(
+        each.prediction.peak_memory_bytes <= limit for each in limited.candidates
+    )
     too_fast = recommend(dataclasses.replace(SMALL, max_latency_s=1e-9), H100)
-    assert not too_fast.candidates and too_fast.nearest.prediction.seconds == all_of_them.candidates[0].prediction.seconds
+    assert (
+        not too_fast.candidates
+        and too_fast.nearest.prediction.seconds == all_of_them.candidates[0].prediction.seconds
+    )
     too_small = recommend(dataclasses.replace(SMALL, max_memory_bytes=1), H100)
     assert too_small.nearest.prediction.peak_memory_bytes == memories[0]
 
@@ -91,10 +131,17 @@ def test_ties_are_those_whose_band_holds_one():
 
 def test_nothing_on_the_front_is_beaten_and_all_else_is():
     answer = recommend(SMALL, H100)
-    points = [(each.prediction.seconds, each.prediction.peak_memory_bytes, bool(each.error)) for each in answer.front]
+    points = [
+        (each.prediction.seconds, each.prediction.peak_memory_bytes, bool(each.error))
+        for each in answer.front
+    ]
     for one in points:
-        assert not any(other[0] < one[0] and other[1] < one[1] and other[2] >= one[2] for other in points)
-    assert any(each.prediction.case.mechanism.startswith("full") for each in answer.front)  # the only ones with an error of 0
+        assert not any(
+            other[0] < one[0] and other[1] < one[1] and other[2] >= one[2] for other in points
+        )
+    assert any(
+        each.prediction.case.mechanism.startswith("full") for each in answer.front
+    )  # the only ones with an error of 0
 
 
 def error_records():
@@ -134,10 +181,18 @@ def test_an_error_bar_keeps_what_was_measured_below_it():
 def test_where_only_exact_attention_meets_the_bar_the_nearest_approximation_is_shown():
     errors = ErrorRun(list(error_records()))
     strict = recommend(dataclasses.replace(SMALL, max_error=0.01), H100, errors=errors)
-    assert {each.prediction.case.mechanism for each in strict.candidates} == {"full-math", "full-sdpa"}
-    assert strict.nearest.prediction.case.mechanism.startswith("low-rank") and strict.nearest.error.high > 0.1
+    assert {each.prediction.case.mechanism for each in strict.candidates} == {
+        "full-math",
+        "full-sdpa",
+    }
+    assert (
+        strict.nearest.prediction.case.mechanism.startswith("low-rank")
+        and strict.nearest.error.high > 0.1
+    )
     assert "no approximation meets the error bar" in strict.why_none
-    elsewhere = recommend(dataclasses.replace(SMALL, max_error=0.5, seq_len=4096), H100, errors=errors)
+    elsewhere = recommend(
+        dataclasses.replace(SMALL, max_error=0.5, seq_len=4096), H100, errors=errors
+    )
     assert elsewhere.nearest is None
     assert "at N = 4096" in elsewhere.why_none and "N = 1024 with d = 64" in elsewhere.why_none
 
@@ -152,8 +207,14 @@ def test_a_bar_needs_a_run_and_a_family_of_it():
 
 def test_what_a_run_measured_is_not_predicted():
     slowest = recommend(SMALL, H100).candidates[-1].prediction.case
-    record = {"status": "ok", "case_id": slowest.case_id, "samples_s": [1e-9 * (1 + 0.001 * i) for i in range(12)]}
-    answer = recommend(SMALL, H100, records=[record, {"status": "oom", "case_id": "x", "samples_s": None}])
+    record = {
+        "status": "ok",
+        "case_id": slowest.case_id,
+        "samples_s": [1e-9 * (1 + 0.001 * i) for i in range(12)],
+    }
+    answer = recommend(
+        SMALL, H100, records=[record, {"status": "oom", "case_id": "x", "samples_s": None}]
+    )
     assert answer.candidates[0].prediction.case == slowest and answer.candidates[0].measured
     assert answer.candidates[0].prediction.seconds == pytest.approx(1e-9, rel=0.02)
     assert sum(each.measured for each in answer.candidates) == 1
@@ -165,9 +226,18 @@ def test_the_line_of_python_builds_the_layer():
 
     seen = set()
     for case in space(
-        Request(seq_len=32, model_dim=32, head_dims=(16,), min_rank=8, min_features=8, backends=("eager", "compiled"))
+        Request(
+            seq_len=32,
+            model_dim=32,
+            head_dims=(16,),
+            min_rank=8,
+            min_features=8,
+            backends=("eager", "compiled"),
+        )
     ):
-        if (case.mechanism, case.order, case.backend) in seen or (case.backend == "compiled" and case.mechanism != "full-sdpa"):
+        if (case.mechanism, case.order, case.backend) in seen or (
+            case.backend == "compiled" and case.mechanism != "full-sdpa"
+        ):
             continue
         seen.add((case.mechanism, case.order, case.backend))
         layer = eval(python_line(case), {"torch": torch, **vars(attention)})
@@ -181,19 +251,41 @@ def test_the_line_for_the_fused_kernels_is_fused():
     torch = pytest.importorskip("torch")
     from flurka_bench.attention.fused import FusedFeatures
 
-    case = next(case for case in space(dataclasses.replace(SMALL, backends=("fused",))) if case.mechanism == "flurka-relu")
+    case = next(
+        case
+        for case in space(dataclasses.replace(SMALL, backends=("fused",)))
+        if case.mechanism == "flurka-relu"
+    )
     scope = {}
     exec(python_imports(case), scope)
-    layer = eval(python_line(case).replace(".cuda()", ""), scope)  # the kernels need a GPU, the construction does not
-    assert isinstance(layer.similarity, FusedFeatures) and layer.order == case.order and scope["torch"] is torch
+    layer = eval(
+        python_line(case).replace(".cuda()", ""), scope
+    )  # the kernels need a GPU, the construction does not
+    assert (
+        isinstance(layer.similarity, FusedFeatures)
+        and layer.order == case.order
+        and scope["torch"] is torch
+    )
 
 
 def command(*arguments):
-    return subprocess.run([sys.executable, "-m", "flurka_bench", *arguments], capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "flurka_bench", *arguments], capture_output=True, text=True
+    )
 
 
 def test_the_command_s_json_and_errors():
-    base = ["recommend", "--hardware", "h100", "--seq-len", "2048", "--model-dim", "256", "--head-dim", "64"]
+    base = [
+        "recommend",
+        "--hardware",
+        "h100",
+        "--seq-len",
+        "2048",
+        "--model-dim",
+        "256",
+        "--head-dim",
+        "64",
+    ]
     done = command(*base, "--json")
     rows = json.loads(done.stdout)
     assert done.returncode == 0 and rows
@@ -212,4 +304,7 @@ def test_the_command_s_json_and_errors():
         (["--pass", "trian"], "train"),
     ):
         done = command(*base, *wrong)
-        assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr, (wrong, done.stderr)
+        assert done.returncode == 2 and text in done.stderr and "Traceback" not in done.stderr, (
+            wrong,
+            done.stderr,
+        )

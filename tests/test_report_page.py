@@ -1,4 +1,5 @@
-"""The page in a real headless browser, and what must hold of its text before any browser sees it."""
+"""The page in a real headless browser, and what must hold of its text before any browser sees
+it."""
 
 import csv
 import io
@@ -30,8 +31,12 @@ ARGUMENTS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-backgroun
 def frame():
     failures = {("full-math", 4096): ("oom", HOSTILE), ("flurka-relu", 512): ("timeout", "60 s")}
     found = synthetic.frame(passes=("forward", "train"), failures=failures, noise=0.02)
-    found["stages_s"] = [{"project": s * 0.5, "scores": s * 0.5} if s == s else None for s in found["median_s"]]
-    found["predicted_stages_s"] = [{"project": s * 0.6, "scores": s * 0.4} for s in found["predicted_s"]]
+    found["stages_s"] = [
+        {"project": s * 0.5, "scores": s * 0.5} if s == s else None for s in found["median_s"]
+    ]
+    found["predicted_stages_s"] = [
+        {"project": s * 0.6, "scores": s * 0.4} for s in found["predicted_s"]
+    ]
     return found
 
 
@@ -44,10 +49,14 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: the page was not opened")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: the page was not opened"
+    )
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        pytest.skip("no chromium on this machine (apt-get install chromium): the page was not opened")
+        pytest.skip(
+            "no chromium on this machine (apt-get install chromium): the page was not opened"
+        )
     with sync_api.sync_playwright() as playwright:
         found = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield found
@@ -56,15 +65,27 @@ def browser():
 
 @pytest.fixture
 def opened(browser, written):
-    """The page, opened with the network refused; fails at the end if the console had an error or anything was fetched."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True, offline=True)
+    """The page, opened with the network refused; fails at the end if the console had an error or
+    anything was fetched."""
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 900}, accept_downloads=True, offline=True
+    )
     tab = context.new_page()
     problems = []
-    tab.on("console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on(
+        "console",
+        lambda message: (
+            problems.append(message.text) if message.type in ("error", "warning") else None
+        ),
+    )
     tab.on("pageerror", lambda error: problems.append(str(error)))
     tab.on(
         "request",
-        lambda request: problems.append(request.url) if not request.url.startswith(("file:", "blob:", "data:")) else None,
+        lambda request: (
+            problems.append(request.url)
+            if not request.url.startswith(("file:", "blob:", "data:"))
+            else None
+        ),
     )
     tab.goto(written.as_uri())
     tab.wait_for_selector("#plot-measured .heatmaplayer")
@@ -100,7 +121,9 @@ def test_every_control_changes_the_map(opened):
     opened.select_option("#choose-pass", "train")
     assert numbers(opened) != before
     opened.select_option("#choose-x", "num_features")
-    assert opened.evaluate("document.getElementById('plot-measured').layout.xaxis.title.text") == "m"
+    assert (
+        opened.evaluate("document.getElementById('plot-measured').layout.xaxis.title.text") == "m"
+    )
     opened.select_option("#choose-subject", "flurka-favor")
     assert "flurka-favor" in opened.inner_text("#caption")
 
@@ -115,9 +138,15 @@ def test_hovered_cell_shows_the_records_numbers(opened):
     text = opened.text_content("#plot-measured .hoverlayer")
     cells = speedups(frame(), "flurka-favor", "strong-kernel")
     one = cells[
-        (cells["pass"] == "forward") & (cells["seq_len"] == 4096) & (cells["rank"] == 256) & (cells["num_features"] == 64)
+        (cells["pass"] == "forward")
+        & (cells["seq_len"] == 4096)
+        & (cells["rank"] == 256)
+        & (cells["num_features"] == 64)
     ].iloc[0]
-    assert f"{one['speedup']:.2f}×" in text and f"{one['speedup_low']:.2f}× to {one['speedup_high']:.2f}×" in text
+    assert (
+        f"{one['speedup']:.2f}×" in text
+        and f"{one['speedup_low']:.2f}× to {one['speedup_high']:.2f}×" in text
+    )
     assert one["verdict"] in text and "8 samples" in text and "needs" in text
     assert f"{float(f'{one.subject_s * 1e3:.3g}'):g} ms" in text
 
@@ -184,9 +213,15 @@ def test_downloads_parse_back_to_the_records(opened):
         assert record["rank"] == (None if pd.isna(own["rank"]) else own["rank"])
     with opened.expect_download() as waiting:
         opened.click("#download-csv")
-    rows = list(csv.DictReader(io.StringIO(Path(waiting.value.path()).read_bytes().decode("utf-8"), newline="")))
+    rows = list(
+        csv.DictReader(
+            io.StringIO(Path(waiting.value.path()).read_bytes().decode("utf-8"), newline="")
+        )
+    )
     assert [row["case_id"] for row in rows] == [record["case_id"] for record in parsed]
-    assert [json.loads(row["samples_s"]) for row in rows] == [record["samples_s"] for record in parsed]
+    assert [json.loads(row["samples_s"]) for row in rows] == [
+        record["samples_s"] for record in parsed
+    ]
     assert {row["error"] for row in rows} == {"", HOSTILE, "60 s"}
 
 
@@ -205,27 +240,44 @@ def test_text_from_files_is_escaped(written):
     text = written.read_text(encoding="utf-8")
     assert text.count("<script") == 3 and HOSTILE not in text
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", text.split("<script", 1)[0])
-    assert "<" not in embed({"a": "</script><!--"}) and json.loads(embed({"a": "</script><!--&"}))["a"] == "</script><!--&"
+    assert (
+        "<" not in embed({"a": "</script><!--"})
+        and json.loads(embed({"a": "</script><!--&"}))["a"] == "</script><!--&"
+    )
     assert "<script" not in markdown(collect(frame(), [RUN], HOSTILE))
 
 
 def few(**options):
     return synthetic.frame(
-        mechanisms=("full-sdpa", "kernel-relu", "flurka-relu"), seq_lens=(512, 1024), ranks=(64, 128), **options
+        mechanisms=("full-sdpa", "kernel-relu", "flurka-relu"),
+        seq_lens=(512, 1024),
+        ranks=(64, 128),
+        **options,
     )
 
 
 SMALL = {
     "empty": lambda: synthetic.EMPTY,
     "one": lambda: synthetic.frame(
-        mechanisms=("flurka-relu",), seq_lens=(512,), ranks=(64,), features=(16,), orders=("project_first",)
+        mechanisms=("flurka-relu",),
+        seq_lens=(512,),
+        ranks=(64,),
+        features=(16,),
+        orders=("project_first",),
     ),
     "only failures": lambda: synthetic.frame(
-        seq_lens=(512,), ranks=(64,), features=(16,), failures={(name, 512): ("crashed", "boom") for name in synthetic.MECHANISMS}
+        seq_lens=(512,),
+        ranks=(64,),
+        features=(16,),
+        failures={(name, 512): ("crashed", "boom") for name in synthetic.MECHANISMS},
     ),
     "no flurka": lambda: synthetic.frame(mechanisms=("full-sdpa", "kernel-relu"), ranks=(64,)),
-    "two levels": lambda: pd.concat([few(level=level) for level in ("core", "layer")], ignore_index=True),
-    "unpredicted": lambda: synthetic.frame(seq_lens=(512, 1024), ranks=(64,), with_predictions=False),
+    "two levels": lambda: pd.concat(
+        [few(level=level) for level in ("core", "layer")], ignore_index=True
+    ),
+    "unpredicted": lambda: synthetic.frame(
+        seq_lens=(512, 1024), ranks=(64,), with_predictions=False
+    ),
 }
 
 
@@ -268,7 +320,11 @@ def test_a_hundred_thousand_cases_give_a_page_that_says_what_it_holds(tmp_path):
     one = synthetic.frame(seq_lens=(512, 1024), rounds=2)
     copies = -(-100_000 // len(one))
     many = pd.concat(
-        [one.assign(batch=copy + 1, case_id=one["case_id"] + f".copy{copy}") for copy in range(copies)], ignore_index=True
+        [
+            one.assign(batch=copy + 1, case_id=one["case_id"] + f".copy{copy}")
+            for copy in range(copies)
+        ],
+        ignore_index=True,
     )
     content = collect(many, [RUN], "large")
     text = page(content)

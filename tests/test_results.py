@@ -1,4 +1,5 @@
-"""Run folders: what is written comes back, what is torn is repaired, what is wrong is refused in one line."""
+"""Run folders: what is written comes back, what is torn is repaired, what is wrong is refused in
+one line."""
 
 import gc
 import json
@@ -20,7 +21,14 @@ from flurka_bench.results.index import CaseIndex
 from flurka_bench.workload import Case
 
 FIXTURES = Path(__file__).parent / "fixtures"
-META = {"suite": {"name": "s", "text": "t"}, "environment": {}, "device": "a device", "started": "now", "seed": 0, "run_id": "r1"}
+META = {
+    "suite": {"name": "s", "text": "t"},
+    "environment": {},
+    "device": "a device",
+    "started": "now",
+    "seed": 0,
+    "run_id": "r1",
+}
 
 
 def record(case_id="a", **changes):
@@ -40,10 +48,16 @@ def write(folder, *records, meta=META):
 
 
 def test_what_is_written_comes_back(tmp_path):
-    written = [record("a"), record("b", status="oom", samples_s=[], round_ids=[], median_s=None, error="no room")]
+    written = [
+        record("a"),
+        record("b", status="oom", samples_s=[], round_ids=[], median_s=None, error="no room"),
+    ]
     write(tmp_path / "run", *written)
     run = read_run(tmp_path / "run")
-    assert run.records == [{"schema": results.SCHEMA, **entry} for entry in written] and run.warnings == []
+    assert (
+        run.records == [{"schema": results.SCHEMA, **entry} for entry in written]
+        and run.warnings == []
+    )
     assert run.meta["suite"]["name"] == "s"
 
 
@@ -102,7 +116,10 @@ def test_damage_elsewhere_is_an_error_with_its_line(tmp_path):
         ({"device": None}, "must have 'device'"),
         ({"round_ids": [1]}, "2 samples_s but 1 round_ids"),
         ({"samples_s": [], "round_ids": []}, "status ok must have samples_s"),
-        ({"sampels_s": []}, r"unknown field of a record 'sampels_s' \(did you mean 'samples_s'\?\)"),
+        (
+            {"sampels_s": []},
+            r"unknown field of a record 'sampels_s' \(did you mean 'samples_s'\?\)",
+        ),
         ({"stages_s": {"project": [1]}}, "'stages_s' must be a table"),
     ],
 )
@@ -130,8 +147,17 @@ def test_runs_of_every_schema_still_read(schema):
     run = read_run(FIXTURES / f"run-schema-{schema}")
     assert [entry["schema"] for entry in run.records] == [results.SCHEMA] * 2
     first, second = run.records
-    assert (first["mechanism"], first["rank"], first["median_s"], len(first["samples_s"])) == ("flurka-relu", 64, 0.002, 3)
-    assert (second["status"], second["error"], second["compression"]) == ("oom", "out of memory", "dense")
+    assert (first["mechanism"], first["rank"], first["median_s"], len(first["samples_s"])) == (
+        "flurka-relu",
+        64,
+        0.002,
+        3,
+    )
+    assert (second["status"], second["error"], second["compression"]) == (
+        "oom",
+        "out of memory",
+        "dense",
+    )
     frame = to_frame(run)
     assert set(FIELDS) <= set(frame.columns) and list(frame["share_heads"]) == [True, True]
 
@@ -150,7 +176,11 @@ def test_a_newer_schema_is_refused(tmp_path):
 def test_what_is_not_a_run(tmp_path):
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
-    for name, message in {"file": "it is a file", "empty": "it has no run.json", "absent": "it does not exist"}.items():
+    for name, message in {
+        "file": "it is a file",
+        "empty": "it has no run.json",
+        "absent": "it does not exist",
+    }.items():
         with pytest.raises(RequestError, match=message):
             read_run(tmp_path / name)
     with pytest.raises(RequestError, match="is a file; --out must be a folder"):
@@ -164,7 +194,10 @@ def test_what_is_not_a_run(tmp_path):
     ("changes", "message"),
     [
         ({"suite": {"name": "other", "text": "t"}}, "another suite: 's', not 'other'"),
-        ({"suite": {"name": "s", "text": "edited"}}, "another suite: a different text of the same suite"),
+        (
+            {"suite": {"name": "s", "text": "edited"}},
+            "another suite: a different text of the same suite",
+        ),
         ({"device": "b device"}, "another device: 'a device', not 'b device'"),
         ({"seed": 1}, "another seed: 0, not 1"),
     ],
@@ -176,7 +209,12 @@ def test_a_folder_of_another_run_is_refused(tmp_path, changes, message):
 
 
 def test_the_second_writer_is_refused_and_told_of_the_first(tmp_path):
-    with RunWriter(tmp_path), pytest.raises(RequestError, match=rf"being written by process {os.getpid()} on .+, started 2"):
+    with (
+        RunWriter(tmp_path),
+        pytest.raises(
+            RequestError, match=rf"being written by process {os.getpid()} on .+, started 2"
+        ),
+    ):
         RunWriter(tmp_path)
     RunWriter(tmp_path).close()  # and let in when the first is gone
 
@@ -208,17 +246,33 @@ with RunWriter({str(tmp_path)!r}) as writer:
         print(error)
 """
     output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
     )
-    assert "File too large; 2 records are safe there" in output.stdout and output.stdout.count("\n") == 1
-    assert [entry["case_id"] for entry in read_run(tmp_path).records] == ["a", "b"] and read_run(tmp_path).warnings == []
+    assert (
+        "File too large; 2 records are safe there" in output.stdout
+        and output.stdout.count("\n") == 1
+    )
+    assert [entry["case_id"] for entry in read_run(tmp_path).records] == ["a", "b"] and read_run(
+        tmp_path
+    ).warnings == []
 
 
 def test_devices_stay_apart_in_one_frame(tmp_path):
     write(tmp_path / "one", record("a"))
-    write(tmp_path / "two", record("a", device="b device"), meta={**META, "run_id": "r2", "device": "b device"})
+    write(
+        tmp_path / "two",
+        record("a", device="b device"),
+        meta={**META, "run_id": "r2", "device": "b device"},
+    )
     frame = to_frame([read_run(tmp_path / "one"), read_run(tmp_path / "two")])
-    assert list(zip(frame["run"], frame["run_id"], frame["device"])) == [("one", "r1", "a device"), ("two", "r2", "b device")]
+    assert list(zip(frame["run"], frame["run_id"], frame["device"])) == [
+        ("one", "r1", "a device"),
+        ("two", "r2", "b device"),
+    ]
 
 
 def test_a_parent_stays_as_small_as_it_began(tmp_path, monkeypatch):
@@ -243,10 +297,14 @@ def test_a_case_index_is_a_dict_of_statuses():
     rng = random.Random(0)
     for _ in range(3000):
         case_id, status = f"case-{rng.randrange(2000)}", rng.choice(results.STATUSES)
-        assert index.get(case_id) == expected.get(case_id) and (case_id in index) == (case_id in expected)
+        assert index.get(case_id) == expected.get(case_id) and (case_id in index) == (
+            case_id in expected
+        )
         index.add(case_id, status)
         expected[case_id] = status
-    assert len(index) == len(expected) and all(index.get(name) == status for name, status in expected.items())
+    assert len(index) == len(expected) and all(
+        index.get(name) == status for name, status in expected.items()
+    )
     assert "case-2000" not in index and index.get("") is None
 
 

@@ -1,4 +1,5 @@
-"""The runner, its worker and its group: whole runs with fake cases, and the rules of sampling with a fake clock."""
+"""The runner, its worker and its group: whole runs with fake cases, and the rules of sampling with
+a fake clock."""
 
 import itertools
 import json
@@ -13,7 +14,12 @@ import pytest
 from flurka_bench.errors import RequestError
 from flurka_bench.measure.group import GroupRun, Options, Tools
 from flurka_bench.measure.probe import find_device
-from flurka_bench.measure.protocol import case_from_message, case_to_message, is_out_of_memory, is_poisoned
+from flurka_bench.measure.protocol import (
+    case_from_message,
+    case_to_message,
+    is_out_of_memory,
+    is_poisoned,
+)
 from flurka_bench.measure.runner import Peaks, run_suite
 from flurka_bench.measure.timers import ProfilerTimer
 from flurka_bench.results import read_run
@@ -33,15 +39,25 @@ timeout = "20s"
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """Runs the suite with a fake worker that follows a plan; gives (records by case name, summary, events)."""
+    """Runs the suite with a fake worker that follows a plan; gives (records by case name, summary,
+    events)."""
 
     def run(plan=None, text=SUITE, **options):
         monkeypatch.setenv("FLURKA_BENCH_FAKE", json.dumps(plan or {}))
         events = []
-        options = {"out": tmp_path / "run", "worker_command": FAKE, "on_event": events.append, **options}
+        options = {
+            "out": tmp_path / "run",
+            "worker_command": FAKE,
+            "on_event": events.append,
+            **options,
+        }
         summary = run_suite(parse_suite(text), **options)
         records = read_run(options["out"]).records
-        return {f"{entry['mechanism']}@{entry['seq_len']}": entry for entry in records}, summary, events
+        return (
+            {f"{entry['mechanism']}@{entry['seq_len']}": entry for entry in records},
+            summary,
+            events,
+        )
 
     return run
 
@@ -51,14 +67,28 @@ def test_a_whole_run(fake, tmp_path):
     assert len(records) == 8 and {entry["status"] for entry in records.values()} == {"ok"}
     for entry in records.values():
         assert len(entry["samples_s"]) == len(entry["round_ids"]) >= 5
-        assert entry["median_s"] == pytest.approx(2e-5, rel=0.9) and entry["peak_memory_bytes"] == 1500
-        assert entry["device"] == "fake device" and entry["stop_reason"] in ("interval", "budget", "max_rounds")
+        assert (
+            entry["median_s"] == pytest.approx(2e-5, rel=0.9) and entry["peak_memory_bytes"] == 1500
+        )
+        assert entry["device"] == "fake device" and entry["stop_reason"] in (
+            "interval",
+            "budget",
+            "max_rounds",
+        )
         assert entry["reference"].startswith("flurka-relu")
     meta = read_run(tmp_path / "run").meta
-    assert meta["suite"]["text"] == SUITE and meta["environment"] == {"fake": True} and meta["sessions"][0]["num_records"] == 8
+    assert (
+        meta["suite"]["text"] == SUITE
+        and meta["environment"] == {"fake": True}
+        and meta["sessions"][0]["num_records"] == 8
+    )
     assert 0 < meta["time_in_calls_s"] <= meta["wall_s"] == pytest.approx(summary.wall_s)
     assert [event.num_done for event in events if event.kind == "record"] == list(range(1, 9))
-    assert {event.text.partition(": ")[2] for event in events if event.kind == "phase"} >= {"build", "check", "warm-up"}
+    assert {event.text.partition(": ")[2] for event in events if event.kind == "phase"} >= {
+        "build",
+        "check",
+        "warm-up",
+    }
 
 
 def test_competitors_share_rounds_and_workloads_do_not(fake):
@@ -77,7 +107,11 @@ def test_the_same_call_goes_on_and_then_has_nothing_to_do(fake, tmp_path):
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:5]) + lines[5][:40])
     records, summary, events = fake()
-    assert len(records) == 8 and summary.num_before == 5 and path.read_bytes().startswith(b"".join(lines[:5]))
+    assert (
+        len(records) == 8
+        and summary.num_before == 5
+        and path.read_bytes().startswith(b"".join(lines[:5]))
+    )
     assert "torn" in next(event.text for event in events if event.kind == "note")
     new = [set(entry["round_ids"]) for entry in read_run(tmp_path / "run").records[5:]]
     old = [set(entry["round_ids"]) for entry in read_run(tmp_path / "run").records[:5]]
@@ -87,7 +121,12 @@ def test_the_same_call_goes_on_and_then_has_nothing_to_do(fake, tmp_path):
 
 
 def test_predictions_and_figures_stand_beside_the_measurement(fake):
-    predicted = {"predicted_s": 1e-3, "predicted_low_s": 5e-4, "predicted_high_s": 2e-3, "bound": "memory"}
+    predicted = {
+        "predicted_s": 1e-3,
+        "predicted_low_s": 5e-4,
+        "predicted_high_s": 2e-3,
+        "bound": "memory",
+    }
     records, _, _ = fake(predict=lambda case: predicted)
     entry = records["full-math@128"]
     assert (entry["predicted_s"], entry["bound"]) == (1e-3, "memory")
@@ -97,41 +136,69 @@ def test_predictions_and_figures_stand_beside_the_measurement(fake):
 def test_faster_than_physics_is_invalid(fake):
     def peaks(case):
         flops = 1e3 if case.mechanism == "full-math" else 1e18
-        return Peaks(flops_per_s=flops, bandwidth_bytes_per_s=1e3 if case.mechanism == "kernel-relu" else 1e18)
+        return Peaks(
+            flops_per_s=flops,
+            bandwidth_bytes_per_s=1e3 if case.mechanism == "kernel-relu" else 1e18,
+        )
 
     records, _, _ = fake(peaks=peaks)
-    assert records["full-math@128"]["status"] == "invalid" and "peak FLOPs" in records["full-math@128"]["error"]
-    assert records["kernel-relu@128"]["status"] == "invalid" and "peak bandwidth" in records["kernel-relu@128"]["error"]
-    assert records["low-rank@128"]["status"] == "ok" and records["low-rank@128"]["limited_by"] == "compute-bound"
+    assert (
+        records["full-math@128"]["status"] == "invalid"
+        and "peak FLOPs" in records["full-math@128"]["error"]
+    )
+    assert (
+        records["kernel-relu@128"]["status"] == "invalid"
+        and "peak bandwidth" in records["kernel-relu@128"]["error"]
+    )
+    assert (
+        records["low-rank@128"]["status"] == "ok"
+        and records["low-rank@128"]["limited_by"] == "compute-bound"
+    )
 
 
 def test_a_memory_budget_skips_what_does_not_fit(fake):
     records, _, _ = fake(text=SUITE + 'memory = "3MB"\n')
-    assert records["full-math@256"]["status"] == "skipped" and "memory budget" in records["full-math@256"]["error"]
+    assert (
+        records["full-math@256"]["status"] == "skipped"
+        and "memory budget" in records["full-math@256"]["error"]
+    )
     assert records["flurka-relu@128"]["status"] == "ok"
 
 
 def test_a_time_budget_holds(fake):
     started = time.monotonic()
     _, summary, _ = fake(
-        {"cost_s": 5e-3}, text=SUITE.replace('case_time = "0.1s"', 'case_time = "60s"\ntarget = "0.0001%"'), budget_s=3.0
+        {"cost_s": 5e-3},
+        text=SUITE.replace('case_time = "0.1s"', 'case_time = "60s"\ntarget = "0.0001%"'),
+        budget_s=3.0,
     )
     assert 1.5 < summary.wall_s < 6 and time.monotonic() - started < 12
 
 
 def test_what_a_spent_time_budget_leaves_no_time_for_is_skipped(fake, tmp_path):
-    """Calls of 50 ms, each needed at least eight times, on a budget for about four of eight cases."""
+    """Calls of 50 ms, each needed at least eight times, on a budget for about four of eight
+    cases."""
     started = time.monotonic()
     records, summary, events = fake({"cost_s": 0.05}, budget_s=1.6)
     assert summary.wall_s < 2.5 and time.monotonic() - started < 12
-    assert len(records) == 8 and set(summary.statuses) == {"ok", "skipped"} and summary.statuses["ok"] >= 2
+    assert (
+        len(records) == 8
+        and set(summary.statuses) == {"ok", "skipped"}
+        and summary.statuses["ok"] >= 2
+    )
     for entry in records.values():
         assert entry["error"] == ("skipped: time budget" if entry["status"] == "skipped" else None)
         assert entry["status"] == "skipped" or len(entry["samples_s"]) >= 1
     for seq_len in (128, 256):  # the slowest go first
-        order = sorted((entry["flops"], entry["status"]) for entry in records.values() if entry["seq_len"] == seq_len)
+        order = sorted(
+            (entry["flops"], entry["status"])
+            for entry in records.values()
+            if entry["seq_len"] == seq_len
+        )
         assert [status for _, status in order] == sorted(status for _, status in order)
-    assert any("time budget of 1.6 s was spent" in event.text for event in events if event.kind == "note")
+    assert any(
+        "time budget of 1.6 s was spent" in event.text for event in events if event.kind == "note"
+    )
     assert fake(budget_s=100)[1].statuses == {}  # a record is final: the run is done
 
 
@@ -154,7 +221,10 @@ def test_another_suite_device_or_seed_is_refused(fake):
 
 
 def test_a_worker_that_cannot_start_says_why(fake):
-    with pytest.raises(RequestError, match="did not start on cpu: the worker ended with status 1; it last said: no torch today"):
+    with pytest.raises(
+        RequestError,
+        match="did not start on cpu: the worker ended with status 1; it last said: no torch today",
+    ):
         fake({"start": "fail"})
     with pytest.raises(RequestError, match="device 'cuda:7' is not here"):
         fake(device="cuda:7")
@@ -170,7 +240,9 @@ def test_runner_and_worker_agree_on_cases():
     [
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True, False),
         (
-            RuntimeError("[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"),
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"
+            ),
             True,
             False,
         ),
@@ -178,8 +250,18 @@ def test_runner_and_worker_agree_on_cases():
         (RuntimeError("CUDA error: device-side assert triggered"), False, True),
         (RuntimeError("CUDA error: an illegal memory access was encountered"), False, True),
         (RuntimeError("CUDA error: out of memory"), True, False),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True, False),
-        (RuntimeError("CUDA error: operation not permitted when stream is capturing"), False, False),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"
+            ),
+            True,
+            False,
+        ),
+        (
+            RuntimeError("CUDA error: operation not permitted when stream is capturing"),
+            False,
+            False,
+        ),
         (RuntimeError("shapes cannot be multiplied"), False, False),
         (ValueError("out of memory"), False, False),
     ],
@@ -230,7 +312,13 @@ class Clock:
 
 class Timed:
     def __init__(self, clock, seconds, noise, log):
-        self.clock, self.seconds, self.noise, self.log, self.random = clock, seconds, noise, log, random.Random(seconds)
+        self.clock, self.seconds, self.noise, self.log, self.random = (
+            clock,
+            seconds,
+            noise,
+            log,
+            random.Random(seconds),
+        )
 
     def check(self):
         self.run()
@@ -251,12 +339,21 @@ def race(monkeypatch, costs, *, noise=0.001, **options):
     names = ", ".join(f'"{name}"' for name in costs)
     cases = parse_suite(f"axes = {{mechanism = [{names}], rank = 8, num_features = 8}}").cases()
     GroupRun(tools, Options(**options), said.append, lambda index: None).measure(cases)
-    outcomes = {cases[message["index"]].mechanism: message for message in said if message["say"] == "outcome"}
+    outcomes = {
+        cases[message["index"]].mechanism: message
+        for message in said
+        if message["say"] == "outcome"
+    }
     return outcomes, log
 
 
 def test_steady_competitors_stop_at_the_target(monkeypatch):
-    outcomes, _ = race(monkeypatch, {"full-math": 0.1, "low-rank": 0.02, "flurka-relu": 0.01}, budget_s=100, case_time_s=10)
+    outcomes, _ = race(
+        monkeypatch,
+        {"full-math": 0.1, "low-rank": 0.02, "flurka-relu": 0.01},
+        budget_s=100,
+        case_time_s=10,
+    )
     assert {entry["stop_reason"] for entry in outcomes.values()} == {"interval"}
     assert all(entry["ratio_error"] < 0.02 for entry in outcomes.values())
     assert outcomes["flurka-relu"]["median_s"] == pytest.approx(0.01, rel=0.01)
@@ -267,7 +364,9 @@ def test_slow_baselines_leave_early_and_close_rivals_go_on(monkeypatch):
     outcomes, _ = race(monkeypatch, costs, budget_s=60, case_time_s=6, noise=0.1, target=1e-3)
     counts = {name: len(entry["samples_s"]) for name, entry in outcomes.items()}
     assert 5 <= counts["full-math"] < 15 and counts["low-rank"] > 100
-    assert outcomes["full-math"]["stop_reason"] == "budget" and outcomes["full-math"]["reference"].startswith("flurka")
+    assert outcomes["full-math"]["stop_reason"] == "budget" and outcomes["full-math"][
+        "reference"
+    ].startswith("flurka")
 
 
 def test_the_order_within_rounds_is_drawn_anew(monkeypatch):
@@ -286,17 +385,30 @@ def test_throttled_samples_are_counted_and_do_not_count(monkeypatch, every):
 
     readings = itertools.count()
     monkeypatch.setattr(
-        Clock, "reading", lambda clock: Reading(reasons=("hardware thermal",) if next(readings) % every == 0 else ())
+        Clock,
+        "reading",
+        lambda clock: Reading(reasons=("hardware thermal",) if next(readings) % every == 0 else ()),
     )
     outcomes, _ = race(monkeypatch, {"flurka-relu": 0.01}, budget_s=3, case_time_s=1)
     entry = outcomes["flurka-relu"]
     if every == 1:
-        assert entry["status"] == "invalid" and "hardware thermal" in entry["error"] and "median_s" not in entry
+        assert (
+            entry["status"] == "invalid"
+            and "hardware thermal" in entry["error"]
+            and "median_s" not in entry
+        )
     else:
-        assert abs(entry["num_dropped"] - len(entry["samples_s"])) <= 1 and entry["num_dropped"] >= 3
-        assert len(entry["round_ids"]) == len(entry["samples_s"]) and all(round_id % 2 for round_id in entry["round_ids"])
+        assert (
+            abs(entry["num_dropped"] - len(entry["samples_s"])) <= 1 and entry["num_dropped"] >= 3
+        )
+        assert len(entry["round_ids"]) == len(entry["samples_s"]) and all(
+            round_id % 2 for round_id in entry["round_ids"]
+        )
     assert len(entry["dropped_s"]) == len(entry["dropped_round_ids"]) == entry["num_dropped"]
-    assert entry["dropped_s"][0] == pytest.approx(0.01, rel=0.01) and "hardware thermal" in entry["drop_reason"]
+    assert (
+        entry["dropped_s"][0] == pytest.approx(0.01, rel=0.01)
+        and "hardware thermal" in entry["drop_reason"]
+    )
     assert every == 1 or not any(round_id % 2 for round_id in entry["dropped_round_ids"])
 
 
@@ -304,7 +416,9 @@ def test_all_samples_are_kept(monkeypatch):
     """What the calls took is in the outcome, each once: gate and first call apart, in order."""
     outcomes, log = race(monkeypatch, {"flurka-relu": 0.01}, budget_s=3, case_time_s=1, noise=0.3)
     entry = outcomes["flurka-relu"]
-    assert len(log) == 2 + len(entry["warmup_s"]) + len(entry["samples_s"]) and entry["num_calls"] == 1
+    assert (
+        len(log) == 2 + len(entry["warmup_s"]) + len(entry["samples_s"]) and entry["num_calls"] == 1
+    )
     assert 0 <= entry["overhead_fraction"] < 1e-3 and entry["dropped_s"] == []
     assert len(set(entry["warmup_s"] + entry["samples_s"])) == len(log) - 2
 
@@ -312,16 +426,26 @@ def test_all_samples_are_kept(monkeypatch):
 def test_the_slowest_are_skipped_and_rounds_are_cut_at_the_deadline(monkeypatch):
     costs = {"flurka-relu": 0.01, "low-rank": 0.02, "full-math": 1.0}
     outcomes, _ = race(monkeypatch, costs, budget_s=4, deadline_s=8, case_time_s=2)
-    assert {entry["status"] for entry in outcomes.values()} == {"ok"}  # five rounds of full-math end in time
+    assert {entry["status"] for entry in outcomes.values()} == {
+        "ok"
+    }  # five rounds of full-math end in time
     costs["kernel-relu"] = 0.9
     outcomes, _ = race(monkeypatch, costs, budget_s=4, deadline_s=8, case_time_s=2)
-    assert outcomes["kernel-relu"]["error"] == "skipped: time budget" and outcomes["full-math"]["status"] == "ok"
+    assert (
+        outcomes["kernel-relu"]["error"] == "skipped: time budget"
+        and outcomes["full-math"]["status"] == "ok"
+    )
     outcomes, _ = race(monkeypatch, {"flurka-relu": 1.0}, budget_s=1, deadline_s=5, case_time_s=2)
-    assert len(outcomes["flurka-relu"]["samples_s"]) == 2 and outcomes["flurka-relu"]["stop_reason"] == "budget"
+    assert (
+        len(outcomes["flurka-relu"]["samples_s"]) == 2
+        and outcomes["flurka-relu"]["stop_reason"] == "budget"
+    )
 
 
 def test_no_flurka_is_no_trouble(monkeypatch):
-    outcomes, _ = race(monkeypatch, {"full-math": 0.05, "full-sdpa": 0.02}, budget_s=10, case_time_s=2)
+    outcomes, _ = race(
+        monkeypatch, {"full-math": 0.05, "full-sdpa": 0.02}, budget_s=10, case_time_s=2
+    )
     assert {entry["reference"].partition(".")[0] for entry in outcomes.values()} == {"full-sdpa"}
     outcomes, _ = race(monkeypatch, {"full-math": 0.05}, budget_s=10, case_time_s=2)
     assert outcomes["full-math"]["stop_reason"] == "interval"
@@ -355,9 +479,17 @@ def on_fake_gpu(monkeypatch, gpu, device, **options):
         resident_bytes=lambda built: 700, incorrect=(), unsupported=(),
     )  # fmt: skip
     said = []
-    cases = parse_suite('axes = {mechanism = ["full-math", "kernel-relu", "flurka-relu"], rank = 8, num_features = 8}').cases()
-    GroupRun(tools, Options(budget_s=5, case_time_s=1, **options), said.append, lambda index: None).measure(cases)
-    return {cases[message["index"]].mechanism: message for message in said if message["say"] == "outcome"}
+    cases = parse_suite(
+        'axes = {mechanism = ["full-math", "kernel-relu", "flurka-relu"], rank = 8, num_features = 8}'
+    ).cases()
+    GroupRun(
+        tools, Options(budget_s=5, case_time_s=1, **options), said.append, lambda index: None
+    ).measure(cases)
+    return {
+        cases[message["index"]].mechanism: message
+        for message in said
+        if message["say"] == "outcome"
+    }
 
 
 def test_a_gpu_case_carries_three_latencies(monkeypatch):
@@ -365,9 +497,13 @@ def test_a_gpu_case_carries_three_latencies(monkeypatch):
 
     outcomes = on_fake_gpu(monkeypatch, *open_fake(monkeypatch))
     assert {entry["status"] for entry in outcomes.values()} == {"ok"}
-    assert outcomes["full-math"]["graph_s"] is None and outcomes["full-math"]["device_s"] == pytest.approx(2e-3, rel=0.05)
+    assert outcomes["full-math"]["graph_s"] is None and outcomes["full-math"][
+        "device_s"
+    ] == pytest.approx(2e-3, rel=0.05)
     small = outcomes["kernel-relu"]  # its launches cost more than its work, which a graph hides
-    assert small["median_s"] > 1.3 * small["graph_s"] and small["graph_s"] == pytest.approx(small["device_s"], rel=0.05)
+    assert small["median_s"] > 1.3 * small["graph_s"] and small["graph_s"] == pytest.approx(
+        small["device_s"], rel=0.05
+    )
     assert small["peak_memory_bytes"] == 5700 and small["timer"] == "eager, cold cache"
 
 
@@ -381,7 +517,10 @@ def test_the_three_latencies_are_of_one_cache(monkeypatch, cache, flushed):
     flush = device.flush_cache
     monkeypatch.setattr(device, "flush_cache", lambda: (flushes.append(1), flush()))
     outcomes = on_fake_gpu(monkeypatch, gpu, device, cache=cache)
-    assert outcomes["flurka-relu"]["timer"] == f"eager, {cache} cache" and outcomes["flurka-relu"]["graph_s"] > 0
+    assert (
+        outcomes["flurka-relu"]["timer"] == f"eager, {cache} cache"
+        and outcomes["flurka-relu"]["graph_s"] > 0
+    )
     assert bool(flushes) is flushed
 
 
@@ -397,7 +536,9 @@ def test_throttled_samples_are_in_no_latency(monkeypatch):
         monkeypatch.setattr(device, "reading", lambda: Reading(reasons=("hardware thermal",)))
         return prepare(timer, *arguments, **options)
 
-    monkeypatch.setattr(ProfilerTimer, "prepare", throttle)  # the first case's device time is the first thing throttled
+    monkeypatch.setattr(
+        ProfilerTimer, "prepare", throttle
+    )  # the first case's device time is the first thing throttled
     outcomes = on_fake_gpu(monkeypatch, gpu, device)
     assert outcomes["full-math"]["status"] == "ok" and outcomes["full-math"]["device_s"] is None
     assert outcomes["flurka-relu"]["graph_s"] is None
@@ -406,5 +547,7 @@ def test_throttled_samples_are_in_no_latency(monkeypatch):
 def test_the_runner_and_the_probe_import_no_torch():
     modules = "flurka_bench.measure.runner, flurka_bench.measure.probe, flurka_bench.cli.run"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent, check=True
+    ).stdout
     assert output.strip() == "False"

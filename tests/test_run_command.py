@@ -53,11 +53,18 @@ def test_a_run_from_the_command_line_and_again(command, tmp_path):
     assert [entry["status"] for entry in run.records] == ["ok"] * 8
     for entry in run.records:
         assert entry["error"] is None and entry["predicted_s"] > 0
-        assert entry["peak_memory_bytes"] > 0 and entry["median_s"] > 0 and entry["stamp"]["time"] > 0
+        assert (
+            entry["peak_memory_bytes"] > 0 and entry["median_s"] > 0 and entry["stamp"]["time"] > 0
+        )
         assert set(entry["stages_s"]) & {"scores", "features", "compress", "key_value", "output"}
-    assert run.meta["environment"]["cpu"]["model"] and run.meta["device"] == run.records[0]["device"]
+    assert (
+        run.meta["environment"]["cpu"]["model"] and run.meta["device"] == run.records[0]["device"]
+    )
     assert "[8/8] layer forward" in first.stderr  # plain lines where there is no terminal
-    assert all(text in first.stdout for text in ("fastest  ", "strong form", "paper's form", "low-rank parent", "8 ok in"))
+    assert all(
+        text in first.stdout
+        for text in ("fastest  ", "strong form", "paper's form", "low-rank parent", "8 ok in")
+    )
     second = command("run", "tiny.toml", "--device", "cpu", "--json")
     answer = json.loads(second.stdout)
     assert second.returncode == 0 and answer["statuses"] == {"ok": 8} and len(answer["cells"]) == 2
@@ -76,16 +83,31 @@ def test_a_run_without_flurka_has_an_end_too(command, tmp_path, mechanisms):
 def test_a_spent_time_budget_has_an_end_too(command, tmp_path):
     first = command("run", "tiny.toml", "--device", "cpu", "--budget", "1ms")
     assert first.returncode == 0, first.stderr
-    assert {entry["error"] for entry in read_run(tmp_path / "results" / "tiny-cpu").records} == {"skipped: time budget"}
-    assert "8 cases were skipped (raise it with --budget" in first.stderr and "8 skipped in" in first.stdout
+    assert {entry["error"] for entry in read_run(tmp_path / "results" / "tiny-cpu").records} == {
+        "skipped: time budget"
+    }
+    assert (
+        "8 cases were skipped (raise it with --budget" in first.stderr
+        and "8 skipped in" in first.stdout
+    )
     second = command("run", "tiny.toml", "--device", "cpu", "--budget", "1min")
     assert second.returncode == 0 and "nothing was left to measure" in second.stdout
 
 
 def test_the_end_table_where_flurka_was_skipped(tmp_path, capsys):
-    cases = parse_suite(TINY.replace("seq_len = 128", "seq_len = [128, 256]").replace('["core", "layer"]', '"core"')).cases()
+    cases = parse_suite(
+        TINY.replace("seq_len = 128", "seq_len = [128, 256]").replace('["core", "layer"]', '"core"')
+    ).cases()
     with RunWriter(tmp_path) as writer:
-        writer.start({"suite": {"name": "s", "text": ""}, "environment": {}, "device": "d", "started": "now", "seed": 0})
+        writer.start(
+            {
+                "suite": {"name": "s", "text": ""},
+                "environment": {},
+                "device": "d",
+                "started": "now",
+                "seed": 0,
+            }
+        )
         for number, case in enumerate(cases):
             late = case.seq_len == 256 and case.mechanism.startswith("flurka")
             times = [] if late else [(number + 1) * 1e-3] * 10
@@ -100,7 +122,9 @@ def test_the_end_table_where_flurka_was_skipped(tmp_path, capsys):
 
 
 def test_a_dry_run_measures_nothing(command, tmp_path):
-    planned = json.loads(command("run", "tiny.toml", "--device", "cpu", "--dry-run", "--json").stdout)
+    planned = json.loads(
+        command("run", "tiny.toml", "--device", "cpu", "--dry-run", "--json").stdout
+    )
     assert len({case["case_id"] for case in planned["cases"]}) == planned["total"]["num_cases"] == 8
     assert all(case["peak_memory_bytes"] > 0 for case in planned["cases"])
     assert not (tmp_path / "results").exists()
@@ -118,7 +142,10 @@ def test_a_dry_run_measures_nothing(command, tmp_path):
         (["quick", "--cache", "hot"], "unknown --cache 'hot'"),
         (["quick", "--seed", "-1"], "--seed"),
         (["broken.toml"], "not valid TOML: "),
-        (["tiny.toml", "--device", "cpu", "--out", "tiny.toml"], "is a file; --out must be a folder"),
+        (
+            ["tiny.toml", "--device", "cpu", "--out", "tiny.toml"],
+            "is a file; --out must be a folder",
+        ),
     ],
 )
 def test_a_wrong_request_is_one_line_and_code_2(command, tmp_path, arguments, message):
@@ -130,7 +157,9 @@ def test_a_wrong_request_is_one_line_and_code_2(command, tmp_path, arguments, me
 
 def test_ctrl_c_leaves_a_run_that_goes_on(command, tmp_path):
     (tmp_path / "tiny.toml").write_text(
-        TINY.replace('"2s"', '"60s"').replace('"0.2s"', '"8s"').replace("seq_len = 128", "seq_len = 512")
+        TINY.replace('"2s"', '"60s"')
+        .replace('"0.2s"', '"8s"')
+        .replace("seq_len = 128", "seq_len = 512")
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "flurka_bench", "run", "tiny.toml", "--device", "cpu", "--out", "run"],
@@ -143,7 +172,11 @@ def test_ctrl_c_leaves_a_run_that_goes_on(command, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
-    assert process.returncode == 130 and "the same command goes on from there" in error and "Traceback" not in error
+    assert (
+        process.returncode == 130
+        and "the same command goes on from there" in error
+        and "Traceback" not in error
+    )
     again = command("run", "tiny.toml", "--device", "cpu", "--out", "run", "--budget", "1s")
     assert again.returncode == 0 and len(read_run(tmp_path / "run").records) == 8
 
@@ -155,10 +188,20 @@ def test_real_memory_exhaustion_is_an_oom(tmp_path, monkeypatch):
     budget = {case_time = "0.1s"}
     """
     run_suite(parse_suite(text), out=tmp_path / "run", memory_limit_bytes=1000 * 2**20)
-    statuses = {(entry["mechanism"], entry["seq_len"]): entry for entry in read_run(tmp_path / "run").records}
-    assert statuses["full-math", 16384]["status"] == "oom" and "allocate memory" in statuses["full-math", 16384]["error"]
-    assert statuses["full-math", 32768]["error"].startswith("skipped: larger than an OOM (full-math.core.forward")
-    assert {entry["status"] for (mechanism, _), entry in statuses.items() if mechanism == "flurka-relu"} == {"ok"}
+    statuses = {
+        (entry["mechanism"], entry["seq_len"]): entry
+        for entry in read_run(tmp_path / "run").records
+    }
+    assert (
+        statuses["full-math", 16384]["status"] == "oom"
+        and "allocate memory" in statuses["full-math", 16384]["error"]
+    )
+    assert statuses["full-math", 32768]["error"].startswith(
+        "skipped: larger than an OOM (full-math.core.forward"
+    )
+    assert {
+        entry["status"] for (mechanism, _), entry in statuses.items() if mechanism == "flurka-relu"
+    } == {"ok"}
     assert statuses["full-math", 256]["status"] == "ok"
 
 
@@ -172,12 +215,23 @@ def test_the_news_of_a_workload_in_a_line():
         "head_dim": 64,
         "seq_len": 4096,
     }
-    times = {"flurka-relu": 2e-3, "flurka-elu": 3e-3, "full-sdpa": 5e-2, "kernel-relu": 3e-3, "low-rank": 5e-3}
-    records = tuple({**common, "mechanism": name, "status": "ok", "median_s": seconds} for name, seconds in times.items())
+    times = {
+        "flurka-relu": 2e-3,
+        "flurka-elu": 3e-3,
+        "full-sdpa": 5e-2,
+        "kernel-relu": 3e-3,
+        "low-rank": 5e-3,
+    }
+    records = tuple(
+        {**common, "mechanism": name, "status": "ok", "median_s": seconds}
+        for name, seconds in times.items()
+    )
     line = headline(records)
     assert line.startswith("layer forward float32") and "N=4096: flurka-relu 2 ms = " in line
     assert "25.0× full-sdpa" in line and "1.50× kernel-relu" in line and "2.50× low-rank" in line
-    assert "none of 1 cases has a time" in headline(({**common, "mechanism": "full-math", "status": "oom"},))
+    assert "none of 1 cases has a time" in headline(
+        ({**common, "mechanism": "full-math", "status": "oom"},)
+    )
 
 
 def test_suites_are_listed_and_shown(command):

@@ -49,15 +49,23 @@ def test_the_heavy_stage_gets_the_time_forward_and_backward(ranges, train):
     if train:
         assert times["project"] > 2 * times["output"]
         # The least of several looks each: other programs only add.
-        both = min(forward, *(stage_times(CpuDevice(), call, num_calls=4)["project"] for _ in range(4)))
-        alone = (stage_times(CpuDevice(), lambda: forward_only(ranges, x, heavy), num_calls=4) for _ in range(5))
-        assert both > 1.5 * min(times["project"] for times in alone)  # the backward of a matmul is two matmuls
+        both = min(
+            forward, *(stage_times(CpuDevice(), call, num_calls=4)["project"] for _ in range(4))
+        )
+        alone = (
+            stage_times(CpuDevice(), lambda: forward_only(ranges, x, heavy), num_calls=4)
+            for _ in range(5)
+        )
+        assert both > 1.5 * min(
+            times["project"] for times in alone
+        )  # the backward of a matmul is two matmuls
     else:
         assert set(times) == {"project", "output"}
 
 
 def test_a_slow_first_call_and_one_interruption_are_in_no_stage(ranges):
-    """The profiler sets itself up during the first call, and a neighbour may take the core during another."""
+    """The profiler sets itself up during the first call, and a neighbour may take the core during
+    another."""
     calls = []
 
     def call():
@@ -96,14 +104,21 @@ def event(name, start, end, *, sequence=-1, children=(), device_us=0.0, kind="De
 
 
 def test_attribution_by_hand():
-    """A view in the first stage carries the number of the node that the second creates: the node is the second's."""
+    """A view in the first stage carries the number of the node that the second creates: the node is
+    the second's."""
     view = event("aten::view", 1, 2, sequence=7)
     multiply = event("aten::mul", 12, 18, sequence=7, device_us=40)
     first = event("stage:project", 0, 10, children=[view], device_us=3)
     second = event("stage:output", 11, 19, children=[multiply], device_us=40)
-    backward = event("autograd::engine::evaluate_function: MulBackward0", 30, 36, sequence=7, device_us=80)
-    stray = event("autograd::engine::evaluate_function: torch::autograd::AccumulateGrad", 37, 38, device_us=1)
-    kernel = event("stage:output", 0, 99, device_us=1000, kind="DeviceType.CUDA")  # the range's own shadow on the device
+    backward = event(
+        "autograd::engine::evaluate_function: MulBackward0", 30, 36, sequence=7, device_us=80
+    )
+    stray = event(
+        "autograd::engine::evaluate_function: torch::autograd::AccumulateGrad", 37, 38, device_us=1
+    )
+    kernel = event(
+        "stage:output", 0, 99, device_us=1000, kind="DeviceType.CUDA"
+    )  # the range's own shadow on the device
     events = [backward, second, multiply, first, view, stray, kernel]
     assert attribute(events, on_device=False) == {"project": 10, "output": 14, "other": 1}
     assert attribute(events, on_device=True) == {"project": 3, "output": 120, "other": 1}

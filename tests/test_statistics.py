@@ -1,4 +1,5 @@
-"""Statistics against what they claim: error rates on simulated noise, invariances, hand-computed numbers."""
+"""Statistics against what they claim: error rates on simulated noise, invariances, hand-computed
+numbers."""
 
 import math
 import time
@@ -23,10 +24,12 @@ from flurka_bench.measure.statistics import (
 
 
 def noise(rng, num_rounds, *, autocorrelation=0.0, heavy=False, sigma=0.05):
-    """Log-noise with unit-free scale ``sigma``; heavy is Student's t with two degrees of freedom (infinite variance)."""
+    """Log-noise with unit-free scale ``sigma``; heavy is Student's t with two degrees of freedom
+    (infinite variance)."""
     shocks = rng.standard_t(2, num_rounds) if heavy else rng.standard_normal(num_rounds)
     values = np.empty(num_rounds)
-    # The first is drawn as wide as all others: a series that starts at 0 looks calmer than it is while it is short.
+    # The first is drawn as wide as all others: a series that starts at 0 looks calmer than it is
+    # while it is short.
     last = values[0] = shocks[0] / math.sqrt(1 - autocorrelation**2)
     for index, shock in enumerate(shocks[1:], 1):
         last = values[index] = autocorrelation * last + shock
@@ -47,7 +50,8 @@ def error_rates(*, true_ratio=1.0, trials=200, num_rounds=30, drift=0.0, **kind)
     return misses / trials, {name: count / trials for name, count in verdicts.items()}
 
 
-# Stated error rates: 95 % intervals may miss 5 %; with 200 trials the count's own spread allows up to 9 %.
+# Stated error rates: 95 % intervals may miss 5 %; with 200 trials the count's own spread allows up
+# to 9 %.
 @pytest.mark.parametrize(
     ("kind", "allowed_misses"),
     [
@@ -60,23 +64,28 @@ def error_rates(*, true_ratio=1.0, trials=200, num_rounds=30, drift=0.0, **kind)
         ({"num_rounds": 100, "autocorrelation": 0.6}, 0.13),
     ],
 )
-def test_intervals_cover_the_truth_and_a_mechanism_against_itself_is_not_called_different(kind, allowed_misses):
+def test_intervals_cover_the_truth_and_a_mechanism_against_itself_is_not_called_different(
+    kind, allowed_misses
+):
     misses, verdicts = error_rates(**kind)
     assert misses <= allowed_misses
     assert verdicts["FASTER"] + verdicts["SLOWER"] <= 0.05
 
 
-# The goal for a mechanism against itself, 5 %, also where the machine swings for longer than a few rounds last. A share that
-# is 5 % comes out above 7.5 % of 400 trials in one test of a hundred.
+# The goal for a mechanism against itself, 5 %, also where the machine swings for longer than a few
+# rounds last. A share that is 5 % comes out above 7.5 % of 400 trials in one test of a hundred.
 @pytest.mark.parametrize("autocorrelation", [0.0, 0.5, 0.8])
 @pytest.mark.parametrize("num_rounds", [5, 8, 12, 16, 20, 24, 30, 60])
-def test_few_rounds_of_noise_with_memory_do_not_make_a_mechanism_differ_from_itself(num_rounds, autocorrelation):
+def test_few_rounds_of_noise_with_memory_do_not_make_a_mechanism_differ_from_itself(
+    num_rounds, autocorrelation
+):
     _, verdicts = error_rates(trials=400, num_rounds=num_rounds, autocorrelation=autocorrelation)
     assert verdicts["FASTER"] + verdicts["SLOWER"] <= (0.075 if autocorrelation == 0.8 else 0.05)
 
 
 def test_bursts_that_hit_one_side_do_not_make_a_mechanism_differ_from_itself():
-    """Not an autoregression: another process slows either side by 15 % for about four rounds at a time."""
+    """Not an autoregression: another process slows either side by 15 % for about four rounds at a
+    time."""
     rng = np.random.default_rng(5)
 
     def side(num_rounds):
@@ -87,12 +96,16 @@ def test_bursts_that_hit_one_side_do_not_make_a_mechanism_differ_from_itself():
         return np.exp(logs)
 
     for num_rounds in (8, 16, 30):
-        called = [paired_ratio(side(num_rounds), side(num_rounds), num_resamples=300).verdict for _ in range(300)]
+        called = [
+            paired_ratio(side(num_rounds), side(num_rounds), num_resamples=300).verdict
+            for _ in range(300)
+        ]
         assert sum(name in ("FASTER", "SLOWER") for name in called) <= 0.07 * len(called)
 
 
 def test_few_rounds_are_taken_to_swing(monkeypatch):
-    """The negative of the tests above, on the same trials: believing what few rounds show, a tenth of the verdicts are wrong."""
+    """The negative of the tests above, on the same trials: believing what few rounds show, a tenth
+    of the verdicts are wrong."""
     monkeypatch.setattr(statistics, "_LEAST_AUTOCORRELATION", 0.0)
     _, verdicts = error_rates(trials=400, num_rounds=8, autocorrelation=0.8)
     assert verdicts["FASTER"] + verdicts["SLOWER"] > 0.10
@@ -102,7 +115,9 @@ def test_what_blocks_leave_out_by_hand():
     white = np.array([0.0, 3, 1, 2, 5, 4, -1, 6, 2.5, 0.5])  # few rounds: 0.8, whatever they show
     share = (1 + 2 * sum((1 - j / 10) * 0.8**j for j in range(1, 10))) / 10
     assert statistics._left_out(white, 1) == pytest.approx(math.sqrt(10 * share / (1 - share)))
-    assert statistics._left_out(white, 2) == pytest.approx(math.sqrt(10 * share / (1 - share) / 1.8))
+    assert statistics._left_out(white, 2) == pytest.approx(
+        math.sqrt(10 * share / (1 - share) / 1.8)
+    )
     alternating = np.tile([0.0, 1.0], 120)  # narrows nothing, and 240 rounds are taken to have 0.08
     assert statistics._left_out(alternating, 1) == pytest.approx(math.sqrt(1.08 / 0.92), rel=0.01)
     long = noise(np.random.default_rng(0), 5000, autocorrelation=0.6)
@@ -175,28 +190,43 @@ def test_swapping_the_sides_inverts_the_estimate():
     a, b = np.exp(noise(rng, 25)), np.exp(noise(rng, 25))
     forth, back = paired_ratio(a, b), paired_ratio(b, a)
     assert forth.ratio == pytest.approx(1 / back.ratio)
-    assert (forth.low, forth.high) == (pytest.approx(1 / back.high, rel=0.02), pytest.approx(1 / back.low, rel=0.02))
+    assert (forth.low, forth.high) == (
+        pytest.approx(1 / back.high, rel=0.02),
+        pytest.approx(1 / back.low, rel=0.02),
+    )
 
 
 def test_ratio_by_hand_and_scale_freedom():
-    baseline, candidate = [2.0, 4.0, 6.0, 8.0, 30.0], [1.0, 2.0, 2.0, 4.0, 1.0]  # ratios 2 2 3 2 30: the median is 2
+    baseline, candidate = (
+        [2.0, 4.0, 6.0, 8.0, 30.0],
+        [1.0, 2.0, 2.0, 4.0, 1.0],
+    )  # ratios 2 2 3 2 30: the median is 2
     estimate = paired_ratio(baseline, candidate)
     assert estimate.ratio == pytest.approx(2.0)
     assert estimate.num_pairs == 5
-    in_microseconds = paired_ratio([value * 1e-6 for value in baseline], [value * 1e-6 for value in candidate])
+    in_microseconds = paired_ratio(
+        [value * 1e-6 for value in baseline], [value * 1e-6 for value in candidate]
+    )
     assert in_microseconds.low == pytest.approx(estimate.low)
 
 
 def test_only_rounds_that_both_have_are_paired():
     baseline = {0: 2.0, 1: 2.0, 2: 99.0, 3: 2.0, 4: 2.0, 5: 2.0}
     candidate = {0: 1.0, 1: 1.0, 3: 1.0, 4: 1.0, 5: 1.0, 9: 50.0}
-    estimate = paired_ratio(list(baseline.values()), list(candidate.values()), list(baseline), list(candidate))
+    estimate = paired_ratio(
+        list(baseline.values()), list(candidate.values()), list(baseline), list(candidate)
+    )
     assert (estimate.ratio, estimate.num_pairs) == (pytest.approx(2.0), 5)
 
 
 def test_too_few_pairs_decide_nothing():
     estimate = paired_ratio([2.0] * 4, [1.0] * 4)
-    assert (estimate.ratio, estimate.low, estimate.high, estimate.verdict) == (2.0, 0.0, math.inf, "AMBIGUOUS")
+    assert (estimate.ratio, estimate.low, estimate.high, estimate.verdict) == (
+        2.0,
+        0.0,
+        math.inf,
+        "AMBIGUOUS",
+    )
     assert math.isnan(paired_ratio([], []).ratio)
     assert unpaired_ratio([1.0], [2.0] * 9).verdict == "AMBIGUOUS"
 
@@ -216,15 +246,22 @@ def test_times_that_are_no_times_are_refused(bad):
 
 def test_modified_z_scores_by_hand():
     # median 3, deviations -2 -1 0 1 97, MAD 1
-    assert modified_z_scores([1, 2, 3, 4, 100]) == pytest.approx([-1.349, -0.6745, 0, 0.6745, 65.4265])
+    assert modified_z_scores([1, 2, 3, 4, 100]) == pytest.approx(
+        [-1.349, -0.6745, 0, 0.6745, 65.4265]
+    )
     assert outliers([1, 2, 3, 4, 100]).tolist() == [False, False, False, False, True]
     assert modified_z_scores([5, 5, 5]).tolist() == [0, 0, 0]
-    assert outliers([5.0] * 20 + [6.0]).tolist() == [False] * 20 + [True]  # MAD is 0: the mean deviation stands in
+    assert outliers([5.0] * 20 + [6.0]).tolist() == [False] * 20 + [
+        True
+    ]  # MAD is 0: the mean deviation stands in
 
 
 def test_block_length_grows_with_autocorrelation():
     rng = np.random.default_rng(0)
-    white, red = (np.median([block_length(noise(rng, 200, autocorrelation=rho)) for _ in range(20)]) for rho in (0.0, 0.9))
+    white, red = (
+        np.median([block_length(noise(rng, 200, autocorrelation=rho)) for _ in range(20)])
+        for rho in (0.0, 0.9)
+    )
     assert white == 1
     assert red >= 10
     assert block_length(np.ones(6)) >= 1
@@ -242,9 +279,13 @@ def test_median_interval_holds_the_median():
 
 
 def test_relative_width_is_what_sampling_drives_down():
-    assert RatioEstimate(ratio=2.0, low=1.9, high=2.2, verdict="FASTER", num_pairs=9).relative_width == pytest.approx(0.15)
+    assert RatioEstimate(
+        ratio=2.0, low=1.9, high=2.2, verdict="FASTER", num_pairs=9
+    ).relative_width == pytest.approx(0.15)
     rng = np.random.default_rng(2)
-    few, many = (paired_ratio(np.exp(noise(rng, n)), np.exp(noise(rng, n))).relative_width for n in (10, 640))
+    few, many = (
+        paired_ratio(np.exp(noise(rng, n)), np.exp(noise(rng, n))).relative_width for n in (10, 640)
+    )
     assert many < few / 3
 
 

@@ -29,15 +29,24 @@ num_features = [32, 64]
 
 def test_equal_computations_are_one_case():
     cases = parse_suite(BASIC).cases()
-    by_mechanism = {name: [case for case in cases if case.mechanism == name] for name in {case.mechanism for case in cases}}
+    by_mechanism = {
+        name: [case for case in cases if case.mechanism == name]
+        for name in {case.mechanism for case in cases}
+    }
     # 3 lengths; full attention knows neither rank nor features, low-rank no features
-    assert {name: len(group) for name, group in by_mechanism.items()} == {"full-sdpa": 3, "low-rank": 6, "flurka-relu": 12}
+    assert {name: len(group) for name, group in by_mechanism.items()} == {
+        "full-sdpa": 3,
+        "low-rank": 6,
+        "flurka-relu": 12,
+    }
     assert len({case.case_id for case in cases}) == len(cases)
 
 
 def test_competitors_of_a_workload_stand_together():
     keys = [case.workload_key for case in parse_suite(BASIC).cases()]
-    assert len({key for key in keys}) == sum(1 for left, right in zip([None, *keys], keys) if left != right)
+    assert len({key for key in keys}) == sum(
+        1 for left, right in zip([None, *keys], keys) if left != right
+    )
 
 
 def test_zip_advances_together_and_multiplies_the_shared_axes():
@@ -48,8 +57,13 @@ def test_zip_advances_together_and_multiplies_the_shared_axes():
     num_features = [16, 32, 64]
     compression = "conv"
     """
-    pairs = [(case.seq_len, case.rank, case.num_features, case.compression) for case in parse_suite(text).cases()]
-    assert sorted(pairs) == [(n, k, m, "conv") for n in (512, 1024) for k, m in ((64, 16), (128, 32), (256, 64))]
+    pairs = [
+        (case.seq_len, case.rank, case.num_features, case.compression)
+        for case in parse_suite(text).cases()
+    ]
+    assert sorted(pairs) == [
+        (n, k, m, "conv") for n in (512, 1024) for k, m in ((64, 16), (128, 32), (256, 64))
+    ]
 
 
 def test_a_block_replaces_a_shared_axis_and_blocks_add_up():
@@ -60,7 +74,12 @@ def test_a_block_replaces_a_shared_axis_and_blocks_add_up():
     [[product]]
     seq_len = [1024, 2048]
     """
-    assert [(case.seq_len, case.head_dim) for case in parse_suite(text).cases()] == [(512, 32), (512, 64), (1024, 64), (2048, 64)]
+    assert [(case.seq_len, case.head_dim) for case in parse_suite(text).cases()] == [
+        (512, 32),
+        (512, 64),
+        (1024, 64),
+        (2048, 64),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -80,16 +99,25 @@ def test_ranges(written, values):
 
 
 def test_exclusions_see_the_canonical_case():
-    cases = parse_suite('exclude = ["rank > seq_len / 8", "num_features == 64 and pass == \'forward\'"]' + BASIC).cases()
-    assert any(case.mechanism == "full-sdpa" for case in cases)  # it has no rank, so nothing is known against it
+    cases = parse_suite(
+        'exclude = ["rank > seq_len / 8", "num_features == 64 and pass == \'forward\'"]' + BASIC
+    ).cases()
+    assert any(
+        case.mechanism == "full-sdpa" for case in cases
+    )  # it has no rank, so nothing is known against it
     assert all(case.rank is None or case.rank <= case.seq_len / 8 for case in cases)
     assert {case.num_features for case in cases} == {None, 32}
 
 
 def test_device_tables_replace_key_by_key():
-    text = BASIC + '[budget]\ntime = "80s"\nmemory = "4GB"\n[cuda]\naxes = {dtype = ["bfloat16"]}\nbudget = {time = "20s"}\n'
+    text = (
+        BASIC
+        + '[budget]\ntime = "80s"\nmemory = "4GB"\n[cuda]\naxes = {dtype = ["bfloat16"]}\nbudget = {time = "20s"}\n'
+    )
     cpu, cuda = parse_suite(text), parse_suite(text, device_kind="cuda")
-    assert {case.dtype for case in cpu.cases()} == {"float32"} and {case.dtype for case in cuda.cases()} == {"bfloat16"}
+    assert {case.dtype for case in cpu.cases()} == {"float32"} and {
+        case.dtype for case in cuda.cases()
+    } == {"bfloat16"}
     assert len(cpu.cases()) == len(cuda.cases())
     assert (cpu.budget.time_s, cuda.budget.time_s, cuda.budget.memory_bytes) == (80, 20, 4 * 10**9)
 
@@ -169,7 +197,9 @@ def test_shipped_suites_hold_what_they_promise():
 
 
 def test_suites_lie_in_the_package_and_at_the_top():
-    assert {path.name for path in (REPOSITORY / "suites").glob("*.toml")} == {f"{name}.toml" for name in shipped_suites()}
+    assert {path.name for path in (REPOSITORY / "suites").glob("*.toml")} == {
+        f"{name}.toml" for name in shipped_suites()
+    }
 
 
 @pytest.mark.parametrize(
@@ -180,7 +210,11 @@ def test_suites_lie_in_the_package_and_at_the_top():
         ("not rank > seq_len", {"rank": 5, "seq_len": 1000}, True),
         ("64 <= rank < 256 and rank % 64 == 0", {"rank": 128}, True),
         ("64 <= rank < 256", {"rank": 256}, False),
-        ("mechanism in ['full-math', 'low-rank'] or rank == -1", {"mechanism": "low-rank", "rank": 2}, True),
+        (
+            "mechanism in ['full-math', 'low-rank'] or rank == -1",
+            {"mechanism": "low-rank", "rank": 2},
+            True,
+        ),
         ("pass == 'train'", {"pass": "train"}, True),
         ("rank * num_features // 2 - 1 != 63", {"rank": 8, "num_features": 16}, False),
     ],
@@ -202,7 +236,11 @@ def test_mangled_suites_give_clean_errors(data):
     for _ in range(data.draw(st.integers(1, 3))):
         where = data.draw(st.integers(0, len(lines) - 1))
         column = data.draw(st.integers(0, len(lines[where])))
-        lines[where] = lines[where][:column] + "".join(data.draw(st.lists(FRAGMENTS, max_size=4))) + lines[where][column + 2 :]
+        lines[where] = (
+            lines[where][:column]
+            + "".join(data.draw(st.lists(FRAGMENTS, max_size=4)))
+            + lines[where][column + 2 :]
+        )
     try:
         cases = parse_suite("".join(lines)).cases()
     except RequestError as error:
@@ -214,7 +252,9 @@ def test_mangled_suites_give_clean_errors(data):
 def test_loading_a_suite_imports_neither_torch_nor_pandas():
     code = "import sys; from flurka_bench.suite import load_suite; load_suite('quick').cases()"
     code += "; print('torch' in sys.modules, 'pandas' in sys.modules)"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True
+    ).stdout
     assert output.split() == ["False", "False"]
 
 
@@ -226,14 +266,28 @@ def test_names_in_an_expression_are_offered_as_suites_write_them():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(119, "119 s"), (185, "3 min 5 s"), (3 * 3600 + 300, "3 h 5 min"), (86400 * 3.5, "3.5 days"), (float("nan"), "n/a")],
+    [
+        (119, "119 s"),
+        (185, "3 min 5 s"),
+        (3 * 3600 + 300, "3 h 5 min"),
+        (86400 * 3.5, "3.5 days"),
+        (float("nan"), "n/a"),
+    ],
 )
 def test_long_times_read_as_people_say_them(seconds, text):
     assert format_seconds(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(115, "115 s"), (0.31, "310 ms"), (0.996, "1 s"), (9.97e-4, "1 ms"), (1.24e-5, "12 µs"), (0, "0 ns")]
+    ("seconds", "text"),
+    [
+        (115, "115 s"),
+        (0.31, "310 ms"),
+        (0.996, "1 s"),
+        (9.97e-4, "1 ms"),
+        (1.24e-5, "12 µs"),
+        (0, "0 ns"),
+    ],
 )
 def test_no_quantity_is_shown_with_an_exponent(seconds, text):
     assert format_seconds(seconds, digits=2) == text

@@ -40,13 +40,24 @@ def test_the_block_is_as_long_as_the_overhead_asks_and_no_longer(clock):
     # The clock's 50 ns are the overhead: a thousandth of 50 µs, so 50 calls of 1 µs.
     prepared = WallTimer(CpuDevice(clock_ns=clock)).prepare(lambda: clock.advance(1e-6))
     assert 50 <= prepared.num_calls <= 100
-    assert WallTimer(CpuDevice(clock_ns=clock), min_block_s=1e-3).prepare(lambda: clock.advance(1e-6)).num_calls >= 1000
-    assert WallTimer(CpuDevice(clock_ns=clock), max_calls=7).prepare(lambda: clock.advance(1e-6)).num_calls == 7
+    assert (
+        WallTimer(CpuDevice(clock_ns=clock), min_block_s=1e-3)
+        .prepare(lambda: clock.advance(1e-6))
+        .num_calls
+        >= 1000
+    )
+    assert (
+        WallTimer(CpuDevice(clock_ns=clock), max_calls=7)
+        .prepare(lambda: clock.advance(1e-6))
+        .num_calls
+        == 7
+    )
 
 
 @pytest.mark.parametrize("num_slow", [0, 1, 3, 4])
 def test_warm_up_ends_when_the_first_samples_are_no_outliers(clock, num_slow):
-    """After ``prepare`` no sample is slow, however long the start was; a warm call costs no more than five samples."""
+    """After ``prepare`` no sample is slow, however long the start was; a warm call costs no more
+    than five samples."""
     calls = 0
 
     def call():
@@ -105,13 +116,21 @@ def test_cold_calls_are_flushed_one_by_one_outside_the_interval(clock, monkeypat
         warm = False
 
     monkeypatch.setattr(device, "flush_cache", flush)
-    assert WallTimer(device, cold=True).prepare(call).sample().seconds == pytest.approx(3e-3, rel=1e-3)
-    assert WallTimer(device, cold=False).prepare(call).sample().seconds == pytest.approx(1e-3, rel=1e-3)
+    assert WallTimer(device, cold=True).prepare(call).sample().seconds == pytest.approx(
+        3e-3, rel=1e-3
+    )
+    assert WallTimer(device, cold=False).prepare(call).sample().seconds == pytest.approx(
+        1e-3, rel=1e-3
+    )
     assert WallTimer(device).cold is False  # a CPU runs from its caches by default
 
 
 def test_real_clock_and_real_sleep():
-    sample = make_timer("auto", CpuDevice()).prepare(lambda: time.sleep(0.01), warmup_budget_s=0.1).sample()
+    sample = (
+        make_timer("auto", CpuDevice())
+        .prepare(lambda: time.sleep(0.01), warmup_budget_s=0.1)
+        .sample()
+    )
     assert 0.01 <= sample.seconds < 0.1
 
 

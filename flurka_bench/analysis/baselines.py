@@ -1,9 +1,10 @@
 """Whom FLuRKA is compared with, by name.
 
-A *subject* is a mechanism's name, a family (``flurka``, ``low-rank``, ``kernel``, ``full``) or nothing more: always in its
-fastest order, backend and, for a family, similarity. A *baseline* is the paper's form (materialised, ``project_first``,
-eager) or the strong form (the fastest of its family, order and backend free) of one of FLuRKA's parents or of full attention;
-or the best of all others; or any mechanism by name, in its fastest form.
+A *subject* is a mechanism's name, a family (``flurka``, ``low-rank``, ``kernel``, ``full``) or
+nothing more: always in its fastest order, backend and, for a family, similarity. A *baseline* is
+the paper's form (materialised, ``project_first``, eager) or the strong form (the fastest of its
+family, order and backend free) of one of FLuRKA's parents or of full attention; or the best of all
+others; or any mechanism by name, in its fastest form.
 """
 
 from dataclasses import dataclass
@@ -13,12 +14,21 @@ from flurka_bench.mechanisms import MECHANISMS, Mechanism
 
 
 def _family(cell: Mechanism) -> str:
-    return "flurka" if cell.is_flurka else "kernel" if cell.is_kernel else "low-rank" if cell.compressed else "full"
+    return (
+        "flurka"
+        if cell.is_flurka
+        else "kernel"
+        if cell.is_kernel
+        else "low-rank"
+        if cell.compressed
+        else "full"
+    )
 
 
 FAMILY_OF = {name: _family(cell) for name, cell in MECHANISMS.items()}
 FAMILIES = {
-    family: tuple(name for name, own in FAMILY_OF.items() if own == family) for family in ("full", "low-rank", "kernel", "flurka")
+    family: tuple(name for name, own in FAMILY_OF.items() if own == family)
+    for family in ("full", "low-rank", "kernel", "flurka")
 }
 PAPER_MECHANISM = {"full": "full-math", "low-rank": "low-rank"}
 
@@ -41,7 +51,8 @@ class Baseline:
     paper: bool = False
 
     def mechanisms(self, subject: str) -> tuple[str, ...]:
-        """The mechanisms that stand for this baseline against a subject mechanism (a kernel parent shares its feature map)."""
+        """The mechanisms that stand for this baseline against a subject mechanism (a kernel parent
+        shares its feature map)."""
         if self.mechanism:
             return (self.mechanism,)
         if self.family is None:
@@ -57,20 +68,44 @@ BASELINES = {
     baseline.name: baseline
     for baseline in (
         Baseline(name="best-other", label="the best of all others"),
-        Baseline(name="strong-low-rank", label="low-rank parent, strong (SDPA, best order and backend)", family="low-rank"),
-        Baseline(name="strong-kernel", label="kernel parent, strong (best order and backend)", family="kernel"),
-        Baseline(name="strong-full", label="full attention, strong (SDPA, best backend)", family="full"),
         Baseline(
-            name="paper-low-rank", label="low-rank parent, the paper's (eager, project_first)", family="low-rank", paper=True
+            name="strong-low-rank",
+            label="low-rank parent, strong (SDPA, best order and backend)",
+            family="low-rank",
         ),
-        Baseline(name="paper-kernel", label="kernel parent, the paper's (eager, project_first)", family="kernel", paper=True),
-        Baseline(name="paper-full", label="full attention, the paper's (eager, materialised)", family="full", paper=True),
+        Baseline(
+            name="strong-kernel",
+            label="kernel parent, strong (best order and backend)",
+            family="kernel",
+        ),
+        Baseline(
+            name="strong-full", label="full attention, strong (SDPA, best backend)", family="full"
+        ),
+        Baseline(
+            name="paper-low-rank",
+            label="low-rank parent, the paper's (eager, project_first)",
+            family="low-rank",
+            paper=True,
+        ),
+        Baseline(
+            name="paper-kernel",
+            label="kernel parent, the paper's (eager, project_first)",
+            family="kernel",
+            paper=True,
+        ),
+        Baseline(
+            name="paper-full",
+            label="full attention, the paper's (eager, materialised)",
+            family="full",
+            paper=True,
+        ),
     )
 }
 
 
 def baseline(name: str) -> Baseline:
-    """The baseline of that name, or the mechanism of that name in its fastest form. Raises RequestError naming the nearest."""
+    """The baseline of that name, or the mechanism of that name in its fastest form. Raises
+    RequestError naming the nearest."""
     if name in BASELINES:
         return BASELINES[name]
     if name in FAMILY_OF:

@@ -1,8 +1,9 @@
 """Two runs against each other: what differs around them, then each case, then each speedup.
 
-The time of a case in run B against run A is a ratio of two occasions, so it holds whatever else changed between them; the
-common part is told apart as ``common_ratio`` (the median over all cases). A speedup is a ratio within one occasion, so its
-change between the runs is free of that part, and a verdict that flips is worth more than a case that slowed.
+The time of a case in run B against run A is a ratio of two occasions, so it holds whatever else
+changed between them; the common part is told apart as ``common_ratio`` (the median over all cases).
+A speedup is a ratio within one occasion, so its change between the runs is free of that part, and a
+verdict that flips is worth more than a case that slowed.
 """
 
 import math
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from flurka_bench.results import Run
 
-# Parts of the environment that differ between any two moments, by how much (as a ratio) they may before it is said.
+# Parts of the environment that differ between any two moments, by how much (as a ratio) they may
+# before it is said.
 _VOLATILE = {
     "captured": math.inf, "time": math.inf, "disk_free_bytes": math.inf, "memory_available_bytes": math.inf,
     "load_1m": math.inf, "num_other_processes": 1.0, "sm_clock_mhz": 1.1, "memory_clock_mhz": 1.1, "temperature_c": 1.2,
@@ -56,7 +58,8 @@ class CaseChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeedupChange:
-    """One speedup in both runs. ``change`` is B's / A's: above 1 the subject gained on its baseline."""
+    """One speedup in both runs. ``change`` is B's / A's: above 1 the subject gained on its
+    baseline."""
 
     cell: dict[str, Any]
     subject: str
@@ -72,7 +75,8 @@ class SpeedupChange:
 
     @property
     def flipped(self) -> bool:
-        """From FASTER to SLOWER or back: one of the two runs is wrong, or something real happened."""
+        """From FASTER to SLOWER or back: one of the two runs is wrong, or something real
+        happened."""
         return {self.verdict_a, self.verdict_b} == {"FASTER", "SLOWER"}
 
 
@@ -95,8 +99,9 @@ def compare_runs(a: "Run", b: "Run", *, fail: float | None = None) -> Comparison
     Args:
         a: the run before.
         b: the run after.
-        fail: a case regressed when B is slower by more than this share (0.05: 5 %) and the interval of the ratio excludes
-            1, or when it was ok in A and no longer is. None: nothing regresses.
+        fail: a case regressed when B is slower by more than this share (0.05: 5 %) and the interval
+            of the ratio excludes 1, or when it was ok in A and no longer is. None: nothing
+            regresses.
     """
     left, right = ({record["case_id"]: record for record in run.records} for run in (a, b))
     same_run = a.meta.get("run_id") is not None and a.meta.get("run_id") == b.meta.get("run_id")
@@ -113,14 +118,21 @@ def compare_runs(a: "Run", b: "Run", *, fail: float | None = None) -> Comparison
     )
 
 
-def _case_change(a: Mapping[str, Any], b: Mapping[str, Any], fail: float | None, same_run: bool) -> CaseChange:
+def _case_change(
+    a: Mapping[str, Any], b: Mapping[str, Any], fail: float | None, same_run: bool
+) -> CaseChange:
     statuses = {"case_id": a["case_id"], "status_a": a["status"], "status_b": b["status"]}
-    seconds = {"a_s": a["median_s"] if a["status"] == "ok" else None, "b_s": b["median_s"] if b["status"] == "ok" else None}
+    seconds = {
+        "a_s": a["median_s"] if a["status"] == "ok" else None,
+        "b_s": b["median_s"] if b["status"] == "ok" else None,
+    }
     if a["status"] != "ok" or b["status"] != "ok":
         return CaseChange(**statuses, **seconds, regressed=fail is not None and a["status"] == "ok")
     estimate = _estimate(a, b, same_run)
     too_slow = fail is not None and estimate.ratio < 1 / (1 + fail)
-    sure = estimate.high < 1 or not math.isfinite(estimate.high)  # without an interval the estimate alone decides
+    sure = estimate.high < 1 or not math.isfinite(
+        estimate.high
+    )  # without an interval the estimate alone decides
     return CaseChange(
         **statuses,
         **seconds,
@@ -134,7 +146,8 @@ def _case_change(a: Mapping[str, Any], b: Mapping[str, Any], fail: float | None,
 
 
 def _estimate(a: Mapping[str, Any], b: Mapping[str, Any], same_run: bool) -> RatioEstimate:
-    """Paired where the samples are of the same rounds of the same run (two stages of one run), else by medians."""
+    """Paired where the samples are of the same rounds of the same run (two stages of one run), else
+    by medians."""
     if same_run and set(a["round_ids"]) & set(b["round_ids"]):
         return paired_ratio(a["samples_s"], b["samples_s"], a["round_ids"], b["round_ids"])
     return unpaired_ratio(a["samples_s"], b["samples_s"])
@@ -177,26 +190,44 @@ def _speedups(run: "Run") -> "pd.DataFrame | None":
     if not run.records:
         return None
     cells = all_speedups(to_frame(run))
-    return cells[cells["speedup"].notna()][[*CELL, "subject", "baseline", "speedup", "speedup_low", "speedup_high", "verdict"]]
+    return cells[cells["speedup"].notna()][
+        [*CELL, "subject", "baseline", "speedup", "speedup_low", "speedup_high", "verdict"]
+    ]
 
 
 def _combined(row: Mapping[str, Any], change: float) -> tuple[float, float]:
     """The interval of a ratio of two independent speedups: half-widths in quadrature, in logs."""
-    if not all(row[f"speedup_low_{side}"] > 0 and math.isfinite(row[f"speedup_high_{side}"]) for side in "ab"):
+    if not all(
+        row[f"speedup_low_{side}"] > 0 and math.isfinite(row[f"speedup_high_{side}"])
+        for side in "ab"
+    ):
         return 0.0, math.inf
-    down = math.hypot(math.log(row["speedup_b"] / row["speedup_low_b"]), math.log(row["speedup_high_a"] / row["speedup_a"]))
-    up = math.hypot(math.log(row["speedup_high_b"] / row["speedup_b"]), math.log(row["speedup_a"] / row["speedup_low_a"]))
+    down = math.hypot(
+        math.log(row["speedup_b"] / row["speedup_low_b"]),
+        math.log(row["speedup_high_a"] / row["speedup_a"]),
+    )
+    up = math.hypot(
+        math.log(row["speedup_high_b"] / row["speedup_b"]),
+        math.log(row["speedup_a"] / row["speedup_low_a"]),
+    )
     return change * math.exp(-down), change * math.exp(up)
 
 
 def environment_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:
-    """What differs between two ``run.json``: the request first, then the machine; what always differs is left out."""
+    """What differs between two ``run.json``: the request first, then the machine; what always
+    differs is left out."""
     found = []
     for name in _META:
         left, right = (meta.get(name) for meta in (a, b))
-        if isinstance(left, dict) and isinstance(right, dict):  # a suite: its name, and whether the text is the same
+        if isinstance(left, dict) and isinstance(
+            right, dict
+        ):  # a suite: its name, and whether the text is the same
             if left.get("name") == right.get("name") and left != right:
-                found.append(Difference(name=name, a=str(left.get("name")), b=f"{right.get('name')}, another text"))
+                found.append(
+                    Difference(
+                        name=name, a=str(left.get("name")), b=f"{right.get('name')}, another text"
+                    )
+                )
                 continue
             left, right = left.get("name"), right.get("name")
         if left != right:

@@ -1,4 +1,5 @@
-"""A sweep of predictions in the form of a run's records, for the map of hardware that is not at hand."""
+"""A sweep of predictions in the form of a run's records, for the map of hardware that is not at
+hand."""
 
 from collections.abc import Iterable, Sequence
 
@@ -49,11 +50,16 @@ def as_record(prediction: Prediction, device: str) -> dict:
     kept = {name: value for name, value in values.items() if name not in moved.values()}
     error = None if prediction.fits_in_memory else "does not fit into the device's memory"
     status = "predicted" if prediction.fits_in_memory else "oom"
-    return kept | record | {"status": status, "device": device, "case_id": prediction.case.case_id, "error": error}
+    return (
+        kept
+        | record
+        | {"status": status, "device": device, "case_id": prediction.case.case_id, "error": error}
+    )
 
 
 def strongest(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """Per mechanism and sizes the fastest order and backend, and the paper's form of what it compares with."""
+    """Per mechanism and sizes the fastest order and backend, and the paper's form of what it
+    compares with."""
     fastest: dict[tuple, Prediction] = {}
     papers: dict[str, Prediction] = {}
     for found in predictions:
@@ -61,13 +67,22 @@ def strongest(predictions: Iterable[Prediction]) -> list[Prediction]:
         key = (case.mechanism, *case.workload_key, case.rank, case.num_features)
         if key not in fastest or found.seconds < fastest[key].seconds:
             fastest[key] = found
-        if case.backend == "eager" and case.order in (None, "project_first") and not MECHANISMS[case.mechanism].is_flurka:
+        if (
+            case.backend == "eager"
+            and case.order in (None, "project_first")
+            and not MECHANISMS[case.mechanism].is_flurka
+        ):
             papers[case.case_id] = found
-    return list({found.case.case_id: found for found in (*papers.values(), *fastest.values())}.values())
+    return list(
+        {found.case.case_id: found for found in (*papers.values(), *fastest.values())}.values()
+    )
 
 
-def predicted_frame(profiles: Sequence[Profile], dtype: str | None = None, launch: str = "eager", **axes: object) -> pd.DataFrame:
-    """Predictions on every target as records (``axes``: those of ``sweep``); a case too large for the memory has no time."""
+def predicted_frame(
+    profiles: Sequence[Profile], dtype: str | None = None, launch: str = "eager", **axes: object
+) -> pd.DataFrame:
+    """Predictions on every target as records (``axes``: those of ``sweep``); a case too large for
+    the memory has no time."""
     rows = []
     for profile in profiles:
         cases = sweep(dtype=dtype or profile.own_dtype, **axes)  # type: ignore[arg-type]

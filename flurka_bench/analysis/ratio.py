@@ -1,4 +1,5 @@
-"""Intervals and verdicts for many speedups at once; what an interval means is ``measure.statistics``' to say."""
+"""Intervals and verdicts for many speedups at once; what an interval means is
+``measure.statistics``' to say."""
 
 from collections.abc import Sequence
 
@@ -7,7 +8,8 @@ import numpy as np
 from flurka_bench.measure.statistics import paired_ratio, unpaired_ratio, verdict
 
 MISSING = "MISSING"
-# Beyond this many records a fifth of the resamples does: the interval's own noise, about 5 % of its width, shows on no map.
+# Beyond this many records a fifth of the resamples does: the interval's own noise, about 5 % of its
+# width, shows on no map.
 MANY_RECORDS, FEW_RESAMPLES = 2000, 200
 
 
@@ -20,9 +22,14 @@ Estimates = dict[tuple[int, int], tuple[float, float, float]]
 
 
 def measured(
-    samples: np.ndarray, rounds: np.ndarray, seconds: np.ndarray, pairs: np.ndarray, known: Estimates | None = None
+    samples: np.ndarray,
+    rounds: np.ndarray,
+    seconds: np.ndarray,
+    pairs: np.ndarray,
+    known: Estimates | None = None,
 ) -> np.ndarray:
-    """(cells, 3) ratio, low, high for row pairs (own, other): above 1 own is faster; nan where a side has no time.
+    """(cells, 3) ratio, low, high for row pairs (own, other): above 1 own is faster; nan where a
+    side has no time.
 
     ``known`` keeps estimates from call to call over the same rows: many views share their pairs.
     """
@@ -33,14 +40,18 @@ def measured(
     for index in both:
         own, other = pair = (int(pairs[index, 0]), int(pairs[index, 1]))
         if pair not in known:
-            known[pair] = _estimate(samples[own], rounds[own], samples[other], rounds[other], resamples)
+            known[pair] = _estimate(
+                samples[own], rounds[own], samples[other], rounds[other], resamples
+            )
             if np.isnan(known[pair][0]):
                 known[pair] = seconds[other] / seconds[own], 0.0, np.inf
         result[index] = known[pair]
     return result
 
 
-def _estimate(own: Sequence, own_rounds: Sequence, other: Sequence, other_rounds: Sequence, resamples: dict) -> tuple:
+def _estimate(
+    own: Sequence, own_rounds: Sequence, other: Sequence, other_rounds: Sequence, resamples: dict
+) -> tuple:
     if own is None or other is None or len(own) == 0 or len(other) == 0:
         return np.nan, 0.0, np.inf
     if paired(own_rounds, other_rounds):
@@ -50,23 +61,33 @@ def _estimate(own: Sequence, own_rounds: Sequence, other: Sequence, other_rounds
     return found.ratio, found.low, found.high
 
 
-def predicted(seconds: np.ndarray, low: np.ndarray, high: np.ndarray, scale: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def predicted(
+    seconds: np.ndarray, low: np.ndarray, high: np.ndarray, scale: np.ndarray, pairs: np.ndarray
+) -> np.ndarray:
     """(cells, 3) ratio, low, high of predictions.
 
-    ``scale`` is the part of a band's half-width (log-seconds) that all cases on the device share: of it only the difference
-    remains in a ratio, as in ``cost.uncertainty.ratio_band``. The rest adds in quadrature, each side its own. It is 0 for
-    records of before it was kept, which leaves their band on the wide side.
+    ``scale`` is the part of a band's half-width (log-seconds) that all cases on the device share:
+    of it only the difference remains in a ratio, as in ``cost.uncertainty.ratio_band``. The rest
+    adds in quadrature, each side its own. It is 0 for records of before it was kept, which leaves
+    their band on the wide side.
     """
     own, other = pairs[:, 0], pairs[:, 1]
     result = np.full((len(pairs), 3), np.nan)
     known = (own >= 0) & (other >= 0)
     own, other = own[known], other[known]
     a, b = np.log(seconds[own]), np.log(seconds[other])
-    sides = ((b - np.log(low[other]), np.log(high[own]) - a), (np.log(high[other]) - b, a - np.log(low[own])))
+    sides = (
+        (b - np.log(low[other]), np.log(high[own]) - a),
+        (np.log(high[other]) - b, a - np.log(low[own])),
+    )
     shared = scale[own] - scale[other]
     own_rest, other_rest = scale[own] ** 2, scale[other] ** 2
     down, up = (
-        np.where(own == other, 0.0, np.sqrt(shared**2 + np.maximum(x**2 - other_rest, 0) + np.maximum(y**2 - own_rest, 0)))
+        np.where(
+            own == other,
+            0.0,
+            np.sqrt(shared**2 + np.maximum(x**2 - other_rest, 0) + np.maximum(y**2 - own_rest, 0)),
+        )
         for x, y in sides
     )
     result[known] = np.exp(np.column_stack([b - a, b - a - down, b - a + up]))
@@ -74,9 +95,14 @@ def predicted(seconds: np.ndarray, low: np.ndarray, high: np.ndarray, scale: np.
 
 
 def verdicts(ratios: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """FASTER, SLOWER, SAME or AMBIGUOUS for each, MISSING where there is no ratio; an unknown interval is AMBIGUOUS."""
+    """FASTER, SLOWER, SAME or AMBIGUOUS for each, MISSING where there is no ratio; an unknown
+    interval is AMBIGUOUS."""
     words = [
-        MISSING if np.isnan(r) else verdict(a, b) if np.isfinite(a) and a == a and b == b else "AMBIGUOUS"
+        MISSING
+        if np.isnan(r)
+        else verdict(a, b)
+        if np.isfinite(a) and a == a and b == b
+        else "AMBIGUOUS"
         for r, a, b in zip(ratios, low, high)
     ]
     return np.array(words, dtype=object)

@@ -1,8 +1,9 @@
-"""Which configuration to use for one workload: every mechanism, order, backend, rank, feature count and head split, ranked.
+"""Which configuration to use for one workload: every mechanism, order, backend, rank, feature count
+and head split, ranked.
 
-A smaller rank or fewer features is always faster, so a ranking means something only above a floor of quality: ranks and
-feature counts that the user names, or an error bar that an error run answers. Where neither is given a floor is assumed
-and said. Imports neither torch nor pandas.
+A smaller rank or fewer features is always faster, so a ranking means something only above a floor
+of quality: ranks and feature counts that the user names, or an error bar that an error run answers.
+Where neither is given a floor is assumed and said. Imports neither torch nor pandas.
 """
 
 import math
@@ -19,8 +20,9 @@ from flurka_bench.quality.frontier import ErrorRun, Interval
 from flurka_bench.units import format_seconds
 from flurka_bench.workload import Case
 
-# Linformer's own choice at N = 512 and above (Wang et al. 2020, section 5: "k = 256 ... comparable performance"), and as many
-# features as a head is wide, which is what elu + 1 has. Neither promises an error: only --max-error looks at one.
+# Linformer's own choice at N = 512 and above (Wang et al. 2020, section 5: "k = 256 ... comparable
+# performance"), and as many features as a head is wide, which is what elu + 1 has. Neither promises
+# an error: only --max-error looks at one.
 ASSUMED_MIN_RANK = 256
 RANKS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 NUM_FEATURES = (16, 32, 64, 128, 256, 512)
@@ -49,9 +51,13 @@ class Request:
     def __post_init__(self) -> None:
         if not self.splits:
             asked = ", ".join(map(str, self.head_dims))
-            raise RequestError(f"--model-dim {self.model_dim} is no multiple of any head width asked for ({asked}; --head-dim)")
+            raise RequestError(
+                f"--model-dim {self.model_dim} is no multiple of any head width asked for ({asked}; --head-dim)"
+            )
         if self.min_rank is not None and self.min_rank > self.seq_len:
-            raise RequestError(f"--min-rank must be at most --seq-len {self.seq_len}, got {self.min_rank}")
+            raise RequestError(
+                f"--min-rank must be at most --seq-len {self.seq_len}, got {self.min_rank}"
+            )
 
     @property
     def splits(self) -> tuple[int, ...]:
@@ -68,7 +74,11 @@ class Request:
         """Least rank considered."""
         if self.min_rank is not None:
             return self.min_rank
-        return min(ASSUMED_MIN_RANK, self.seq_len) if self.floor_assumed else min(RANKS[0], self.seq_len)
+        return (
+            min(ASSUMED_MIN_RANK, self.seq_len)
+            if self.floor_assumed
+            else min(RANKS[0], self.seq_len)
+        )
 
     def features_floor(self, head_dim: int) -> int:
         """Least number of random features considered."""
@@ -80,7 +90,9 @@ class Request:
         """The floor as a sentence, saying whether it was assumed."""
         if self.max_error is not None:
             more = "".join(
-                f", {name} >= {value}" for name, value in (("rank", self.min_rank), ("features", self.min_features)) if value
+                f", {name} >= {value}"
+                for name, value in (("rank", self.min_rank), ("features", self.min_features))
+                if value
             )
             return (
                 f"quality floor: relative output error at most {self.max_error:g} at its 90th percentile over layers and seeds,"
@@ -97,7 +109,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One configuration: what it takes (``prediction``, whose seconds are the clock's where ``measured``) and its error."""
+    """One configuration: what it takes (``prediction``, whose seconds are the clock's where
+    ``measured``) and its error."""
 
     prediction: Prediction
     measured: bool = False
@@ -108,18 +121,32 @@ class Candidate:
         """Flat, under the names of ``predict --json``, with what recommend adds."""
         error = {"error_low": None, "error_median": None, "error_high": None}
         if self.error is not None:
-            error = {"error_low": self.error.low, "error_median": self.error.median, "error_high": self.error.high}
-        more = {"family": FAMILY_OF[self.prediction.case.mechanism], "measured": self.measured, "tied": self.tied}
-        return self.prediction.as_record() | more | error | {"python": python_line(self.prediction.case)}
+            error = {
+                "error_low": self.error.low,
+                "error_median": self.error.median,
+                "error_high": self.error.high,
+            }
+        more = {
+            "family": FAMILY_OF[self.prediction.case.mechanism],
+            "measured": self.measured,
+            "tied": self.tied,
+        }
+        return (
+            self.prediction.as_record()
+            | more
+            | error
+            | {"python": python_line(self.prediction.case)}
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """The answer for one target: candidates that meet everything, fastest first; and the nearest where none does, or where only
-    exact attention meets the error bar.
+    """The answer for one target: candidates that meet everything, fastest first; and the nearest
+    where none does, or where only exact attention meets the error bar.
 
-    ``front`` are those that no other beats in time, memory and (where all have one) error at once. ``by_floor`` gives the
-    fastest at other floors, each said in words. ``num_without_error`` counts those that an error bar left out unseen.
+    ``front`` are those that no other beats in time, memory and (where all have one) error at once.
+    ``by_floor`` gives the fastest at other floors, each said in words. ``num_without_error`` counts
+    those that an error bar left out unseen.
     """
 
     hardware: str
@@ -141,10 +168,14 @@ class Recommendation:
 
 
 def space(request: Request) -> list[Case]:
-    """Every configuration from a step below the floors upwards (to show what they cost), canonical and each once."""
+    """Every configuration from a step below the floors upwards (to show what they cost), canonical
+    and each once."""
     found: dict[str, Case] = {}
     for head_dim in request.splits:
-        ranks = [*_from(_below(request.rank_floor, RANKS), RANKS, request.seq_len), request.rank_floor]
+        ranks = [
+            *_from(_below(request.rank_floor, RANKS), RANKS, request.seq_len),
+            request.rank_floor,
+        ]
         floor = request.features_floor(head_dim)
         counts = [*_from(_below(floor, NUM_FEATURES), NUM_FEATURES, NUM_FEATURES[-1]), floor]
         for cell in MECHANISMS.values():
@@ -171,10 +202,14 @@ def _below(floor: int, grid: Sequence[int]) -> int:
 
 
 def _above(case: Case, rank: int, features: float, request: Request) -> bool:
-    """Whether a case keeps to floors; ``features`` counts in the request's own floor at that head width."""
+    """Whether a case keeps to floors; ``features`` counts in the request's own floor at that head
+    width."""
     cell = MECHANISMS[case.mechanism]
     enough = not cell.compressed or case.rank >= rank
-    return enough and (not cell.uses_features or case.num_features >= features * request.features_floor(case.head_dim))
+    return enough and (
+        not cell.uses_features
+        or case.num_features >= features * request.features_floor(case.head_dim)
+    )
 
 
 def _from(floor: int, grid: Sequence[int], limit: int) -> list[int]:
@@ -183,22 +218,33 @@ def _from(floor: int, grid: Sequence[int], limit: int) -> list[int]:
 
 
 def recommend(
-    request: Request, profile: Profile, *, errors: ErrorRun | None = None, records: Iterable[Mapping[str, Any]] = ()
+    request: Request,
+    profile: Profile,
+    *,
+    errors: ErrorRun | None = None,
+    records: Iterable[Mapping[str, Any]] = (),
 ) -> Recommendation:
     """Rank the whole space for one target.
 
     Args:
         request: the workload and what a configuration must keep to.
         profile: the target.
-        errors: an error run; needed with ``max_error``, otherwise it fills in errors where it has them.
-        records: a run's records on this target; what they hold is not predicted but taken from them.
+        errors: an error run; needed with ``max_error``, otherwise it fills in errors where it has
+            them.
+        records: a run's records on this target; what they hold is not predicted but taken from
+            them.
 
     Raises:
-        RequestError: ``max_error`` without an error run, or a family of inputs that the run does not have.
+        RequestError: ``max_error`` without an error run, or a family of inputs that the run does
+            not have.
     """
     if request.max_error is not None and errors is None:
-        raise RequestError("--max-error needs an error run (--error-run DIR; 'flurka-bench quality error' makes one)")
-    cases = [case for case in space(request) if profile.vendor == "nvidia" or case.backend != "fused"]
+        raise RequestError(
+            "--max-error needs an error run (--error-run DIR; 'flurka-bench quality error' makes one)"
+        )
+    cases = [
+        case for case in space(request) if profile.vendor == "nvidia" or case.backend != "fused"
+    ]
     known = _measured(records)
     found = []
     for each in predict(cases, profile, launch=request.launch):
@@ -228,7 +274,9 @@ def _measured(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float
         if record["status"] == "ok" and record["samples_s"]:
             median, low, high = median_interval(record["samples_s"])
             high = high if math.isfinite(high) else max(record["samples_s"])
-            half = max(math.log(high / median), math.log(median / max(low, min(record["samples_s"]))))
+            half = max(
+                math.log(high / median), math.log(median / max(low, min(record["samples_s"])))
+            )
             found[record["case_id"]] = {
                 "seconds": median, "seconds_low": max(low, min(record["samples_s"])), "seconds_high": high,
                 "log_scale": 0.0, "log_shape": half,
@@ -236,7 +284,9 @@ def _measured(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float
     return found
 
 
-def _candidate(request: Request, each: Prediction, measured: bool, errors: ErrorRun | None) -> Candidate:
+def _candidate(
+    request: Request, each: Prediction, measured: bool, errors: ErrorRun | None
+) -> Candidate:
     case = each.case
     error = None
     if FAMILY_OF[case.mechanism] == "full":
@@ -260,8 +310,11 @@ def _fits(request: Request, each: Candidate) -> bool:
 
 
 def _meets_error(request: Request, each: Candidate) -> bool:
-    """The 90th percentile over layers and seeds must meet the bar: a bar that holds half of the time is none."""
-    return request.max_error is None or (each.error is not None and each.error.high <= request.max_error)
+    """The 90th percentile over layers and seeds must meet the bar: a bar that holds half of the
+    time is none."""
+    return request.max_error is None or (
+        each.error is not None and each.error.high <= request.max_error
+    )
 
 
 def _exact(each: Candidate) -> bool:
@@ -279,7 +332,9 @@ def _nearest(
         return smallest, "nothing fits into that much memory; the smallest is shown"
     with_error = [each for each in fitting if each.error is not None and not _exact(each)]
     if with_error:
-        return min(with_error, key=lambda each: each.error.high), "no approximation meets the error bar; the nearest is shown"
+        return min(
+            with_error, key=lambda each: each.error.high
+        ), "no approximation meets the error bar; the nearest is shown"
     if not any(not _exact(each) for each in fitting):
         return None, "no approximation keeps to the other limits"
     widths, run = ", ".join(map(str, request.splits)), errors.sizes_in_words(request.inputs)
@@ -295,13 +350,15 @@ def _tied(each: Candidate, best: Candidate) -> bool:
 
 
 def _front(ranked: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Those that no faster one matches in memory and error (an error not measured is worse than any)."""
+    """Those that no faster one matches in memory and error (an error not measured is worse than
+    any)."""
     front: list[Candidate] = []
     for each in ranked:
         error = each.error.high if each.error is not None else math.inf
         memory = each.prediction.peak_memory_bytes
         beaten = any(
-            one.prediction.peak_memory_bytes <= memory and (one.error.high if one.error is not None else math.inf) <= error
+            one.prediction.peak_memory_bytes <= memory
+            and (one.error.high if one.error is not None else math.inf) <= error
             for one in front
         )
         if not beaten:
@@ -309,12 +366,22 @@ def _front(ranked: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(front)
 
 
-def _by_floor(request: Request, possible: Sequence[Candidate]) -> tuple[tuple[str, Candidate | None], ...]:
-    """The fastest configuration as one floor after the other moves: how much the answer hangs on it."""
+def _by_floor(
+    request: Request, possible: Sequence[Candidate]
+) -> tuple[tuple[str, Candidate | None], ...]:
+    """The fastest configuration as one floor after the other moves: how much the answer hangs on
+    it."""
 
     def first(rank: int, features: float, error: float | None = None) -> Candidate | None:
         kept = (each for each in possible if _above(each.prediction.case, rank, features, request))
-        return next((each for each in kept if error is None or (each.error is not None and each.error.high <= error)), None)
+        return next(
+            (
+                each
+                for each in kept
+                if error is None or (each.error is not None and each.error.high <= error)
+            ),
+            None,
+        )
 
     if request.max_error is not None:
         bars = [request.max_error * step for step in (0.5, 0.75, 1, 1.5, 2)]
@@ -322,7 +389,11 @@ def _by_floor(request: Request, possible: Sequence[Candidate]) -> tuple[tuple[st
     own = request.rank_floor
     ranks = _from(_below(own, RANKS), RANKS, request.seq_len)[:5]
     rows = [
-        (f"rank >= {rank}" + (" (assumed)" if request.floor_assumed and rank == own else ""), first(rank, 1)) for rank in ranks
+        (
+            f"rank >= {rank}" + (" (assumed)" if request.floor_assumed and rank == own else ""),
+            first(rank, 1),
+        )
+        for rank in ranks
     ]
     base = "head_dim" if request.floor_assumed else str(request.features_floor(0))
     for step, words in ((0.5, "half of"), (2, "twice"), (4, "four times")):
@@ -331,14 +402,19 @@ def _by_floor(request: Request, possible: Sequence[Candidate]) -> tuple[tuple[st
 
 
 def because(best: Candidate, other: Candidate) -> str:
-    """Why the fastest beats another candidate: the stage where it saves most, and what each waits for."""
+    """Why the fastest beats another candidate: the stage where it saves most, and what each waits
+    for."""
     mine, theirs = best.prediction.stages, other.prediction.stages
     gap = {stage: theirs.get(stage, 0.0) - mine.get(stage, 0.0) for stage in {*mine, *theirs}}
     stage = max(gap, key=lambda name: (gap[name], name))
     band = speedup(best.prediction, other.prediction)
     flops = best.prediction.flops / other.prediction.flops
     bounds = best.prediction.bound, other.prediction.bound
-    told = f"both are {bounds[0]}-bound" if bounds[0] == bounds[1] else f"it is {bounds[0]}-bound, the other {bounds[1]}-bound"
+    told = (
+        f"both are {bounds[0]}-bound"
+        if bounds[0] == bounds[1]
+        else f"it is {bounds[0]}-bound, the other {bounds[1]}-bound"
+    )
     name, rival = best.prediction.case.mechanism, other.prediction.case.mechanism
     return (
         f"{name} is {band.ratio:.2f}x ({band.low:.2f} to {band.high:.2f}) as fast as {rival}"
@@ -369,10 +445,15 @@ def python_line(case: Case) -> str:
         arguments.append(f"sdpa={cell.similarity == 'sdpa'}")
     arguments += [f'order="{case.order}"', f"dtype=torch.{case.dtype}"]
     built = f"{_CLASSES[FAMILY_OF[case.mechanism]]}({', '.join(arguments)})"
-    return {"compiled": f"torch.compile({built}, dynamic=False)", "fused": f"fuse({built}.cuda())"}.get(case.backend, built)
+    return {
+        "compiled": f"torch.compile({built}, dynamic=False)",
+        "fused": f"fuse({built}.cuda())",
+    }.get(case.backend, built)
 
 
 def python_imports(case: Case) -> str:
     """What ``python_line`` needs, as one line."""
     line = f"import torch; from flurka_bench.attention import {_CLASSES[FAMILY_OF[case.mechanism]]}"
-    return line + ("; from flurka_bench.attention.fused import fuse" if case.backend == "fused" else "")
+    return line + (
+        "; from flurka_bench.attention.fused import fuse" if case.backend == "fused" else ""
+    )

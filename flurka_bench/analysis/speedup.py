@@ -1,8 +1,10 @@
-"""Speedups of a subject over a baseline, cell by cell, measured and predicted, each with its interval and verdict.
+"""Speedups of a subject over a baseline, cell by cell, measured and predicted, each with its
+interval and verdict.
 
-A *cell* is a workload with the knobs that the two sides have (rank, num_features, kind of compression). On each side stands the
-fastest case that fits the cell, so a speedup compares what a user would run. Measured and predicted choose for themselves: the
-predicted speedup is what one would have believed without a clock.
+A *cell* is a workload with the knobs that the two sides have (rank, num_features, kind of
+compression). On each side stands the fastest case that fits the cell, so a speedup compares what a
+user would run. Measured and predicted choose for themselves: the predicted speedup is what one
+would have believed without a clock.
 """
 
 import numpy as np
@@ -10,7 +12,14 @@ import pandas as pd
 
 from flurka_bench import workload
 from flurka_bench.analysis import ratio
-from flurka_bench.analysis.baselines import BASELINES, FAMILY_OF, Baseline, baseline, knobs, subject_mechanisms
+from flurka_bench.analysis.baselines import (
+    BASELINES,
+    FAMILY_OF,
+    Baseline,
+    baseline,
+    knobs,
+    subject_mechanisms,
+)
 
 WORKLOAD = ["device", *workload.WORKLOAD]
 KNOBS = ["rank", "num_features", "compression", "share_kv", "share_heads"]
@@ -23,14 +32,34 @@ _DEFAULTS = {
     "bound": None,
     "flops": np.nan, "bytes": np.nan, "peak_memory_bytes": np.nan,
 }  # fmt: skip
-_WHOLE = ["batch", "num_heads", "seq_len", "head_dim", "num_layers", "ffn_dim", "vocab_size", "rank", "num_features"]
-_FLOATS = ["median_s", "predicted_s", "predicted_low_s", "predicted_high_s", "flops", "bytes", "peak_memory_bytes"]
+_WHOLE = [
+    "batch",
+    "num_heads",
+    "seq_len",
+    "head_dim",
+    "num_layers",
+    "ffn_dim",
+    "vocab_size",
+    "rank",
+    "num_features",
+]
+_FLOATS = [
+    "median_s",
+    "predicted_s",
+    "predicted_low_s",
+    "predicted_high_s",
+    "flops",
+    "bytes",
+    "peak_memory_bytes",
+]
 
 
 def prepare(frame: pd.DataFrame) -> pd.DataFrame:
-    """The records with every column that analysis reads: an absent rank or num_features is 0, a failed case has no seconds.
+    """The records with every column that analysis reads: an absent rank or num_features is 0, a
+    failed case has no seconds.
 
-    Adds ``seconds`` (median_s where the status is ok), ``family`` and a plain index. Does nothing to a frame it has made.
+    Adds ``seconds`` (median_s where the status is ok), ``family`` and a plain index. Does nothing
+    to a frame it has made.
     """
     if frame.attrs.get("prepared"):
         return frame
@@ -44,14 +73,22 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
         frame[name] = pd.to_numeric(frame[name]).astype("float64")
     for name in ("compression", "share_kv", "share_heads"):
         frame[name] = frame[name].where(frame[name].notna(), _DEFAULTS[name])
-    if "run_id" in frame and len(frame):  # two runs on one device stay apart: their rounds are not pairs
+    if "run_id" in frame and len(
+        frame
+    ):  # two runs on one device stay apart: their rounds are not pairs
         shared = frame.groupby("device")["run_id"].transform("nunique") > 1
-        frame.loc[shared, "device"] = frame.loc[shared, "device"] + " [" + frame.loc[shared, "run"] + "]"
+        frame.loc[shared, "device"] = (
+            frame.loc[shared, "device"] + " [" + frame.loc[shared, "run"] + "]"
+        )
     frame["order"] = frame["order"].astype(object).where(frame["order"].notna(), None)
     frame["seconds"] = frame["median_s"].where(frame["status"] == "ok")
     frame["family"] = frame["mechanism"].map(FAMILY_OF)
-    # Columns with one value tell no cells apart: matching by the others alone is several times faster.
-    frame.attrs = {"prepared": True, "varying": " ".join(name for name in CELL if frame[name].nunique() > 1)}
+    # Columns with one value tell no cells apart: matching by the others alone is several times
+    # faster.
+    frame.attrs = {
+        "prepared": True,
+        "varying": " ".join(name for name in CELL if frame[name].nunique() > 1),
+    }
     return frame
 
 
@@ -62,7 +99,9 @@ def _best(rows: pd.DataFrame, keys: list[str], value: str) -> pd.DataFrame:
 
 
 def _paper(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[(rows["backend"] == "eager") & (rows["order"].isna() | (rows["order"] == "project_first"))]
+    return rows[
+        (rows["backend"] == "eager") & (rows["order"].isna() | (rows["order"] == "project_first"))
+    ]
 
 
 def _telling(keys: list[str], rows: pd.DataFrame) -> list[str]:
@@ -71,7 +110,8 @@ def _telling(keys: list[str], rows: pd.DataFrame) -> list[str]:
 
 
 def _match(grid: pd.DataFrame, rows: pd.DataFrame, keys: list[str], value: str) -> pd.Series:
-    """Per cell of ``grid``, the index in ``rows`` of the best row that shares ``keys``; -1 where there is none."""
+    """Per cell of ``grid``, the index in ``rows`` of the best row that shares ``keys``; -1 where
+    there is none."""
     keys = _telling(keys, rows)
     best = _best(rows, keys, value)
     if best.empty:
@@ -81,67 +121,95 @@ def _match(grid: pd.DataFrame, rows: pd.DataFrame, keys: list[str], value: str) 
     return pd.Series(found.fillna(-1).astype("int64").to_numpy(), index=grid.index)
 
 
-def _fastest(grid: pd.DataFrame, rows: pd.DataFrame, opponent: Baseline, subjects: pd.Series, value: str) -> pd.Series:
+def _fastest(
+    grid: pd.DataFrame, rows: pd.DataFrame, opponent: Baseline, subjects: pd.Series, value: str
+) -> pd.Series:
     """Per cell, the index of the fastest opponent against that cell's subject mechanism."""
     rows = _paper(rows) if opponent.paper else rows
     allowed = {subject: opponent.mechanisms(str(subject)) for subject in subjects.unique()}
     result, least = np.full(len(grid), -1, dtype="int64"), np.full(len(grid), np.inf)
-    for mechanism in [name for name in FAMILY_OF if any(name in names for names in allowed.values())]:
+    for mechanism in [
+        name for name in FAMILY_OF if any(name in names for names in allowed.values())
+    ]:
         candidates = rows[rows["mechanism"] == mechanism]
         if candidates.empty:
             continue
         found = _match(grid, candidates, WORKLOAD + list(knobs(mechanism)), value).to_numpy()
         seconds = rows[value].reindex(found).to_numpy()
-        faces = subjects.map({subject: mechanism in names for subject, names in allowed.items()}).to_numpy(dtype=bool)
+        faces = subjects.map(
+            {subject: mechanism in names for subject, names in allowed.items()}
+        ).to_numpy(dtype=bool)
         better = faces & (found >= 0) & ~(seconds >= least)
         least[better], result[better] = seconds[better], found[better]
     return pd.Series(result, index=grid.index)
 
 
 def _subjects(cells: pd.DataFrame, own: pd.DataFrame, keys: list[str]) -> pd.Series:
-    """Per cell, which of the subject's mechanisms have a time there, as ``"flurka-elu, flurka-relu"``."""
+    """Per cell, which of the subject's mechanisms have a time there, as ``"flurka-elu,
+    flurka-relu"``."""
     keys = _telling(keys, own)
     timed = own[own["seconds"].notna() | own["predicted_s"].notna()]
     held: dict[tuple, set[str]] = {}
     for *key, mechanism in timed[[*keys, "mechanism"]].itertuples(index=False, name=None):
         held.setdefault(tuple(key), set()).add(mechanism)
-    names = [", ".join(sorted(held.get(key, ()))) for key in cells[keys].itertuples(index=False, name=None)]
+    names = [
+        ", ".join(sorted(held.get(key, ())))
+        for key in cells[keys].itertuples(index=False, name=None)
+    ]
     return pd.Series(names, index=cells.index, dtype=object)
 
 
 def _grid(rows: pd.DataFrame, mechanisms: tuple[str, ...], opponents: set[str]) -> pd.DataFrame:
-    """The cells: the subject's workloads and knobs, times the opponents' knobs that the subject lacks."""
+    """The cells: the subject's workloads and knobs, times the opponents' knobs that the subject
+    lacks."""
     own = rows[rows["mechanism"].isin(mechanisms)]
     grid = own[CELL].drop_duplicates()
     subject_knobs = {name for mechanism in mechanisms for name in knobs(mechanism)}
     if any(mechanism.endswith("-elu") for mechanism in mechanisms):
         subject_knobs.add("num_features")  # at its one value, head_dim
-    extra = [name for name in KNOBS if name not in subject_knobs and any(name in knobs(opponent) for opponent in opponents)]
+    extra = [
+        name
+        for name in KNOBS
+        if name not in subject_knobs and any(name in knobs(opponent) for opponent in opponents)
+    ]
     if extra and len(grid):
-        others = rows[rows["mechanism"].map(lambda name: name in opponents and set(extra) & set(knobs(name)) != set())]
+        others = rows[
+            rows["mechanism"].map(
+                lambda name: name in opponents and set(extra) & set(knobs(name)) != set()
+            )
+        ]
         cells = others[WORKLOAD + extra].drop_duplicates()
         grid = grid.drop(columns=extra).merge(cells, on=WORKLOAD, how="inner")[CELL]
     return grid.reset_index(drop=True)
 
 
 def speedups(
-    frame: pd.DataFrame, subject: str = "flurka", against: str = "best-other", known: ratio.Estimates | None = None
+    frame: pd.DataFrame,
+    subject: str = "flurka",
+    against: str = "best-other",
+    known: ratio.Estimates | None = None,
 ) -> pd.DataFrame:
-    """One row per cell: ``speedup`` = baseline's seconds / subject's seconds, above 1 where the subject wins.
+    """One row per cell: ``speedup`` = baseline's seconds / subject's seconds, above 1 where the
+    subject wins.
 
-    Columns: the cell's (``WORKLOAD`` and ``KNOBS``; 0 means the knob does not exist), ``subject``, ``baseline``, ``subjects``
+    Columns: the cell's (``WORKLOAD`` and ``KNOBS``; 0 means the knob does not exist), ``subject``,
+        ``baseline``, ``subjects``
     (those of a family that have a time in the cell); measured
-    ``subject_*`` and ``baseline_*`` (row, case_id, mechanism, order, backend, s), ``speedup``, ``speedup_low``, ``speedup_high``,
-    ``verdict`` (FASTER, SLOWER, SAME, AMBIGUOUS, or MISSING with the reason in ``missing``); and the same, prefixed
-    ``predicted_``. ``known`` shares estimates between calls on one frame. Raises RequestError for a name that is no
-    subject or baseline.
+    ``subject_*`` and ``baseline_*`` (row, case_id, mechanism, order, backend, s), ``speedup``,
+    ``speedup_low``, ``speedup_high``, ``verdict`` (FASTER, SLOWER, SAME, AMBIGUOUS, or MISSING with
+    the reason in ``missing``); and the same, prefixed ``predicted_``. ``known`` shares estimates
+    between calls on one frame. Raises RequestError for a name that is no subject or baseline.
     """
     rows = prepare(frame)
     opponent, mechanisms = baseline(against), subject_mechanisms(subject)
     opponents = {name for mechanism in mechanisms for name in opponent.mechanisms(mechanism)}
     cells = _grid(rows, mechanisms, opponents)
     own = rows[rows["mechanism"].isin(mechanisms)]
-    own_keys = CELL if len(knobs(mechanisms[0])) == len(KNOBS) else WORKLOAD + sorted({k for m in mechanisms for k in knobs(m)})
+    own_keys = (
+        CELL
+        if len(knobs(mechanisms[0])) == len(KNOBS)
+        else WORKLOAD + sorted({k for m in mechanisms for k in knobs(m)})
+    )
     cells["subject"], cells["baseline"] = subject, against
     for prefix, value in (("", "seconds"), ("predicted_", "predicted_s")):
         found = _match(cells[CELL], own, own_keys, value)
@@ -172,11 +240,19 @@ def _predicted(cells: pd.DataFrame, rows: pd.DataFrame) -> None:
     pairs = cells[["predicted_subject_row", "predicted_baseline_row"]].to_numpy()
     names = ("predicted_s", "predicted_low_s", "predicted_high_s", "predicted_log_scale")
     bands = ratio.predicted(*(rows[name].to_numpy() for name in names), pairs)
-    cells["predicted_speedup"], cells["predicted_speedup_low"], cells["predicted_speedup_high"] = bands.T
+    cells["predicted_speedup"], cells["predicted_speedup_low"], cells["predicted_speedup_high"] = (
+        bands.T
+    )
     cells["predicted_verdict"] = ratio.verdicts(*bands.T)
 
 
-def _why_missing(cells: pd.DataFrame, rows: pd.DataFrame, own: pd.DataFrame, own_keys: list[str], opponent: Baseline) -> list:
+def _why_missing(
+    cells: pd.DataFrame,
+    rows: pd.DataFrame,
+    own: pd.DataFrame,
+    own_keys: list[str],
+    opponent: Baseline,
+) -> list:
     """Per cell, None or why there is no measured speedup: the failed side's status and error."""
     reasons = pd.Series([None] * len(cells), index=cells.index, dtype=object)
     holes = cells[cells["speedup"].isna()]
@@ -186,7 +262,13 @@ def _why_missing(cells: pd.DataFrame, rows: pd.DataFrame, own: pd.DataFrame, own
     own = rows.loc[own.index]
     sides = {
         "subject": _match(holes[CELL], own, own_keys, "failed"),
-        "baseline": _fastest(holes[CELL], rows, opponent, own["mechanism"].iloc[0] + holes["subject"].str[:0], "failed"),
+        "baseline": _fastest(
+            holes[CELL],
+            rows,
+            opponent,
+            own["mechanism"].iloc[0] + holes["subject"].str[:0],
+            "failed",
+        ),
     }
     for index, cell in holes.iterrows():
         parts = []
@@ -196,37 +278,54 @@ def _why_missing(cells: pd.DataFrame, rows: pd.DataFrame, own: pd.DataFrame, own
             row = sides[side].get(index, -1)
             error = f" ({rows.at[row, 'error']})" if row >= 0 and rows.at[row, "error"] else ""
             parts.append(
-                f"{rows.at[row, 'mechanism']}: {rows.at[row, 'status']}{error}" if row >= 0 else f"{label}: not in this run"
+                f"{rows.at[row, 'mechanism']}: {rows.at[row, 'status']}{error}"
+                if row >= 0
+                else f"{label}: not in this run"
             )
         reasons[index] = "; ".join(parts)
     return list(reasons)
 
 
-def all_speedups(frame: pd.DataFrame, subject: str = "flurka", names: list[str] | None = None) -> pd.DataFrame:
-    """``speedups`` against every named baseline (all of them by default), one below the other; the strong ones lead."""
+def all_speedups(
+    frame: pd.DataFrame, subject: str = "flurka", names: list[str] | None = None
+) -> pd.DataFrame:
+    """``speedups`` against every named baseline (all of them by default), one below the other; the
+    strong ones lead."""
     rows, known = prepare(frame), {}
-    return pd.concat([speedups(rows, subject, name, known) for name in names or BASELINES], ignore_index=True)
+    return pd.concat(
+        [speedups(rows, subject, name, known) for name in names or BASELINES], ignore_index=True
+    )
 
 
 def summary(frame: pd.DataFrame, subject: str = "flurka") -> pd.DataFrame:
-    """The end table: per cell the fastest mechanism, and the subject's speedup over its parents and full attention.
+    """The end table: per cell the fastest mechanism, and the subject's speedup over its parents and
+    full attention.
 
-    One row per workload, rank and num_features, best lead of the subject first within a workload. Columns: ``CELL``,
-    ``fastest`` (case's mechanism, order, backend), ``fastest_s``, and per baseline NAME: ``NAME`` and ``NAME_predicted``, each
-    with ``_low`` and ``_high``, and ``NAME_verdict``.
+    One row per workload, rank and num_features, best lead of the subject first within a workload.
+    Columns: ``CELL``, ``fastest`` (case's mechanism, order, backend), ``fastest_s``, and per
+    baseline NAME: ``NAME`` and ``NAME_predicted``, each with ``_low`` and ``_high``, and
+    ``NAME_verdict``.
     """
     rows, known = prepare(frame), {}
     result = None
     for name in BASELINES:
         cells = speedups(rows, subject, name, known)
         if result is None:
-            result = cells[[*CELL, "subject_mechanism", "subject_order", "subject_backend", "subject_s"]].copy()
+            result = cells[
+                [*CELL, "subject_mechanism", "subject_order", "subject_backend", "subject_s"]
+            ].copy()
             ours = cells["subject_s"].notna() & ~(cells["speedup"] < 1)
             for field in ("mechanism", "order", "backend", "s"):
-                result[f"fastest_{field}"] = cells[f"subject_{field}"].where(ours, cells[f"baseline_{field}"])
+                result[f"fastest_{field}"] = cells[f"subject_{field}"].where(
+                    ours, cells[f"baseline_{field}"]
+                )
         for bound in ("", "_low", "_high"):
             result[f"{name}{bound}"] = cells[f"speedup{bound}"]
             result[f"{name}_predicted{bound}"] = cells[f"predicted_speedup{bound}"]
         result[f"{name}_verdict"] = cells["verdict"]
     assert result is not None
-    return result.sort_values([*WORKLOAD[:-3], "best-other"], ascending=[True] * (len(WORKLOAD) - 3) + [False], ignore_index=True)
+    return result.sort_values(
+        [*WORKLOAD[:-3], "best-other"],
+        ascending=[True] * (len(WORKLOAD) - 3) + [False],
+        ignore_index=True,
+    )

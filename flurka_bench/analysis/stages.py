@@ -14,7 +14,17 @@ from flurka_bench.units import format_ratio, format_seconds
 from flurka_bench.workload import STAGES, Case
 
 _FIELDS = {field.name.rstrip("_"): field.name for field in fields(Case)}
-_WHOLE = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features", "num_layers", "ffn_dim", "vocab_size")
+_WHOLE = (
+    "batch",
+    "num_heads",
+    "seq_len",
+    "head_dim",
+    "rank",
+    "num_features",
+    "num_layers",
+    "ffn_dim",
+    "vocab_size",
+)
 
 
 def case_of(record: Mapping[str, Any]) -> Case:
@@ -33,27 +43,35 @@ def case_of(record: Mapping[str, Any]) -> Case:
 
 
 def stage_counts(case: Case) -> dict[str, dict[str, float]]:
-    """FLOPs and bytes by stage of a case, in the order in which the stages run (forward and backward together)."""
+    """FLOPs and bytes by stage of a case, in the order in which the stages run (forward and
+    backward together)."""
     ops = lower(case)
     counts = {}
     for stage in STAGES:
         own = [op for op in ops if op.stage == stage]
         if own:
-            counts[stage] = {"flops": total(own, "flops"), "bytes": total(own, "bytes_read") + total(own, "bytes_written")}
+            counts[stage] = {
+                "flops": total(own, "flops"),
+                "bytes": total(own, "bytes_read") + total(own, "bytes_written"),
+            }
     return counts
 
 
 def stage_seconds(record: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
-    """``("measured" | "predicted", seconds by stage)`` of a record; the dict is empty where neither is known."""
+    """``("measured" | "predicted", seconds by stage)`` of a record; the dict is empty where neither
+    is known."""
     for word, name in (("measured", "stages_s"), ("predicted", "predicted_stages_s")):
         table = record.get(name)
         if isinstance(table, dict) and table:
-            return word, {stage: float(seconds) for stage, seconds in table.items() if seconds is not None}
+            return word, {
+                stage: float(seconds) for stage, seconds in table.items() if seconds is not None
+            }
     return "predicted", {}
 
 
 def reason(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """In words and numbers, why ``own`` is faster or slower than ``other`` (records): stage, bound, FLOP condition."""
+    """In words and numbers, why ``own`` is faster or slower than ``other`` (records): stage, bound,
+    FLOP condition."""
     word, mine = stage_seconds(own)
     other_word, theirs = stage_seconds(other)
     parts = []
@@ -68,10 +86,20 @@ def reason(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     if all(isinstance(bound, str) for bound in bounds):
         mine_bound, other_bound = (str(bound).removesuffix("-bound") for bound in bounds)
         parts.append(
-            f"{mine_bound}-bound" + (f" (the other {other_bound}-bound)" if other_bound != mine_bound else ", as is the other")
+            f"{mine_bound}-bound"
+            + (
+                f" (the other {other_bound}-bound)"
+                if other_bound != mine_bound
+                else ", as is the other"
+            )
         )
-    flops = [record["flops"] if record.get("flops", 0) > 0 else total(lower(case_of(record)), "flops") for record in (own, other)]
-    parts.append(f"{own['mechanism']} needs {format_ratio(float(flops[0] / flops[1]))} the FLOPs of {other['mechanism']}")
+    flops = [
+        record["flops"] if record.get("flops", 0) > 0 else total(lower(case_of(record)), "flops")
+        for record in (own, other)
+    ]
+    parts.append(
+        f"{own['mechanism']} needs {format_ratio(float(flops[0] / flops[1]))} the FLOPs of {other['mechanism']}"
+    )
     return "; ".join(parts)
 
 
@@ -79,7 +107,8 @@ _FORM = ["mechanism", "level", "order", "pass", "share_kv", "share_heads", "comp
 
 
 def flop_conditions(rows: pd.DataFrame, pairs: Sequence[tuple[int, int]]) -> list[str]:
-    """Per pair of rows of ``prepare``'s frame where the first needs fewer matmul FLOPs than the second, and whether it does.
+    """Per pair of rows of ``prepare``'s frame where the first needs fewer matmul FLOPs than the
+    second, and whether it does.
 
     ``"m*(N + k) < N*k (holds)"``; empty at level model, which has no closed form. Imports SymPy.
     """
@@ -96,8 +125,12 @@ def flop_conditions(rows: pd.DataFrame, pairs: Sequence[tuple[int, int]]) -> lis
             continue
         if (mine, theirs) not in known:
             options = dict(zip(("pass_", "share_kv", "share_heads", "compression"), mine[3:]))
-            known[mine, theirs] = str(regions.inequality(mine[0], theirs[0], mine[1], mine[2], theirs[2], **options))
-        told.append(f"{known[mine, theirs]} ({'holds' if flops[own] < flops[other] else 'does not hold'})")
+            known[mine, theirs] = str(
+                regions.inequality(mine[0], theirs[0], mine[1], mine[2], theirs[2], **options)
+            )
+        told.append(
+            f"{known[mine, theirs]} ({'holds' if flops[own] < flops[other] else 'does not hold'})"
+        )
     return told
 
 

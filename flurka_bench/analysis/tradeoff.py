@@ -1,4 +1,5 @@
-"""Errors beside times: what both runs know, and which configurations no other beats in time, error and memory."""
+"""Errors beside times: what both runs know, and which configurations no other beats in time, error
+and memory."""
 
 from typing import Any
 
@@ -13,14 +14,21 @@ _ERROR_COLUMNS = ("error_low", "error_median", "error_high")
 
 
 def join_time(frame: pd.DataFrame, run: ErrorRun, *, family: str, seq_len: int) -> pd.DataFrame:
-    """Timed cases at ``seq_len`` with the error to expect on ``family``: a row per case that both runs know.
+    """Timed cases at ``seq_len`` with the error to expect on ``family``: a row per case that both
+    runs know.
 
-    ``frame`` is ``results.to_frame`` of a timing run. Adds seconds, error_low, error_median and error_high; and seconds_low and
-    seconds_high, the confidence interval of the median time (the range of the samples where they are too few for one).
+    ``frame`` is ``results.to_frame`` of a timing run. Adds seconds, error_low, error_median and
+    error_high; and seconds_low and seconds_high, the confidence interval of the median time (the
+    range of the samples where they are too few for one).
     """
     rows = []
-    for record in frame[(frame["status"] == "ok") & (frame["seq_len"] == seq_len)].to_dict("records"):
-        knobs = {name: None if pd.isna(record[name]) else int(record[name]) for name in ("rank", "num_features")}
+    for record in frame[(frame["status"] == "ok") & (frame["seq_len"] == seq_len)].to_dict(
+        "records"
+    ):
+        knobs = {
+            name: None if pd.isna(record[name]) else int(record[name])
+            for name in ("rank", "num_features")
+        }
         found = run.error_interval(
             mechanism=record["mechanism"], seq_len=seq_len, head_dim=int(record["head_dim"]), family=family,
             compression=record["compression"], **knobs,
@@ -30,11 +38,14 @@ def join_time(frame: pd.DataFrame, run: ErrorRun, *, family: str, seq_len: int) 
             times = {"seconds": record["median_s"], "seconds_low": max(low, min(record["samples_s"])),
                      "seconds_high": min(high, max(record["samples_s"]))}  # fmt: skip
             rows.append(record | times | dict(zip(_ERROR_COLUMNS, found)))
-    return pd.DataFrame(rows, columns=[*frame.columns, "seconds", "seconds_low", "seconds_high", *_ERROR_COLUMNS])
+    return pd.DataFrame(
+        rows, columns=[*frame.columns, "seconds", "seconds_low", "seconds_high", *_ERROR_COLUMNS]
+    )
 
 
 def pareto_front(*costs: np.ndarray) -> np.ndarray:
-    """Which points no other beats: as good in every cost and better in one (smaller is better). A boolean array."""
+    """Which points no other beats: as good in every cost and better in one (smaller is better). A
+    boolean array."""
     points = np.stack(costs, axis=1)
     no_worse = (points[:, None] <= points[None]).all(-1)
     better = (points[:, None] < points[None]).any(-1)
@@ -43,22 +54,34 @@ def pareto_front(*costs: np.ndarray) -> np.ndarray:
 
 def form(row: Any) -> str:
     """A row's configuration in words, like "low-rank (mean-pool, k = 16)"."""
-    knobs = [f"{s} = {int(row[n])}" for n, s in (("rank", "k"), ("num_features", "m")) if row[n] == row[n] and row[n]]
+    knobs = [
+        f"{s} = {int(row[n])}"
+        for n, s in (("rank", "k"), ("num_features", "m"))
+        if row[n] == row[n] and row[n]
+    ]
     if row["rank"] > 0 and row["compression"] == "mean-pool":
         knobs.insert(0, "mean-pool")
     return f"{row['mechanism']} ({', '.join(knobs)})" if knobs else row["mechanism"]
 
 
 def sentence(rows: pd.DataFrame, family: str) -> str:
-    """What ``join_time`` found, in words: the exact baseline, and of what is faster the most accurate and the fastest."""
+    """What ``join_time`` found, in words: the exact baseline, and of what is faster the most
+    accurate and the fastest."""
     strong = rows[rows["mechanism"] == "full-sdpa"]["seconds"].min()
     faster = rows[(rows["seconds"] < strong) & (rows["error_median"] > 0)]
-    size = f"N = {int(rows['seq_len'].iloc[0])}, d = {int(rows['head_dim'].iloc[0])}, {family} inputs"
+    size = (
+        f"N = {int(rows['seq_len'].iloc[0])}, d = {int(rows['head_dim'].iloc[0])}, {family} inputs"
+    )
     if strong != strong:
-        return f"At {size}, full-sdpa was not timed, so there is no exact baseline to be faster than."
+        return (
+            f"At {size}, full-sdpa was not timed, so there is no exact baseline to be faster than."
+        )
     if faster.empty:
         return f"At {size}, no approximation was faster than exact attention by full-sdpa ({format_seconds(strong)})."
-    best, quickest = faster.loc[faster["error_median"].idxmin()], faster.loc[faster["seconds"].idxmin()]
+    best, quickest = (
+        faster.loc[faster["error_median"].idxmin()],
+        faster.loc[faster["seconds"].idxmin()],
+    )
 
     def name(row: Any) -> str:
         low, middle, high = (f"{row[f'error_{part}']:.2f}" for part in ("low", "median", "high"))

@@ -1,6 +1,8 @@
-"""The ten mechanisms in PyTorch: a compression of keys and values, and a similarity. A library of its own.
+"""The ten mechanisms in PyTorch: a compression of keys and values, and a similarity. A library of
+its own.
 
-Modules over x (b, N, D) are here; functional cores over q, k, v (b, h, N, d) in ``attention.functional``.
+Modules over x (b, N, D) are here; functional cores over q, k, v (b, h, N, d) in
+``attention.functional``.
 """
 
 from flurka_bench.attention.compression import Compression

@@ -1,8 +1,8 @@
 """Compression of N keys and values to k rows: the first of a mechanism's two choices, stated once.
 
-Shape letters as in ``workload``; E (k, N) compresses keys, F values. Every kind is linear over positions and the same for
-all channels of a head, so it commutes with the projections of x: E(XW) = (EX)W. Masks are the caller's: padded rows
-arrive as zeros.
+Shape letters as in ``workload``; E (k, N) compresses keys, F values. Every kind is linear over
+positions and the same for all channels of a head, so it commutes with the projections of x: E(XW) =
+(EX)W. Masks are the caller's: padded rows arrive as zeros.
 """
 
 import math
@@ -15,14 +15,17 @@ from flurka_bench.workload import COMPRESSIONS
 
 
 class Compression(nn.Module):
-    """Keys and values from seq_len rows to ``rank`` rows (Wang et al. 2020, arXiv 2006.04768, section 4).
+    """Keys and values from seq_len rows to ``rank`` rows (Wang et al. 2020, arXiv 2006.04768,
+    section 4).
 
     dense      learned E, F (k, N), initialised N(0, 1/k) as in the paper's theorem.
     mean-pool  windows of N/k rows, averaged; no parameters, so E = F and all heads share.
-    conv       a convolution over positions with kernel and stride N/k, one tap vector for all channels (so it commutes
-               with the projections, unlike ``nn.Conv1d``), initialised to the mean.
+    conv       a convolution over positions with kernel and stride N/k, one tap vector for all
+               channels (so it commutes with the projections, unlike ``nn.Conv1d``), initialised to
+               the mean.
 
-    Inputs shorter than ``seq_len`` use E's first columns; mean-pool and conv drop the rows whose window is empty.
+    Inputs shorter than ``seq_len`` use E's first columns; mean-pool and conv drop the rows whose
+    window is empty.
     ``share_kv``: E = F. ``share_heads``: one E for all heads, else E is (h, k, N).
     """
 
@@ -42,18 +45,28 @@ class Compression(nn.Module):
         if kind not in COMPRESSIONS:
             raise unknown("compression", kind, COMPRESSIONS)
         if not 1 <= rank <= seq_len:
-            raise RequestError(f"rank must be between 1 and seq_len = {seq_len}, got {rank}; lower --rank or raise --seq-len")
+            raise RequestError(
+                f"rank must be between 1 and seq_len = {seq_len}, got {rank}; lower --rank or raise --seq-len"
+            )
         if kind != "dense" and seq_len % rank:
-            raise RequestError(f"compression {kind!r} needs a rank that divides seq_len = {seq_len}, got {rank}; change --rank")
+            raise RequestError(
+                f"compression {kind!r} needs a rank that divides seq_len = {seq_len}, got {rank}; change --rank"
+            )
         self.seq_len, self.rank, self.num_heads, self.kind = seq_len, rank, num_heads, kind
         self.window = seq_len // rank
         self.shared = share_kv or kind == "mean-pool"
         self.share_heads = share_heads or kind == "mean-pool"
         heads = () if self.share_heads else (num_heads,)
-        shape = {"dense": (*heads, rank, seq_len), "conv": (*heads, self.window), "mean-pool": None}[kind]
+        shape = {
+            "dense": (*heads, rank, seq_len),
+            "conv": (*heads, self.window),
+            "mean-pool": None,
+        }[kind]
         options = {"device": device, "dtype": dtype}
         self.weight_k = None if shape is None else nn.Parameter(torch.empty(shape, **options))
-        self.weight_v = None if shape is None or self.shared else nn.Parameter(torch.empty(shape, **options))
+        self.weight_v = (
+            None if shape is None or self.shared else nn.Parameter(torch.empty(shape, **options))
+        )
         self.reset_parameters()
 
     @torch.no_grad()
@@ -78,9 +91,11 @@ class Compression(nn.Module):
         return x.unflatten(-2, (rows, self.window))
 
     def shared_rows(self, x: Tensor, of_values: bool = False) -> Tensor:
-        """E x for an E that all heads share, x (B, n, c) -> (B, k, c). B and c are whatever the caller folded.
+        """E x for an E that all heads share, x (B, n, c) -> (B, k, c). B and c are whatever the
+        caller folded.
 
-        Kernels: dense 1 matmul (B, k, n) @ (B, n, c), E read once; mean-pool 1 reduction; conv 1 matmul of B * k
+        Kernels: dense 1 matmul (B, k, n) @ (B, n, c), E read once; mean-pool 1 reduction; conv 1
+            matmul of B * k
         products (1, window) @ (window, c).
         """
         self._check(x)
@@ -90,15 +105,20 @@ class Compression(nn.Module):
         if self.kind == "conv":
             windows = self._windows(x)
             flat = windows.reshape(-1, self.window, x.shape[-1])
-            return torch.bmm(weight.expand(flat.shape[0], 1, -1), flat).view(*x.shape[:-2], -1, x.shape[-1])
-        # bmm over an expanded E, not matmul: matmul would fold the batch into rows and copy x for it
+            return torch.bmm(weight.expand(flat.shape[0], 1, -1), flat).view(
+                *x.shape[:-2], -1, x.shape[-1]
+            )
+        # bmm over an expanded E, not matmul: matmul would fold the batch into rows and copy x for
+        # it
         return torch.bmm(weight[:, : x.shape[-2]].expand(x.shape[0], -1, -1), x)
 
     def head_rows(self, x: Tensor, of_values: bool = False) -> Tensor:
         """E_h x_h for x (b, h, n, d) -> (b, h, k, d), whether heads share E or not.
 
-        Kernels: as ``shared_rows`` with B = b * h where heads share E. Else dense: a copy of x if b > 1, then 1 matmul
-        (h, k, n) @ (h, n, b * d); conv: a copy of x if it is not contiguous, then 1 matmul of b * h * k products.
+        Kernels: as ``shared_rows`` with B = b * h where heads share E. Else dense: a copy of x if b
+            > 1, then 1 matmul
+        (h, k, n) @ (h, n, b * d); conv: a copy of x if it is not contiguous, then 1 matmul of b * h
+        * k products.
         """
         b, h, n, d = x.shape
         if self.share_heads:
@@ -113,9 +133,11 @@ class Compression(nn.Module):
         return torch.bmm(weight[..., :n], folded).view(h, self.rank, b, d).permute(2, 0, 1, 3)
 
     def input_rows(self, x: Tensor, of_values: bool = False) -> Tensor:
-        """E_h x of the layer's input x (b, n, D) -> (b, h, k, D): every head compresses all of x, once per head.
+        """E_h x of the layer's input x (b, n, D) -> (b, h, k, D): every head compresses all of x,
+        once per head.
 
-        Kernels: dense 1 matmul (b, h * k, n) @ (b, n, D); conv 1 matmul of b * k products (h, window) @ (window, D).
+        Kernels: dense 1 matmul (b, h * k, n) @ (b, n, D); conv 1 matmul of b * k products (h,
+            window) @ (window, D).
         """
         self._check(x)
         weight = self._weight(of_values)
@@ -129,7 +151,8 @@ class Compression(nn.Module):
 
     @torch.no_grad()
     def matrices(self) -> tuple[Tensor, Tensor]:
-        """E and F written out, each (k, N) or (h, k, N), whatever the kind: for references and for bounds."""
+        """E and F written out, each (k, N) or (h, k, N), whatever the kind: for references and for
+        bounds."""
         if self.kind == "dense":
             pair = (self.weight_k, self.weight_v)
         else:

@@ -1,4 +1,5 @@
-"""Level model: a pre-norm encoder stack around any mechanism (norms before attention and feed-forward, residuals after)."""
+"""Level model: a pre-norm encoder stack around any mechanism (norms before attention and
+feed-forward, residuals after)."""
 
 from collections.abc import Iterable
 
@@ -12,7 +13,9 @@ from flurka_bench.attention.stages import stage
 class EncoderLayer(nn.Module):
     """x + attention(norm(x)), then x + W_2 gelu(W_1 norm(x)). No biases but the norms'."""
 
-    def __init__(self, attention: AttentionLayer, model_dim: int, ffn_dim: int, **options: object) -> None:
+    def __init__(
+        self, attention: AttentionLayer, model_dim: int, ffn_dim: int, **options: object
+    ) -> None:
         super().__init__()
         self.attention = attention
         self.norm_attention, self.norm_ffn = (nn.LayerNorm(model_dim, **options) for _ in range(2))
@@ -22,7 +25,8 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """x (b, N, D) -> (b, N, D).
 
-        Kernels: layer norm, those of the attention, addition; layer norm, matmul, gelu, matmul, addition.
+        Kernels: layer norm, those of the attention, addition; layer norm, matmul, gelu, matmul,
+            addition.
         """
         with stage("other"):
             normed = self.norm_attention(x)
@@ -31,15 +35,20 @@ class EncoderLayer(nn.Module):
             x = x + attended
             normed = self.norm_ffn(x)
         with stage("ffn"):
-            update = linear(nn.functional.gelu(linear(normed, self.ffn_in.weight)), self.ffn_out.weight)
+            update = linear(
+                nn.functional.gelu(linear(normed, self.ffn_in.weight)), self.ffn_out.weight
+            )
         with stage("other"):
             return x + update
 
 
 class Encoder(nn.Module):
-    """A stack of ``EncoderLayer`` and a last norm; with ``vocab_size``, from tokens (b, N) to logits (b, N, vocab_size)."""
+    """A stack of ``EncoderLayer`` and a last norm; with ``vocab_size``, from tokens (b, N) to
+    logits (b, N, vocab_size)."""
 
-    def __init__(self, layers: Iterable[EncoderLayer], model_dim: int, vocab_size: int = 0, **options: object) -> None:
+    def __init__(
+        self, layers: Iterable[EncoderLayer], model_dim: int, vocab_size: int = 0, **options: object
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(model_dim, **options)

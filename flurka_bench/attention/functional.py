@@ -1,7 +1,8 @@
-"""The functional cores: attention over q, k, v (b, h, N, d) -> (b, h, N, d). FLuRKA is both choices made.
+"""The functional cores: attention over q, k, v (b, h, N, d) -> (b, h, N, d). FLuRKA is both choices
+made.
 
-All are non-causal. ``key_padding_mask`` (b, N) is True where a key is kept; at least one per sequence. What padded rows of
-k and v hold changes nothing, exactly.
+All are non-causal. ``key_padding_mask`` (b, N) is True where a key is kept; at least one per
+sequence. What padded rows of k and v hold changes nothing, exactly.
 """
 
 import torch
@@ -22,7 +23,8 @@ def compressed_attention(
 ) -> Tensor:
     """Any of the ten mechanisms: an optional compression of keys and values, then a similarity.
 
-    Kernels: compress: those of ``Compression.head_rows`` for keys and for values; then those of the similarity.
+    Kernels: compress: those of ``Compression.head_rows`` for keys and for values; then those of the
+        similarity.
     """
     keep = key_padding_mask
     if keep is not None:
@@ -34,13 +36,22 @@ def compressed_attention(
     return similarity(q, k, v, keep)
 
 
-def full_attention(q: Tensor, k: Tensor, v: Tensor, *, sdpa: bool = True, key_padding_mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v, by ``scaled_dot_product_attention`` or with the scores materialised."""
+def full_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, sdpa: bool = True, key_padding_mask: Tensor | None = None
+) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v, by ``scaled_dot_product_attention`` or with the scores
+    materialised."""
     return compressed_attention(q, k, v, Softmax(sdpa=sdpa), None, key_padding_mask)
 
 
 def linformer_attention(
-    q: Tensor, k: Tensor, v: Tensor, compression: Compression, *, sdpa: bool = True, key_padding_mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    compression: Compression,
+    *,
+    sdpa: bool = True,
+    key_padding_mask: Tensor | None = None,
 ) -> Tensor:
     """softmax(q (E k)^T / sqrt(d)) (F v) (Wang et al. 2020, equation 7)."""
     return compressed_attention(q, k, v, Softmax(sdpa=sdpa), compression, key_padding_mask)
@@ -49,7 +60,8 @@ def linformer_attention(
 def performer_attention(
     q: Tensor, k: Tensor, v: Tensor, features: FeatureMap, *, key_padding_mask: Tensor | None = None
 ) -> Tensor:
-    """phi(q) (phi(k)^T v) / (phi(q) phi(k)^T 1) (Choromanski et al. 2021, equation 4; Katharopoulos et al. 2020)."""
+    """phi(q) (phi(k)^T v) / (phi(q) phi(k)^T 1) (Choromanski et al. 2021, equation 4; Katharopoulos
+    et al. 2020)."""
     return compressed_attention(q, k, v, features, None, key_padding_mask)
 
 
@@ -67,7 +79,8 @@ def flurka_attention(
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    """(b, N, h * d) -> (b, h, N, d): a view if b = 1, else 1 copy, since batched products need one stride over b and h."""
+    """(b, N, h * d) -> (b, h, N, d): a view if b = 1, else 1 copy, since batched products need one
+    stride over b and h."""
     heads = x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
     return heads if x.shape[0] == 1 else heads.contiguous()
 

@@ -8,13 +8,20 @@ from torch import Tensor, nn
 
 from flurka_bench.attention.compression import Compression
 from flurka_bench.attention.functional import head_linear, linear, merge_heads, split_heads
-from flurka_bench.attention.similarity import FeatureMap, Softmax, feature_map, key_value, normaliser
+from flurka_bench.attention.similarity import (
+    FeatureMap,
+    Softmax,
+    feature_map,
+    key_value,
+    normaliser,
+)
 from flurka_bench.attention.stages import stage
 from flurka_bench.errors import RequestError, unknown
 
 
 class AttentionLayer(nn.Module):
-    """Projections of x around a compression (or None) and a similarity, in one of ``workload.ORDERS``.
+    """Projections of x around a compression (or None) and a similarity, in one of
+    ``workload.ORDERS``.
 
     All orders give the same result; the cost differs. Projections have no bias.
     """
@@ -38,11 +45,15 @@ class AttentionLayer(nn.Module):
                 " all mechanisms are compared non-causally (leave causal=False)"
             )
         if num_heads < 1 or model_dim % num_heads:
-            raise RequestError(f"model_dim must be a multiple of num_heads, got model_dim {model_dim}, num_heads {num_heads}")
+            raise RequestError(
+                f"model_dim must be a multiple of num_heads, got model_dim {model_dim}, num_heads {num_heads}"
+            )
         self.num_heads = num_heads
         self.similarity, self.compression = similarity, compression
         options = {"bias": False, "device": device, "dtype": dtype}
-        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(model_dim, model_dim, **options) for _ in range(4))
+        self.to_q, self.to_k, self.to_v, self.to_out = (
+            nn.Linear(model_dim, model_dim, **options) for _ in range(4)
+        )
         self.order = order or self.orders[-1]
         if self.order not in self.orders:
             raise unknown("order for this mechanism", self.order, self.orders)
@@ -53,7 +64,11 @@ class AttentionLayer(nn.Module):
         """The orders this mechanism has, the cheapest at small num_features last."""
         absorbs = isinstance(self.similarity, FeatureMap) and self.similarity.absorbs_queries
         compresses = self.compression is not None
-        return ("project_first", *(("compress_first",) if compresses else ()), *(("absorbed",) if absorbs else ()))
+        return (
+            "project_first",
+            *(("compress_first",) if compresses else ()),
+            *(("absorbed",) if absorbs else ()),
+        )
 
     def redraw_features(self, generator: torch.Generator | None = None) -> None:
         """Draw new random features; nothing to do for softmax and elu."""
@@ -62,7 +77,8 @@ class AttentionLayer(nn.Module):
         self._query_weight = None
 
     def prepare_inference(self) -> None:
-        """Compute W_q Omega once. Used where no gradient is recorded; forgotten by ``train()`` and ``redraw_features``."""
+        """Compute W_q Omega once. Used where no gradient is recorded; forgotten by ``train()`` and
+        ``redraw_features``."""
         self.eval()
         if self.order == "absorbed":
             with torch.no_grad():
@@ -74,7 +90,8 @@ class AttentionLayer(nn.Module):
         return super().train(mode)
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """x (b, N, D), key_padding_mask (b, N), True = keep -> (b, N, D). Padded rows of the result mean nothing."""
+        """x (b, N, D), key_padding_mask (b, N), True = keep -> (b, N, D). Padded rows of the result
+        mean nothing."""
         if key_padding_mask is not None:
             x = x.masked_fill(~key_padding_mask[..., None], 0)
         if self.order == "absorbed":
@@ -83,16 +100,24 @@ class AttentionLayer(nn.Module):
             q = self._heads(linear(x, self.to_q.weight))
         if self.compression is None:
             with stage("project"):
-                k, v = self._heads(linear(x, self.to_k.weight)), self._heads(linear(x, self.to_v.weight))
+                k, v = (
+                    self._heads(linear(x, self.to_k.weight)),
+                    self._heads(linear(x, self.to_v.weight)),
+                )
             out = self.similarity(q, k, v, key_padding_mask)
         else:
-            k, v = self._project_then_compress(x) if self.order == "project_first" else self._compress_then_project(x)
+            k, v = (
+                self._project_then_compress(x)
+                if self.order == "project_first"
+                else self._compress_then_project(x)
+            )
             out = self.similarity(q, k, v)
         with stage("merge"):
             return linear(merge_heads(out), self.to_out.weight)
 
     def _heads(self, x: Tensor) -> Tensor:
-        """(b, N, D) -> (b, h, N, d). A similarity with kernels of its own takes any strides, the others a copy if b > 1."""
+        """(b, N, D) -> (b, h, N, d). A similarity with kernels of its own takes any strides, the
+        others a copy if b > 1."""
         if self.similarity.any_strides:
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         return split_heads(x, self.num_heads)
@@ -106,7 +131,9 @@ class AttentionLayer(nn.Module):
             k, v = linear(x, self.to_k.weight), linear(x, self.to_v.weight)
         with stage("compress"):
             if self.compression.share_heads:
-                return self._heads(self.compression.shared_rows(k)), self._heads(self.compression.shared_rows(v, True))
+                return self._heads(self.compression.shared_rows(k)), self._heads(
+                    self.compression.shared_rows(v, True)
+                )
             k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (k, v))
             return self.compression.head_rows(k), self.compression.head_rows(v, of_values=True)
 
@@ -115,21 +142,30 @@ class AttentionLayer(nn.Module):
 
         Kernels: compress: 1 of ``Compression`` if E = F, else 2; project: 2 matmuls.
         """
-        compress = self.compression.shared_rows if self.compression.share_heads else self.compression.input_rows
+        compress = (
+            self.compression.shared_rows
+            if self.compression.share_heads
+            else self.compression.input_rows
+        )
         with stage("compress"):
             rows_k = compress(x)
             rows_v = rows_k if self.compression.shared else compress(x, of_values=True)
         with stage("project"):
             if self.compression.share_heads:
-                return self._heads(linear(rows_k, self.to_k.weight)), self._heads(linear(rows_v, self.to_v.weight))
-            return head_linear(rows_k, self._per_head_in(self.to_k)), head_linear(rows_v, self._per_head_in(self.to_v))
+                return self._heads(linear(rows_k, self.to_k.weight)), self._heads(
+                    linear(rows_v, self.to_v.weight)
+                )
+            return head_linear(rows_k, self._per_head_in(self.to_k)), head_linear(
+                rows_v, self._per_head_in(self.to_v)
+            )
 
     def _per_head_in(self, projection: nn.Linear) -> Tensor:
         """W (h * d, D) as (h, D, d), a view: x (D) -> the head's d."""
         return projection.weight.unflatten(0, (self.num_heads, -1)).transpose(1, 2)
 
     def _absorb(self, projection: nn.Linear) -> Tensor:
-        """W Omega as a linear weight (h * m, D). Kernels: 1 matmul of h products (m, d) @ (d, D)."""
+        """W Omega as a linear weight (h * m, D). Kernels: 1 matmul of h products (m, d) @ (d,
+        D)."""
         per_head = projection.weight.unflatten(0, (self.num_heads, -1))
         omega = self.similarity.omega.t().expand(self.num_heads, -1, -1)
         return torch.bmm(omega, per_head).flatten(0, 1)
@@ -137,9 +173,11 @@ class AttentionLayer(nn.Module):
     def _absorbed(self, x: Tensor, keep: Tensor | None) -> Tensor:
         """x (W_q Omega) for the queries' features, and W_o inside the small key-value product.
 
-        Kernels: project: W_q Omega (1 matmul; none once prepared); keys: as ``_compress_then_project`` or
-        ``_absorbed_keys``; merge into the product: 1 ``head_linear``; features: 1 matmul, ``activate_queries``; output:
-        normaliser (product, row sum), division, 1 matmul (b, N, h * m) @ (b, h * m, D).
+        Kernels: project: W_q Omega (1 matmul; none once prepared); keys: as
+            ``_compress_then_project`` or
+        ``_absorbed_keys``; merge into the product: 1 ``head_linear``; features: 1 matmul,
+        ``activate_queries``; output: normaliser (product, row sum), division, 1 matmul (b, N, h *
+        m) @ (b, h * m, D).
         """
         features, (b, n, _), h = self.similarity, x.shape, self.num_heads
         if self.compression is not None:
@@ -155,7 +193,9 @@ class AttentionLayer(nn.Module):
             kvo = head_linear(kv, per_head_out).reshape(b, -1, x.shape[-1])
         with stage("project"):
             cached = self._query_weight
-            weight = self._absorb(self.to_q) if cached is None or torch.is_grad_enabled() else cached
+            weight = (
+                self._absorb(self.to_q) if cached is None or torch.is_grad_enabled() else cached
+            )
         with stage("features"):
             y = linear(x, weight).view(b, n, h, -1)
             phi_q = features.activate_queries(y, None if shift is None else shift.transpose(1, 2))
@@ -163,12 +203,16 @@ class AttentionLayer(nn.Module):
             phi_q = phi_q / normaliser(phi_q, key_mean.transpose(1, 2))
             return torch.bmm(phi_q.flatten(2), kvo)
 
-    def _absorbed_keys(self, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """phi(K)^T V = (phi(K)^T x) W_v for uncompressed keys: kv (b, h, m, d), the mean of phi(K) (b, h, 1, m), the shift.
+    def _absorbed_keys(
+        self, x: Tensor, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """phi(K)^T V = (phi(K)^T x) W_v for uncompressed keys: kv (b, h, m, d), the mean of phi(K)
+        (b, h, 1, m), the shift.
 
-        Kernels: where phi(k) needs k Omega alone: project: W_k Omega; features: 1 matmul, ``activate_keys``. Else project:
-        1 matmul; features: ``key_features``. Then key_value: matmul (b, h * m, N) @ (b, N, D), scale (h m D, in place),
-        mean, 1 ``head_linear``.
+        Kernels: where phi(k) needs k Omega alone: project: W_k Omega; features: 1 matmul,
+            ``activate_keys``. Else project:
+        1 matmul; features: ``key_features``. Then key_value: matmul (b, h * m, N) @ (b, N, D),
+        scale (h m D, in place), mean, 1 ``head_linear``.
         """
         features, (b, n, _), h = self.similarity, x.shape, self.num_heads
         keep = None if keep is None else keep[:, :, None, None]
@@ -198,12 +242,15 @@ class FullAttention(AttentionLayer):
     torch.Size([2, 100, 64])
     """
 
-    def __init__(self, model_dim: int, num_heads: int, *, sdpa: bool = True, **layer: object) -> None:
+    def __init__(
+        self, model_dim: int, num_heads: int, *, sdpa: bool = True, **layer: object
+    ) -> None:
         super().__init__(model_dim, num_heads, Softmax(sdpa=sdpa), **layer)
 
 
 class LinformerAttention(AttentionLayer):
-    """Softmax attention over keys and values compressed to ``rank`` rows (Wang et al. 2020, arXiv 2006.04768).
+    """Softmax attention over keys and values compressed to ``rank`` rows (Wang et al. 2020, arXiv
+    2006.04768).
 
     >>> import torch
     >>> layer = LinformerAttention(model_dim=64, num_heads=4, seq_len=100, rank=16)
@@ -228,12 +275,15 @@ class LinformerAttention(AttentionLayer):
     ) -> None:
         options = {"device": device, "dtype": dtype}
         shares = {"share_kv": share_kv, "share_heads": share_heads}
-        rows = Compression(seq_len=seq_len, rank=rank, num_heads=num_heads, kind=compression, **shares, **options)
+        rows = Compression(
+            seq_len=seq_len, rank=rank, num_heads=num_heads, kind=compression, **shares, **options
+        )
         super().__init__(model_dim, num_heads, Softmax(sdpa=sdpa), rows, **layer, **options)
 
 
 class PerformerAttention(AttentionLayer):
-    """Attention by a feature map: favor, relu or elu (Choromanski et al. 2021, arXiv 2009.14794; Katharopoulos et al. 2020).
+    """Attention by a feature map: favor, relu or elu (Choromanski et al. 2021, arXiv 2009.14794;
+    Katharopoulos et al. 2020).
 
     >>> import torch
     >>> layer = PerformerAttention(model_dim=64, num_heads=4, num_features=32)
@@ -254,12 +304,15 @@ class PerformerAttention(AttentionLayer):
         **layer: object,
     ) -> None:
         options = {"device": device, "dtype": dtype}
-        features = feature_map(similarity, model_dim // num_heads, num_features, generator=generator, **options)
+        features = feature_map(
+            similarity, model_dim // num_heads, num_features, generator=generator, **options
+        )
         super().__init__(model_dim, num_heads, features, **layer, **options)
 
 
 class FLuRKAAttention(AttentionLayer):
-    """Both: keys and values compressed to ``rank`` rows, attended to by a feature map (FLuRKA, arXiv 2306.15799).
+    """Both: keys and values compressed to ``rank`` rows, attended to by a feature map (FLuRKA,
+    arXiv 2306.15799).
 
     >>> import torch
     >>> layer = FLuRKAAttention(model_dim=64, num_heads=4, seq_len=100, rank=16, num_features=32, similarity="relu")
@@ -289,6 +342,10 @@ class FLuRKAAttention(AttentionLayer):
     ) -> None:
         options = {"device": device, "dtype": dtype}
         shares = {"share_kv": share_kv, "share_heads": share_heads}
-        rows = Compression(seq_len=seq_len, rank=rank, num_heads=num_heads, kind=compression, **shares, **options)
-        features = feature_map(similarity, model_dim // num_heads, num_features, generator=generator, **options)
+        rows = Compression(
+            seq_len=seq_len, rank=rank, num_heads=num_heads, kind=compression, **shares, **options
+        )
+        features = feature_map(
+            similarity, model_dim // num_heads, num_features, generator=generator, **options
+        )
         super().__init__(model_dim, num_heads, features, rows, **layer, **options)

@@ -1,8 +1,10 @@
-"""What a case's output should be, from the textbook formulas, on a sample of query rows: the correctness gate's witness.
+"""What a case's output should be, from the textbook formulas, on a sample of query rows: the
+correctness gate's witness.
 
-Nothing here calls the code it judges. The formulas take any floating dtype: in float64 they are the reference; in the
-case's own dtype their distance from float64 is what that dtype can be expected to lose, from which the tolerance follows.
-Keys are walked in chunks and similarities head by head, so that long inputs stay small in memory.
+Nothing here calls the code it judges. The formulas take any floating dtype: in float64 they are the
+reference; in the case's own dtype their distance from float64 is what that dtype can be expected to
+lose, from which the tolerance follows. Keys are walked in chunks and similarities head by head, so
+that long inputs stay small in memory.
 """
 
 import math
@@ -22,25 +24,37 @@ ROWS = 512  # query rows attended at once where all are wanted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One attention, as tensors: at level core q, k, v (b, h, N, d); at level layer x (b, N, D) and the projections."""
+    """One attention, as tensors: at level core q, k, v (b, h, N, d); at level layer x (b, N, D) and
+    the projections."""
 
     similarity: str  # softmax, favor, relu or elu
     num_heads: int
     qkv: tuple[Tensor, Tensor, Tensor] | None = None
     x: Tensor | None = None
-    weights: tuple[Tensor, Tensor, Tensor, Tensor] | None = None  # of q, k, v and the output, each (D, D), out x in
+    weights: tuple[Tensor, Tensor, Tensor, Tensor] | None = (
+        None  # of q, k, v and the output, each (D, D), out x in
+    )
     compression: tuple[Tensor, Tensor] | None = None  # E and F, each (k, N) or (h, k, N)
     omega: Tensor | None = None  # (d, m), already scaled by d^-1/4 (and m^-1/2 for relu)
 
 
-def encoder_rows(encoder: Encoder, inputs: Tensor, batch_index: int, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """An encoder's output at ``rows`` of one batch element, computed in ``dtype``: (r, D), or (r, vocab_size)."""
+def encoder_rows(
+    encoder: Encoder, inputs: Tensor, batch_index: int, rows: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """An encoder's output at ``rows`` of one batch element, computed in ``dtype``: (r, D), or (r,
+    vocab_size)."""
 
     def norm(module: nn.LayerNorm, x: Tensor) -> Tensor:
         mean, variance = x.mean(-1, keepdim=True), x.var(-1, correction=0, keepdim=True)
-        return (x - mean) / (variance + module.eps).sqrt() * module.weight.to(dtype) + module.bias.to(dtype)
+        return (x - mean) / (variance + module.eps).sqrt() * module.weight.to(
+            dtype
+        ) + module.bias.to(dtype)
 
-    x = inputs[batch_index] if encoder.embedding is None else encoder.embedding.weight[inputs[batch_index]]
+    x = (
+        inputs[batch_index]
+        if encoder.embedding is None
+        else encoder.embedding.weight[inputs[batch_index]]
+    )
     x = x.to(dtype)
     everything = torch.arange(len(x), device=x.device)
     for i, layer in enumerate(encoder.layers):
@@ -49,7 +63,10 @@ def encoder_rows(encoder: Encoder, inputs: Tensor, batch_index: int, rows: Tenso
         attended = torch.cat([query_rows(problem, 0, some, dtype) for some in wanted.split(ROWS)])
         x = x[wanted] + attended
         hidden = norm(layer.norm_ffn, x) @ layer.ffn_in.weight.to(dtype).T
-        x = x + hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2 @ layer.ffn_out.weight.to(dtype).T
+        x = (
+            x
+            + hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2 @ layer.ffn_out.weight.to(dtype).T
+        )
     x = norm(encoder.norm, x)
     return x if encoder.head is None else x @ encoder.head.weight.to(dtype).T
 
@@ -76,7 +93,8 @@ def core_problem(similarity: nn.Module, compression: Compression | None, num_hea
 
 
 def query_rows(problem: Problem, batch_index: int, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """The output at ``rows`` of one batch element, computed in ``dtype``: (h, r, d) at level core, (r, D) at level layer."""
+    """The output at ``rows`` of one batch element, computed in ``dtype``: (h, r, d) at level core,
+    (r, D) at level layer."""
     q = _operand(problem, 0, batch_index, dtype, rows)
     k, v = (_keys_or_values(problem, which, batch_index, dtype) for which in (1, 2))
     heads = torch.stack([_head(problem, q[i], k[i], v[i]) for i in range(problem.num_heads)])
@@ -85,7 +103,9 @@ def query_rows(problem: Problem, batch_index: int, rows: Tensor, dtype: torch.dt
     return heads.transpose(0, 1).flatten(1) @ problem.weights[3].to(dtype).T
 
 
-def _operand(problem: Problem, which: int, batch_index: int, dtype: torch.dtype, rows: Tensor | slice) -> Tensor:
+def _operand(
+    problem: Problem, which: int, batch_index: int, dtype: torch.dtype, rows: Tensor | slice
+) -> Tensor:
     """Rows of q (``which`` 0), k (1) or v (2), (h, r, d)."""
     if problem.x is None:
         return problem.qkv[which][batch_index, :, rows].to(dtype)
@@ -102,11 +122,19 @@ def _keys_or_values(problem: Problem, which: int, batch_index: int, dtype: torch
     length = problem.qkv[1].shape[2] if problem.x is None else problem.x.shape[1]
     chunks = [slice(start, min(start + CHUNK, length)) for start in range(0, length, CHUNK)]
     if problem.compression is None:
-        return torch.cat([_operand(problem, which, batch_index, dtype, chunk) for chunk in chunks], dim=1)
+        return torch.cat(
+            [_operand(problem, which, batch_index, dtype, chunk) for chunk in chunks], dim=1
+        )
     matrix = problem.compression[which - 1]
     if problem.x is not None and matrix.ndim == 2:  # E (x W) = (E x) W spares the N-long product
-        return _project(problem, which, sum(matrix[:, c].to(dtype) @ problem.x[batch_index, c].to(dtype) for c in chunks))
-    return sum(matrix[..., c].to(dtype) @ _operand(problem, which, batch_index, dtype, c) for c in chunks)
+        return _project(
+            problem,
+            which,
+            sum(matrix[:, c].to(dtype) @ problem.x[batch_index, c].to(dtype) for c in chunks),
+        )
+    return sum(
+        matrix[..., c].to(dtype) @ _operand(problem, which, batch_index, dtype, c) for c in chunks
+    )
 
 
 def _head(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -116,7 +144,9 @@ def _head(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return weights @ v
     phi_q, phi_k = _features(problem, q, "query"), _features(problem, k, "key")
     key_sum = phi_k.to(torch.promote_types(k.dtype, torch.float32)).sum(0)
-    scale = 1 / len(k)  # of both numerator and normaliser: half precision has no room for sums over long inputs
+    scale = 1 / len(
+        k
+    )  # of both numerator and normaliser: half precision has no room for sums over long inputs
     numerator = phi_q @ (phi_k.T @ (v * math.sqrt(scale))) * math.sqrt(scale)
     return numerator / (phi_q @ (key_sum * scale).to(k.dtype))[:, None]
 
@@ -129,4 +159,6 @@ def _features(problem: Problem, x: Tensor, side: str) -> Tensor:
         return torch.relu(y) + RELU_EPSILON
     exponent = y - x.square().sum(-1, keepdim=True) / (2 * math.sqrt(x.shape[-1]))
     # one constant for all keys and features, one for each query: both leave the quotient as it is
-    return torch.exp(exponent - (exponent.amax() if side == "key" else exponent.amax(-1, keepdim=True)))
+    return torch.exp(
+        exponent - (exponent.amax() if side == "key" else exponent.amax(-1, keepdim=True))
+    )

@@ -1,14 +1,17 @@
 """Similarity of queries and keys: the second of a mechanism's two choices, stated once.
 
-Shape letters as in ``workload``; L is the number of key rows: N, or k after compression. Feature maps work in two layouts
-that differ in where the heads are: heads first (b, h, L, m) and tokens first (b, L, h, m), the latter straight from a
-projection. ``rows`` names the dimension that runs over keys.
+Shape letters as in ``workload``; L is the number of key rows: N, or k after compression. Feature
+maps work in two layouts that differ in where the heads are: heads first (b, h, L, m) and tokens
+first (b, L, h, m), the latter straight from a projection. ``rows`` names the dimension that runs
+over keys.
 
-A feature map phi replaces softmax(q k^T / sqrt(d)) by phi(q) phi(k)^T / sum over keys. The quotient is all that counts, so
-whatever multiplies both, or one query's features, is left out where that saves work or range:
+A feature map phi replaces softmax(q k^T / sqrt(d)) by phi(q) phi(k)^T / sum over keys. The quotient
+is all that counts, so whatever multiplies both, or one query's features, is left out where that
+saves work or range:
 
 - means over keys stand for sums, so that half precision does not overflow at long inputs;
-- FAVOR+ features of a query lack exp(-|q|^2 / 2), and carry two stabilisers, derived at ``FavorFeatures``.
+- FAVOR+ features of a query lack exp(-|q|^2 / 2), and carry two stabilisers, derived at
+  ``FavorFeatures``.
 """
 
 import math
@@ -19,11 +22,13 @@ from torch import Tensor, nn
 from flurka_bench.attention.stages import stage
 from flurka_bench.errors import RequestError, unknown
 
-RELU_EPSILON = 1e-3  # as performer-pytorch's and google-research's kernel_epsilon: keeps the normaliser above zero
+# as performer-pytorch's and google-research's kernel_epsilon: keeps the normaliser above zero
+RELU_EPSILON = 1e-3
 
 
 class Softmax(nn.Module):
-    """softmax(q k^T / sqrt(d)) v, the scores in memory or inside ``scaled_dot_product_attention``."""
+    """softmax(q k^T / sqrt(d)) v, the scores in memory or inside
+    ``scaled_dot_product_attention``."""
 
     def __init__(self, *, sdpa: bool) -> None:
         super().__init__()
@@ -32,7 +37,8 @@ class Softmax(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Tensor:
         """q (b, h, N, d), k and v (b, h, L, d), keep (b, L) -> (b, h, N, d).
 
-        Kernels, sdpa: 1 fused attention. Materialised: scores: scale of the keys (L d, the smaller operand), matmul,
+        Kernels, sdpa: 1 fused attention. Materialised: scores: scale of the keys (L d, the smaller
+            operand), matmul,
         softmax; output: matmul.
         """
         with stage("scores"):
@@ -48,9 +54,13 @@ class Softmax(nn.Module):
 
 
 def orthogonal_gaussian(
-    head_dim: int, num_features: int, generator: torch.Generator | None = None, device: torch.device | str | None = None
+    head_dim: int,
+    num_features: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
 ) -> Tensor:
-    """Omega (d, m) in float64: columns orthogonal in blocks of d, norms as a Gaussian's (Choromanski et al. 2021, section 3.2).
+    """Omega (d, m) in float64: columns orthogonal in blocks of d, norms as a Gaussian's
+    (Choromanski et al. 2021, section 3.2).
 
     Each column alone is N(0, I), so estimates stay unbiased.
     """
@@ -58,20 +68,26 @@ def orthogonal_gaussian(
     for _ in range(-(-num_features // head_dim)):
         gaussian = torch.randn(head_dim, head_dim, generator=generator, dtype=torch.float64)
         orthogonal, upper = torch.linalg.qr(gaussian)
-        blocks.append(orthogonal * upper.diagonal().sign())  # the sign makes it uniform over rotations (Mezzadri 2007)
-    norms = torch.randn(head_dim, num_features, generator=generator, dtype=torch.float64).norm(dim=0)
+        blocks.append(
+            orthogonal * upper.diagonal().sign()
+        )  # the sign makes it uniform over rotations (Mezzadri 2007)
+    norms = torch.randn(head_dim, num_features, generator=generator, dtype=torch.float64).norm(
+        dim=0
+    )
     return (torch.cat(blocks, dim=1)[:, :num_features] * norms).to(device)
 
 
 class FeatureMap(nn.Module):
-    """Attention by features: (phi(q) (phi(k)^T v)) / (phi(q) . sum of phi(k)). Subclasses say what phi is.
+    """Attention by features: (phi(q) (phi(k)^T v)) / (phi(q) . sum of phi(k)). Subclasses say what
+    phi is.
 
-    ``omega`` (d, m) is a buffer, one for all heads, with the scale d^-1/4 of queries and keys (and 1 / sqrt(m) for ReLU)
-    already in it; None where phi works on q and k themselves.
+    ``omega`` (d, m) is a buffer, one for all heads, with the scale d^-1/4 of queries and keys (and
+    1 / sqrt(m) for ReLU) already in it; None where phi works on q and k themselves.
     """
 
     name = ""
-    # Whether phi(q) is a function of q Omega alone, and phi(k) of k Omega: what the order "absorbed" needs.
+    # Whether phi(q) is a function of q Omega alone, and phi(k) of k Omega: what the order
+    # "absorbed" needs.
     absorbs_queries = False
     absorbs_keys = False
     any_strides = False  # whether q, k, v may come with heads and batch apart in memory, at no cost
@@ -98,22 +114,30 @@ class FeatureMap(nn.Module):
     def redraw(self, generator: torch.Generator | None = None) -> None:
         """Draw new features in place; shapes, dtype and device stay."""
         if self.omega is not None:
-            self.omega.copy_(self._scale() * orthogonal_gaussian(self.head_dim, self.num_features, generator))
+            self.omega.copy_(
+                self._scale() * orthogonal_gaussian(self.head_dim, self.num_features, generator)
+            )
 
     def project(self, x: Tensor) -> Tensor:
         """x (..., d) -> x Omega (..., m). Kernels: 1 matmul."""
         return torch.matmul(x, self.omega)
 
-    def activate_keys(self, y: Tensor, k: Tensor | None, keep: Tensor | None, rows: int) -> tuple[Tensor, Tensor | None]:
-        """phi(k) from y = k Omega, and what the queries' features need to know of the keys. ``keep`` broadcasts to y."""
+    def activate_keys(
+        self, y: Tensor, k: Tensor | None, keep: Tensor | None, rows: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """phi(k) from y = k Omega, and what the queries' features need to know of the keys.
+        ``keep`` broadcasts to y."""
         raise NotImplementedError
 
     def activate_queries(self, y: Tensor, shift: Tensor | None) -> Tensor:
         """phi(q) from y = q Omega, up to a factor per query; may overwrite y."""
         raise NotImplementedError
 
-    def key_features(self, k: Tensor, keep: Tensor | None = None, rows: int = -2) -> tuple[Tensor, Tensor | None]:
-        """phi(k) of k (b, h, L, d), or of (b, L, h, d) with ``rows`` = 1. Kernels: ``project``, ``activate_keys``."""
+    def key_features(
+        self, k: Tensor, keep: Tensor | None = None, rows: int = -2
+    ) -> tuple[Tensor, Tensor | None]:
+        """phi(k) of k (b, h, L, d), or of (b, L, h, d) with ``rows`` = 1. Kernels: ``project``,
+        ``activate_keys``."""
         return self.activate_keys(self.project(k), k, keep, rows)
 
     def query_features(self, q: Tensor, shift: Tensor | None) -> Tensor:
@@ -123,8 +147,10 @@ class FeatureMap(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Tensor:
         """q (b, h, N, d), k and v (b, h, L, d), keep (b, L) -> (b, h, N, d).
 
-        Kernels: features: those of ``key_features``, ``query_features``; key_value: those of ``key_value``; output:
-        matmul, product with the key sum, row sum (the normaliser, not a matmul: BLAS is slow at one column), division.
+        Kernels: features: those of ``key_features``, ``query_features``; key_value: those of
+            ``key_value``; output:
+        matmul, product with the key sum, row sum (the normaliser, not a matmul: BLAS is slow at one
+        column), division.
         """
         with stage("features"):
             phi_k, shift = self.key_features(k, None if keep is None else keep[:, None, :, None])
@@ -136,7 +162,8 @@ class FeatureMap(nn.Module):
 
 
 def key_value(phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """phi(k) (b, h, L, m), v (b, h, L, d) -> phi(k)^T v / L (b, h, m, d) and the mean of phi(k) (b, h, 1, m).
+    """phi(k) (b, h, L, m), v (b, h, L, d) -> phi(k)^T v / L (b, h, m, d) and the mean of phi(k) (b,
+    h, 1, m).
 
     Kernels: matmul, scale (m d, in place), mean.
     """
@@ -145,12 +172,14 @@ def key_value(phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normaliser(phi_q: Tensor, key_mean: Tensor) -> Tensor:
-    """phi(q) . mean of phi(k), one per query and head: (..., m) -> (..., 1). Kernels: product, row sum."""
+    """phi(q) . mean of phi(k), one per query and head: (..., m) -> (..., 1). Kernels: product, row
+    sum."""
     return (phi_q * key_mean).sum(-1, keepdim=True)
 
 
 class ReluFeatures(FeatureMap):
-    """phi(x) = relu(x Omega / (d^1/4 sqrt(m))) + 1e-3 (Performer-ReLU, Choromanski et al. 2021, section 4)."""
+    """phi(x) = relu(x Omega / (d^1/4 sqrt(m))) + 1e-3 (Performer-ReLU, Choromanski et al. 2021,
+    section 4)."""
 
     name = "relu"
     absorbs_queries = True
@@ -159,9 +188,13 @@ class ReluFeatures(FeatureMap):
     def _scale(self) -> float:
         return self.head_dim**-0.25 * self.num_features**-0.5
 
-    def activate_keys(self, y: Tensor, k: Tensor | None, keep: Tensor | None, rows: int) -> tuple[Tensor, None]:
+    def activate_keys(
+        self, y: Tensor, k: Tensor | None, keep: Tensor | None, rows: int
+    ) -> tuple[Tensor, None]:
         """Kernels: relu, add (in place)."""
-        phi = y.clamp_min(0).add_(RELU_EPSILON)  # clamp_min, unlike relu, does not keep its result for the backward pass
+        phi = y.clamp_min(0).add_(
+            RELU_EPSILON
+        )  # clamp_min, unlike relu, does not keep its result for the backward pass
         return phi if keep is None else phi.masked_fill(~keep, 0), None
 
     def activate_queries(self, y: Tensor, shift: None) -> Tensor:
@@ -172,7 +205,8 @@ class ReluFeatures(FeatureMap):
 class EluFeatures(FeatureMap):
     """phi(x) = elu(x) + 1, m = d, no random features (Katharopoulos et al. 2020, equation 7).
 
-    The 1 is the next number above 1 that the dtype holds: a query whose features all underflow attends evenly, not 0 / 0.
+    The 1 is the next number above 1 that the dtype holds: a query whose features all underflow
+    attends evenly, not 0 / 0.
     """
 
     name = "elu"
@@ -190,7 +224,9 @@ class EluFeatures(FeatureMap):
         """x itself. Kernels: none."""
         return x
 
-    def activate_keys(self, y: Tensor, k: Tensor | None, keep: Tensor | None, rows: int) -> tuple[Tensor, None]:
+    def activate_keys(
+        self, y: Tensor, k: Tensor | None, keep: Tensor | None, rows: int
+    ) -> tuple[Tensor, None]:
         """Kernels: elu, add (in place)."""
         phi = nn.functional.elu(y).add_(self._one(y))
         return phi if keep is None else phi.masked_fill(~keep, 0), None
@@ -201,23 +237,28 @@ class EluFeatures(FeatureMap):
 
 
 class FavorFeatures(FeatureMap):
-    """FAVOR+ (Choromanski et al. 2021, lemma 1): phi(x)_j = exp(w_j . x - |x|^2 / 2) / sqrt(m), x scaled by d^-1/4.
+    """FAVOR+ (Choromanski et al. 2021, lemma 1): phi(x)_j = exp(w_j . x - |x|^2 / 2) / sqrt(m), x
+    scaled by d^-1/4.
 
     Stabilised without an epsilon, exactly: with c_j the maximum over keys of w_j . k - |k|^2 / 2,
 
         phi(q) . phi(k)  ~  sum over j of  exp(w_j . q + c_j - a)  exp(w_j . k - |k|^2 / 2 - c_j)
 
-    where a, the maximum over j of w_j . q + c_j, and |q|^2 / 2 belong to the query alone and cancel in the quotient, and
-    c_j cancels within each product. No exponent is above zero, so nothing overflows; the query's largest feature is 1 and
-    meets a key feature that is 1, so the normaliser never underflows. (Performer's single maximum over keys needs an
-    epsilon for that.) c and a are constants to the gradient, since the result does not depend on them.
+    where a, the maximum over j of w_j . q + c_j, and |q|^2 / 2 belong to the query alone and cancel
+    in the quotient, and c_j cancels within each product. No exponent is above zero, so nothing
+    overflows; the query's largest feature is 1 and meets a key feature that is 1, so the normaliser
+    never underflows. (Performer's single maximum over keys needs an epsilon for that.) c and a are
+    constants to the gradient, since the result does not depend on them.
     """
 
     name = "favor"
     absorbs_queries = True
 
-    def activate_keys(self, y: Tensor, k: Tensor | None, keep: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
-        """Kernels: square of k, row sum, subtraction (scaled, in place), maximum over keys, subtraction, exp (both in place).
+    def activate_keys(
+        self, y: Tensor, k: Tensor | None, keep: Tensor | None, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        """Kernels: square of k, row sum, subtraction (scaled, in place), maximum over keys,
+        subtraction, exp (both in place).
 
         The shift c is (b, h, 1, m), or (b, 1, h, m) where ``rows`` is 1.
         """
@@ -229,25 +270,35 @@ class FavorFeatures(FeatureMap):
         return y.sub_(shift).exp_(), shift
 
     def activate_queries(self, y: Tensor, shift: Tensor) -> Tensor:
-        """Kernels: addition of the shift, maximum over features, subtraction, exp (in place but for the maximum).
+        """Kernels: addition of the shift, maximum over features, subtraction, exp (in place but for
+        the maximum).
 
-        The addition is in place only where no gradient is recorded: y may be a view, and autograd answers a change of a
-        view with nine more kernels.
+        The addition is in place only where no gradient is recorded: y may be a view, and autograd
+        answers a change of a view with nine more kernels.
         """
         y = y + shift if y.requires_grad else y.add_(shift)
         return y.sub_(y.detach().amax(-1, keepdim=True)).exp_()
 
 
-FEATURE_MAPS: dict[str, type[FeatureMap]] = {kind.name: kind for kind in (FavorFeatures, ReluFeatures, EluFeatures)}
+FEATURE_MAPS: dict[str, type[FeatureMap]] = {
+    kind.name: kind for kind in (FavorFeatures, ReluFeatures, EluFeatures)
+}
 
 
-def feature_map(kind: str, head_dim: int, num_features: int | None = None, **options: object) -> FeatureMap:
-    """The feature map of that name; options: generator, device, dtype. Raises RequestError for a wrong name or count."""
+def feature_map(
+    kind: str, head_dim: int, num_features: int | None = None, **options: object
+) -> FeatureMap:
+    """The feature map of that name; options: generator, device, dtype. Raises RequestError for a
+    wrong name or count."""
     if kind not in FEATURE_MAPS:
         raise unknown("similarity", kind, FEATURE_MAPS)
     if kind == "elu":
         if num_features not in (None, head_dim):
-            raise RequestError(f"elu + 1 has num_features = head_dim = {head_dim}, got {num_features}; leave num_features out")
+            raise RequestError(
+                f"elu + 1 has num_features = head_dim = {head_dim}, got {num_features}; leave num_features out"
+            )
     elif num_features is None or num_features < 1:
-        raise RequestError(f"num_features must be a positive integer for {kind!r}, got {num_features}; give --num-features")
+        raise RequestError(
+            f"num_features must be a positive integer for {kind!r}, got {num_features}; give --num-features"
+        )
     return FEATURE_MAPS[kind](head_dim=head_dim, num_features=num_features, **options)

@@ -1,4 +1,5 @@
-"""Profiler ranges ``stage:<name>`` around the stages of a mechanism; nothing at all unless switched on."""
+"""Profiler ranges ``stage:<name>`` around the stages of a mechanism; nothing at all unless switched
+on."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,7 +11,8 @@ _enabled = False
 
 
 def stage(name: str) -> AbstractContextManager:
-    """A range for one of ``workload.STAGES``. A shared no-op while ``profiled_stages`` is not active."""
+    """A range for one of ``workload.STAGES``. A shared no-op while ``profiled_stages`` is not
+    active."""
     return torch.profiler.record_function(f"stage:{name}") if _enabled else _NOTHING
 
 

@@ -1,4 +1,5 @@
-"""A canonical case made real: module, inputs, one pass, and the gate that its output must get through."""
+"""A canonical case made real: module, inputs, one pass, and the gate that its output must get
+through."""
 
 import importlib.util
 import math
@@ -19,9 +20,9 @@ from flurka_bench.attention.similarity import FeatureMap, Softmax, feature_map
 from flurka_bench.errors import FlurkaError
 from flurka_bench.workload import Case
 
-# How many times the low-precision reference's own error, root mean square and largest element, an output may be off.
-# Over the ten mechanisms and all dtypes correct outputs come to 0.5 to 1.3 times either; a wrong formula is off by a good
-# part of the result itself.
+# How many times the low-precision reference's own error, root mean square and largest element, an
+# output may be off. Over the ten mechanisms and all dtypes correct outputs come to 0.5 to 1.3 times
+# either; a wrong formula is off by a good part of the result itself.
 RMS_FACTOR = 4.0
 LARGEST_FACTOR = 8.0
 
@@ -49,7 +50,9 @@ class CoreAttention(nn.Module):
 class Workbench:
     """One case, ready to run again and again. Made by ``build``."""
 
-    def __init__(self, case: Case, module: nn.Module, inputs: tuple[Tensor, ...], grad_output: Tensor | None) -> None:
+    def __init__(
+        self, case: Case, module: nn.Module, inputs: tuple[Tensor, ...], grad_output: Tensor | None
+    ) -> None:
         self.case, self.module, self.inputs = case, module, inputs
         self._grad_output = grad_output
         self._call: Callable[..., Tensor] = module
@@ -58,13 +61,17 @@ class Workbench:
             # a step so small that a thousand of them leave the numbers as good as new
             self._optimizer = torch.optim.AdamW(module.parameters(), lr=1e-7, fused=True)
         if case.backend == "compiled":
-            # every case is a new entry under the same code object; falling back to eager would time the wrong thing
-            torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 100_000
+            # every case is a new entry under the same code object; falling back to eager would time
+            # the wrong thing
+            torch._dynamo.config.recompile_limit = (
+                torch._dynamo.config.accumulated_recompile_limit
+            ) = 100_000
             self._call = torch.compile(module, dynamic=False, fullgraph=True)
 
     def run(self) -> Tensor:
-        """One pass, not synchronised. forward: no gradient recorded. train: also the backward pass, and at level model
-        AdamW's step; gradients of the last pass are dropped first, those of this one stay in ``.grad``.
+        """One pass, not synchronised. forward: no gradient recorded. train: also the backward pass,
+        and at level model AdamW's step; gradients of the last pass are dropped first, those of this
+        one stay in ``.grad``.
         """
         if self.case.pass_ == "forward":
             with torch.inference_mode():
@@ -79,22 +86,28 @@ class Workbench:
         return out.detach()
 
     def check(self, num_rows: int = 64) -> None:
-        """Run once and compare ``num_rows`` query rows of up to two batch elements with the float64 reference.
+        """Run once and compare ``num_rows`` query rows of up to two batch elements with the float64
+        reference.
 
-        The tolerance is ``RMS_FACTOR`` resp. ``LARGEST_FACTOR`` times the error of the same reference in the case's dtype.
-        Raises IncorrectOutput for a wrong shape, NaN or Inf anywhere, rows beyond the tolerance, gradients missing or not
-        finite.
+        The tolerance is ``RMS_FACTOR`` resp. ``LARGEST_FACTOR`` times the error of the same
+        reference in the case's dtype. Raises IncorrectOutput for a wrong shape, NaN or Inf
+        anywhere, rows beyond the tolerance, gradients missing or not finite.
         """
         case, device = self.case, self.inputs[0].device
         generator = torch.Generator().manual_seed(case.seq_len)
         batches = torch.randperm(case.batch, generator=generator)[:2].tolist()
-        rows = torch.randperm(case.seq_len, generator=generator)[: max(1, num_rows // len(batches))].to(device)
+        rows = torch.randperm(case.seq_len, generator=generator)[
+            : max(1, num_rows // len(batches))
+        ].to(device)
         # nothing is wider than float64, so its rounding is float32's, scaled
         dtype = getattr(torch, case.dtype)
         rough_dtype = torch.float32 if dtype == torch.float64 else dtype
         per_eps = torch.finfo(dtype).eps / torch.finfo(rough_dtype).eps
         with torch.no_grad():  # before the pass, which at level model changes the weights
-            exact, rough = ([self._reference(i, rows, kind) for i in batches] for kind in (torch.float64, rough_dtype))
+            exact, rough = (
+                [self._reference(i, rows, kind) for i in batches]
+                for kind in (torch.float64, rough_dtype)
+            )
             losses = [per_eps * (r - e) for r, e in zip(rough, exact)]
         out = self.run()
         self._check_whole(out)
@@ -103,12 +116,22 @@ class Workbench:
 
     def _check_whole(self, out: Tensor) -> None:
         case = self.case
-        shape = (*self.inputs[0].shape[:2], case.vocab_size) if case.vocab_size else tuple(self.inputs[0].shape)
+        shape = (
+            (*self.inputs[0].shape[:2], case.vocab_size)
+            if case.vocab_size
+            else tuple(self.inputs[0].shape)
+        )
         if tuple(out.shape) != shape:
-            raise IncorrectOutput(f"{case.case_id}: output has shape {tuple(out.shape)}, not {shape}")
+            raise IncorrectOutput(
+                f"{case.case_id}: output has shape {tuple(out.shape)}, not {shape}"
+            )
         self._check_finite("output", out)
         if case.pass_ == "train":
-            inputs = [(f"input {i}", tensor) for i, tensor in enumerate(self.inputs) if tensor.is_floating_point()]
+            inputs = [
+                (f"input {i}", tensor)
+                for i, tensor in enumerate(self.inputs)
+                if tensor.is_floating_point()
+            ]
             for name, tensor in [*self.module.named_parameters(), *inputs]:
                 if tensor.grad is None:
                     raise IncorrectOutput(f"{case.case_id}: {name} got no gradient")
@@ -117,12 +140,19 @@ class Workbench:
     def _check_finite(self, what: str, tensor: Tensor) -> None:
         if not torch.isfinite(tensor).all():
             count = int((~torch.isfinite(tensor)).sum())
-            raise IncorrectOutput(f"{self.case.case_id}: {count} of {tensor.numel()} elements of the {what} are NaN or Inf")
+            raise IncorrectOutput(
+                f"{self.case.case_id}: {count} of {tensor.numel()} elements of the {what} are NaN or Inf"
+            )
 
     def _check_rows(self, got: Tensor, exact: Tensor, loss: Tensor, batch_index: int) -> None:
         case = self.case
-        for what, factor, size in (("root mean square", RMS_FACTOR, _rms), ("largest element", LARGEST_FACTOR, _largest)):
-            expected = size(loss.nan_to_num(nan=math.inf)) + torch.finfo(getattr(torch, case.dtype)).eps * size(exact)
+        for what, factor, size in (
+            ("root mean square", RMS_FACTOR, _rms),
+            ("largest element", LARGEST_FACTOR, _largest),
+        ):
+            expected = size(loss.nan_to_num(nan=math.inf)) + torch.finfo(
+                getattr(torch, case.dtype)
+            ).eps * size(exact)
             tolerance = min(factor * expected, size(exact) / 2)
             error = size(got - exact)
             if not error <= tolerance:
@@ -133,13 +163,16 @@ class Workbench:
                 )
 
     def _reference(self, batch_index: int, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        """What the output should be at ``rows`` of a batch element, as float64 numbers computed in ``dtype``."""
+        """What the output should be at ``rows`` of a batch element, as float64 numbers computed in
+        ``dtype``."""
         module, inputs = self.module, self.inputs
         if self.case.level == "model":
             return encoder_rows(module, inputs[0], batch_index, rows, dtype).double()
         if self.case.level == "layer":
             return query_rows(layer_problem(module, inputs[0]), batch_index, rows, dtype).double()
-        problem = replace(core_problem(module.similarity, module.compression, self.case.num_heads), qkv=inputs)
+        problem = replace(
+            core_problem(module.similarity, module.compression, self.case.num_heads), qkv=inputs
+        )
         return query_rows(problem, batch_index, rows, dtype).double()
 
     def release(self) -> None:
@@ -153,9 +186,10 @@ class Workbench:
 def build(case: Case, *, seed: int = 0, device: str = "cpu") -> Workbench:
     """Module and inputs of a case (brought into canonical form first).
 
-    Competitors with one seed and one workload get the same q, k, v or x and the same projections, each N(0, 1) resp.
-    N(0, 1 / D); E and F are N(0, 1 / N), so that compressed keys vary as the keys do and the gate stays well conditioned.
-    Raises RequestError for an impossible case and UnsupportedCase for one this device or backend cannot run.
+    Competitors with one seed and one workload get the same q, k, v or x and the same projections,
+    each N(0, 1) resp. N(0, 1 / D); E and F are N(0, 1 / N), so that compressed keys vary as the
+    keys do and the gate stays well conditioned. Raises RequestError for an impossible case and
+    UnsupportedCase for one this device or backend cannot run.
     """
     case = mechanisms.canonical(case)
     if case.backend == "fused":
@@ -171,7 +205,11 @@ def build(case: Case, *, seed: int = 0, device: str = "cpu") -> Workbench:
     else:
         module = _encoder(case, draw)
         shape = (case.batch, case.seq_len)
-        inputs = (draw.tokens(case.vocab_size, *shape) if case.vocab_size else draw("x", *shape, case.model_dim),)
+        inputs = (
+            draw.tokens(case.vocab_size, *shape)
+            if case.vocab_size
+            else draw("x", *shape, case.model_dim),
+        )
     grad_output = None
     if case.pass_ == "train":
         module.train()
@@ -187,7 +225,8 @@ def build(case: Case, *, seed: int = 0, device: str = "cpu") -> Workbench:
 
 
 class _Draws:
-    """Normal numbers by name: the same for the same seed, name, shape and device, whatever else is drawn."""
+    """Normal numbers by name: the same for the same seed, name, shape and device, whatever else is
+    drawn."""
 
     def __init__(self, seed: int, device: torch.device, dtype: torch.dtype) -> None:
         self.seed, self.options = seed, {"device": device, "dtype": dtype}
@@ -197,11 +236,15 @@ class _Draws:
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         device = self.options["device"]
-        return torch.randn(*shape, generator=self.generator(name, device), device=device).to(self.options["dtype"])
+        return torch.randn(*shape, generator=self.generator(name, device), device=device).to(
+            self.options["dtype"]
+        )
 
     def tokens(self, vocab_size: int, *shape: int) -> Tensor:
         device = self.options["device"]
-        return torch.randint(vocab_size, shape, generator=self.generator("tokens", device), device=device)
+        return torch.randint(
+            vocab_size, shape, generator=self.generator("tokens", device), device=device
+        )
 
     @torch.no_grad()
     def fill(self, module: nn.Module, prefix: str) -> None:
@@ -223,7 +266,9 @@ def _choices(case: Case, draw: _Draws, prefix: str = "") -> tuple[nn.Module, Com
     if not mechanism.is_kernel:
         return Softmax(sdpa=mechanism.similarity == "sdpa"), compression
     generator = draw.generator(prefix + "omega")
-    similarity = feature_map(mechanism.similarity, case.head_dim, case.num_features, generator=generator, **draw.options)
+    similarity = feature_map(
+        mechanism.similarity, case.head_dim, case.num_features, generator=generator, **draw.options
+    )
     if case.backend == "fused":
         from flurka_bench.attention.fused import FusedFeatures
 
@@ -232,14 +277,21 @@ def _choices(case: Case, draw: _Draws, prefix: str = "") -> tuple[nn.Module, Com
 
 
 def _layer(case: Case, draw: _Draws, prefix: str = "") -> AttentionLayer:
-    layer = AttentionLayer(case.model_dim, case.num_heads, *_choices(case, draw), order=case.order, **draw.options)
+    layer = AttentionLayer(
+        case.model_dim, case.num_heads, *_choices(case, draw), order=case.order, **draw.options
+    )
     draw.fill(layer, prefix)
     return layer
 
 
 def _encoder(case: Case, draw: _Draws) -> Encoder:
     layers = [
-        EncoderLayer(_layer(case, draw, f"layers.{i}.attention."), case.model_dim, case.ffn_dim, **draw.options)
+        EncoderLayer(
+            _layer(case, draw, f"layers.{i}.attention."),
+            case.model_dim,
+            case.ffn_dim,
+            **draw.options,
+        )
         for i in range(case.num_layers)
     ]
     encoder = Encoder(layers, case.model_dim, case.vocab_size, **draw.options)

@@ -1,4 +1,5 @@
-"""``calibrate``: a hardware profile with numbers measured on the device, or fitted to rows that somebody else measured."""
+"""``calibrate``: a hardware profile with numbers measured on the device, or fitted to rows that
+somebody else measured."""
 
 import math
 import sys
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 NUM_FITTED = 20  # rows of an op and dtype that the fit may see; the rest judge it
-_FIGURE = "microbenchmark."  # prefix in the profile's [measured] of figures that people read and no fit uses
+# prefix in the profile's [measured] of figures that people read and no fit uses
+_FIGURE = "microbenchmark."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """How well one op and dtype is predicted on rows that were not fitted: mean absolute percentage errors (0.05: 5 %)."""
+    """How well one op and dtype is predicted on rows that were not fitted: mean absolute percentage
+    errors (0.05: 5 %)."""
 
     op: str
     dtype: str
@@ -42,19 +45,34 @@ class Fit:
 
 def calibrate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    out: Annotated[Path | None, typer.Option(help="Profile to write; hardware-NAME.toml by default.")] = None,
-    from_: Annotated[
-        list[Path] | None, typer.Option("--from", help="Fit these measured rows (CSV, may be gzipped) instead of measuring.")
+    out: Annotated[
+        Path | None, typer.Option(help="Profile to write; hardware-NAME.toml by default.")
     ] = None,
-    hardware: Annotated[str | None, typer.Option(help="Profile to start from; the device's own by default.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="What to measure, like bfloat16,float32.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Time to measure for; 120s on a GPU, 60s on a CPU.")] = None,
-    rows: Annotated[int, typer.Option(min=5, help="Rows that the fit may see, per op and dtype.")] = NUM_FITTED,
+    from_: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from", help="Fit these measured rows (CSV, may be gzipped) instead of measuring."
+        ),
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Profile to start from; the device's own by default.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="What to measure, like bfloat16,float32.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time to measure for; 120s on a GPU, 60s on a CPU.")
+    ] = None,
+    rows: Annotated[
+        int, typer.Option(min=5, help="Rows that the fit may see, per op and dtype.")
+    ] = NUM_FITTED,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Measure single operators on this device and write a profile that 'predict --hardware FILE' takes.
+    """Measure single operators on this device and write a profile that 'predict --hardware FILE'
+    takes.
 
-    The rows are written beside the profile, so that the fit can be repeated. The report is of rows that were not fitted.
+    The rows are written beside the profile, so that the fit can be repeated. The report is of rows
+    that were not fitted.
 
     Example: flurka-bench calibrate --device cpu --out this-machine.toml
 
@@ -75,12 +93,20 @@ def calibrate(
         profile, measured, about = _measure(device, hardware, dtype, budget)
         groups = _grouped(measured.rows)
         stem = (out or calibrated_file(profile)).with_suffix("")
-        written = _writing(stem, lambda: measured.write_rows(stem))  # before the fit: nothing measured is lost
-    figures = {_FIGURE + name: value for name, value in measured.figures.items()} if measured else {}
+        written = _writing(
+            stem, lambda: measured.write_rows(stem)
+        )  # before the fit: nothing measured is lost
+    figures = (
+        {_FIGURE + name: value for name, value in measured.figures.items()} if measured else {}
+    )
     profile = profile.with_measured({**profile.measured, **figures}, profile.measured_about)
     profile, fits = fit(_forget(profile, groups), groups, rows)
     about |= {"date": time.strftime("%Y-%m-%d"), "num_rows": sum(len(group) for group in groups)}
-    about |= {f"error.{each.op}.{each.dtype}": round(each.after, 4) for each in fits if each.after is not None}
+    about |= {
+        f"error.{each.op}.{each.dtype}": round(each.after, 4)
+        for each in fits
+        if each.after is not None
+    }
     profile = profile.with_measured(profile.measured, about)
     target = out or calibrated_file(profile)
     _writing(target, lambda: target.write_text(write_profile(profile), encoding="utf-8"))
@@ -108,8 +134,11 @@ def _writing(target: Path, write: Callable[[], T]) -> T:
         raise RequestError(f"cannot write --out {str(target)!r}: {error.strerror}") from None
 
 
-def fit(profile: "Profile", groups: "Iterable[Rows]", num_fitted: int = NUM_FITTED, seed: int = 0) -> "tuple[Profile, list[Fit]]":
-    """Calibrate the profile on up to ``num_fitted`` stratified rows of each group and judge it on the others.
+def fit(
+    profile: "Profile", groups: "Iterable[Rows]", num_fitted: int = NUM_FITTED, seed: int = 0
+) -> "tuple[Profile, list[Fit]]":
+    """Calibrate the profile on up to ``num_fitted`` stratified rows of each group and judge it on
+    the others.
 
     Of a small group a third is held out; below six rows nothing is, and no error is stated.
     """
@@ -127,9 +156,22 @@ def fit(profile: "Profile", groups: "Iterable[Rows]", num_fitted: int = NUM_FITT
         try:
             operator = operator_of(group)
         except RequestError as error:
-            fits.append(Fit(**about, num_fitted=0, num_held_out=len(group), before=None, after=None, note=str(error)))
+            fits.append(
+                Fit(
+                    **about,
+                    num_fitted=0,
+                    num_held_out=len(group),
+                    before=None,
+                    after=None,
+                    note=str(error),
+                )
+            )
             continue
-        count = len(group) if len(group) < 6 else min(num_fitted, len(group) - math.ceil(len(group) / 3))
+        count = (
+            len(group)
+            if len(group) < 6
+            else min(num_fitted, len(group) - math.ceil(len(group) / 3))
+        )
         chosen = np.zeros(len(group), dtype=bool)
         chosen[stratified(operator.features(group), count, seed)] = True
         before, profile = profile, calibrate_rows(profile, group.take(chosen))
@@ -137,13 +179,25 @@ def fit(profile: "Profile", groups: "Iterable[Rows]", num_fitted: int = NUM_FITT
         errors: list[float | None] = [None, None]
         if len(held_out):
             predicted = (operator.predict(each, held_out, None) for each in (before, profile))
-            errors = [float(np.mean(absolute_percentage_error(each, held_out.seconds))) / 100 for each in predicted]
-        fits.append(Fit(**about, num_fitted=int(chosen.sum()), num_held_out=len(held_out), before=errors[0], after=errors[1]))
+            errors = [
+                float(np.mean(absolute_percentage_error(each, held_out.seconds))) / 100
+                for each in predicted
+            ]
+        fits.append(
+            Fit(
+                **about,
+                num_fitted=int(chosen.sum()),
+                num_held_out=len(held_out),
+                before=errors[0],
+                after=errors[1],
+            )
+        )
     return profile, fits
 
 
 def _fit_cpu(profile: "Profile", groups: "list[Rows]", seed: int) -> "tuple[Profile, list[Fit]]":
-    """As ``fit``, all ops of a dtype at once: two thirds of each op's rows judge the last third, then all rows are fitted."""
+    """As ``fit``, all ops of a dtype at once: two thirds of each op's rows judge the last third,
+    then all rows are fitted."""
     import numpy as np
 
     from flurka_bench.cost.cpu_rows import calibrate_cpu, features, op_of, predict_rows
@@ -155,7 +209,12 @@ def _fit_cpu(profile: "Profile", groups: "list[Rows]", seed: int) -> "tuple[Prof
             op_of(group)
             known.append(group)
         except RequestError as error:
-            about = {"op": group.op, "dtype": group.dtype, "num_fitted": 0, "num_held_out": len(group)}
+            about = {
+                "op": group.op,
+                "dtype": group.dtype,
+                "num_fitted": 0,
+                "num_held_out": len(group),
+            }
             fits.append(Fit(**about, before=None, after=None, note=str(error)))
     for dtype in dict.fromkeys(group.dtype for group in known):
         own = [group for group in known if group.dtype == dtype]
@@ -172,14 +231,18 @@ def _fit_cpu(profile: "Profile", groups: "list[Rows]", seed: int) -> "tuple[Prof
             errors: list[float | None] = [None, None]
             if len(held_out):
                 predicted = (predict_rows(each, held_out) for each in (before, judged))
-                errors = [float(np.mean(absolute_percentage_error(each, held_out.seconds))) / 100 for each in predicted]
+                errors = [
+                    float(np.mean(absolute_percentage_error(each, held_out.seconds))) / 100
+                    for each in predicted
+                ]
             numbers = {"num_fitted": len(group), "num_held_out": len(held_out)}
             fits.append(Fit(op=group.op, dtype=dtype, before=errors[0], after=errors[1], **numbers))
     return profile, fits
 
 
 def _rows_of(profile: "Profile", paths: list[Path]) -> "list[Rows]":
-    """The files' rows of this device: all of them where they name no device, or only one that no profile is known by."""
+    """The files' rows of this device: all of them where they name no device, or only one that no
+    profile is known by."""
     from flurka_bench.cost.fitting import read_rows
 
     groups = [group for path in paths for group in read_rows(path)]
@@ -187,7 +250,9 @@ def _rows_of(profile: "Profile", paths: list[Path]) -> "list[Rows]":
     mine = [group for group in groups if group.device in own]
     devices = sorted({group.device for group in groups})
     if not mine and len(devices) > 1:
-        raise RequestError(f"no row is of {profile.name!r}; the files hold {', '.join(devices)} (choose with --hardware)")
+        raise RequestError(
+            f"no row is of {profile.name!r}; the files hold {', '.join(devices)} (choose with --hardware)"
+        )
     return mine or groups
 
 
@@ -206,7 +271,11 @@ def _grouped(rows: list[dict[str, Any]]) -> "list[Rows]":
             op=op,
             dtype=dtype,
             device=group[0]["device"],
-            columns={name: np.array([float(row[name]) for row in group]) for name in group[0] if name not in words},
+            columns={
+                name: np.array([float(row[name]) for row in group])
+                for name in group[0]
+                if name not in words
+            },
             seconds=np.array([row["latency_ms"] for row in group]) * 1e-3,
         )
         for (op, dtype), group in sorted(groups.items())
@@ -216,7 +285,8 @@ def _grouped(rows: list[dict[str, Any]]) -> "list[Rows]":
 def _measure(
     name: str, hardware: str | None, dtype: str | None, budget: str | None
 ) -> "tuple[Profile, Calibration, dict[str, Any]]":
-    """Measure the device; the profile to start from, what was measured, and under which conditions."""
+    """Measure the device; the profile to start from, what was measured, and under which
+    conditions."""
     dtypes = comma_list(dtype, one_of(DTYPES, "--dtype"), "--dtype") if dtype else None
     budget_s = parse_seconds(budget, "--budget") if budget else None
     from flurka_bench.measure import environment, microbenchmarks
@@ -226,7 +296,9 @@ def _measure(
     captured = environment.capture(device)
     for warning in environment.warnings(captured):
         print(f"warning: {warning}", file=sys.stderr)
-    measured = microbenchmarks.measure(device, dtypes=dtypes, budget_s=budget_s, on_progress=_progress())
+    measured = microbenchmarks.measure(
+        device, dtypes=dtypes, budget_s=budget_s, on_progress=_progress()
+    )
     profile = load_targets(hardware)[0] if hardware else _own_profile(device, measured)
     about = {
         "source": f"measured on {measured.device} in {measured.seconds:.0f} s",
@@ -237,12 +309,17 @@ def _measure(
 
 
 def _forget(profile: "Profile", groups: "list[Rows]") -> "Profile":
-    """The profile without what was measured before for the ops of these rows: a fit starts at the shared constants."""
+    """The profile without what was measured before for the ops of these rows: a fit starts at the
+    shared constants."""
     from flurka_bench.cost.operators import OPERATORS
 
     known = {op: operator for operator in OPERATORS for op in operator.ops}
     prefixes = tuple(known[group.op].prefix(group) for group in groups if group.op in known)
-    kept = {name: value for name, value in profile.measured.items() if not (prefixes and name.startswith(prefixes))}
+    kept = {
+        name: value
+        for name, value in profile.measured.items()
+        if not (prefixes and name.startswith(prefixes))
+    }
     return profile.with_measured(kept, profile.measured_about)
 
 
@@ -258,10 +335,14 @@ def _own_profile(device: "Device", measured: "Calibration") -> "Profile":
     if shipped is not None:
         return shipped
     properties = device.torch.cuda.get_device_properties(device.index)
-    clock_khz, memory_khz = (getattr(properties, name, 0) for name in ("clock_rate", "memory_clock_rate"))
+    clock_khz, memory_khz = (
+        getattr(properties, name, 0) for name in ("clock_rate", "memory_clock_rate")
+    )
     clock_hz = clock_khz * 1e3 or (device.nvml.default_clock_mhz or 0 if device.nvml else 0) * 1e6
     if not clock_hz:
-        raise RequestError(f"{measured.device} does not report its clock: write a profile for it and pass --hardware FILE")
+        raise RequestError(
+            f"{measured.device} does not report its clock: write a profile for it and pass --hardware FILE"
+        )
     copied = measured.figures.get("copy_bandwidth_bytes_per_s", 0.0)
     return from_cuda_properties(
         measured.device,
@@ -276,7 +357,8 @@ def _own_profile(device: "Device", measured: "Calibration") -> "Profile":
 
 
 def _progress() -> Any:
-    """A callback: one line that rewrites itself on a terminal, a line each tenth elsewhere. On stderr: stdout may be JSON."""
+    """A callback: one line that rewrites itself on a terminal, a line each tenth elsewhere. On
+    stderr: stdout may be JSON."""
     tty = sys.stderr.isatty()
     last = -1
 
@@ -295,14 +377,22 @@ def _progress() -> Any:
 def _report(fits: list[Fit], measured: "Calibration | None") -> None:
     if measured:
         print_table(
-            ("figure", "value"), [(name, f"{value:.4g}") for name, value in measured.figures.items()], title=measured.device
+            ("figure", "value"),
+            [(name, f"{value:.4g}") for name, value in measured.figures.items()],
+            title=measured.device,
         )
         for text in measured.left_out:
             print(f"left out: {text}")
         print()
-    percent = [(each, *("" if error is None else f"{error:.1%}" for error in (each.before, each.after))) for each in fits]
+    percent = [
+        (each, *("" if error is None else f"{error:.1%}" for error in (each.before, each.after)))
+        for each in fits
+    ]
     print_table(
         ("op", "dtype", "rows fitted", "held out", "error before", "error after", "note"),
-        [(each.op, each.dtype, each.num_fitted, each.num_held_out, before, after, each.note) for each, before, after in percent],
+        [
+            (each.op, each.dtype, each.num_fitted, each.num_held_out, before, after, each.note)
+            for each, before, after in percent
+        ],
         title="Mean absolute percentage error on rows that were not fitted",
     )

@@ -13,7 +13,8 @@ T = TypeVar("T")
 
 
 def comma_list(text: str, convert: Callable[[str], T], option: str) -> list[T]:
-    """``"128,256"`` -> [128, 256]; RequestError names the option and the entry that does not fit."""
+    """``"128,256"`` -> [128, 256]; RequestError names the option and the entry that does not
+    fit."""
     entries = [entry.strip() for entry in str(text).split(",")]
     if not all(entries):
         raise RequestError(f"{option} takes one value or a comma list without gaps, got {text!r}")
@@ -29,7 +30,8 @@ def comma_list(text: str, convert: Callable[[str], T], option: str) -> list[T]:
 
 
 def positive_int(option: str) -> Callable[[str], int]:
-    """A converter for sizes: a whole number from 1 to 2^40, or a RequestError that names the option."""
+    """A converter for sizes: a whole number from 1 to 2^40, or a RequestError that names the
+    option."""
 
     def convert(text: str) -> int:
         try:
@@ -70,7 +72,9 @@ def _plain(value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     """Print a value as strict JSON (nan and infinities become null)."""
-    sys.stdout.write(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(
+        json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
@@ -86,7 +90,9 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: st
             table.add_row(*[escape(cell) for cell in row])
         Console().print(table)
         return
-    widths = [max(len(line[column]) for line in [list(headers), *rows]) for column in range(len(headers))]
+    widths = [
+        max(len(line[column]) for line in [list(headers), *rows]) for column in range(len(headers))
+    ]
     if title:
         print(title)
     for line in [list(headers), ["-" * width for width in widths], *rows]:

@@ -19,9 +19,16 @@ _SHOWN = 30
 def compare(
     run_a: Annotated[Path, typer.Argument(help="The run before: a folder that 'run' wrote.")],
     run_b: Annotated[Path, typer.Argument(help="The run after.")],
-    fail: Annotated[str | None, typer.Option(help="Exit 1 if a case of B is slower by more than this, e.g. 5%.")] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Print every case and speedup, not only what changed most.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the whole comparison as JSON.")] = False,
+    fail: Annotated[
+        str | None, typer.Option(help="Exit 1 if a case of B is slower by more than this, e.g. 5%.")
+    ] = None,
+    all_: Annotated[
+        bool,
+        typer.Option("--all", help="Print every case and speedup, not only what changed most."),
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the whole comparison as JSON.")
+    ] = False,
 ) -> None:
     """Compare two runs: what differs around them, then each case, then each speedup.
 
@@ -40,14 +47,22 @@ def compare(
         if not json:
             print(f"\n{len(found.regressions)} cases regressed past {fail}:")
             for case in found.regressions:
-                how = f"{1 / case.ratio - 1:+.1%} time" if case.ratio else f"{case.status_a} -> {case.status_b}"
+                how = (
+                    f"{1 / case.ratio - 1:+.1%} time"
+                    if case.ratio
+                    else f"{case.status_a} -> {case.status_b}"
+                )
                 print(f"  {case.case_id}: {how}")
         raise typer.Exit(1)
 
 
 def _print(found: "Comparison", everything: bool) -> None:
     if found.differences:
-        print_table(("differs", "A", "B"), [(item.name, item.a, item.b) for item in found.differences], title="Around the runs")
+        print_table(
+            ("differs", "A", "B"),
+            [(item.name, item.a, item.b) for item in found.differences],
+            title="Around the runs",
+        )
     else:
         print("Around the runs: no difference in suite, device, versions or settings")
     for name, ids in (("A", found.only_a), ("B", found.only_b)):
@@ -55,14 +70,26 @@ def _print(found: "Comparison", everything: bool) -> None:
             print(f"only in {name}: {len(ids)} cases ({ids[0]}{', ...' if len(ids) > 1 else ''})")
     counts = Counter(case.verdict for case in found.cases)
     tally = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none in common"
-    common = f"; the median case of B takes {1 / found.common_ratio:.3f} of A's time" if found.common_ratio else ""
+    common = (
+        f"; the median case of B takes {1 / found.common_ratio:.3f} of A's time"
+        if found.common_ratio
+        else ""
+    )
     print(f"\nCases, B against A: {tally}{common}")
-    _print_cases([case for case in found.cases if everything or case.verdict not in ("SAME", "AMBIGUOUS")], everything)
+    _print_cases(
+        [case for case in found.cases if everything or case.verdict not in ("SAME", "AMBIGUOUS")],
+        everything,
+    )
     flipped = [change for change in found.speedups if change.flipped]
     counts = Counter(change.verdict for change in found.speedups)
     gained = f"{counts['FASTER']} grew, {counts['SLOWER']} shrank, {counts['SAME']} stayed, {counts['AMBIGUOUS']} ambiguous"
-    print(f"\nSpeedups of FLuRKA, B against A: {gained}; {len(flipped)} flipped between FASTER and SLOWER")
-    _print_speedups([c for c in found.speedups if everything or c.flipped or c.verdict in ("FASTER", "SLOWER")], everything)
+    print(
+        f"\nSpeedups of FLuRKA, B against A: {gained}; {len(flipped)} flipped between FASTER and SLOWER"
+    )
+    _print_speedups(
+        [c for c in found.speedups if everything or c.flipped or c.verdict in ("FASTER", "SLOWER")],
+        everything,
+    )
 
 
 def _print_cases(cases: "list[CaseChange]", everything: bool) -> None:
@@ -95,7 +122,10 @@ def _print_speedups(changes: "list[SpeedupChange]", everything: bool) -> None:
             ("workload", "against", "A", "B", "change", "interval", "verdicts"),
             [
                 (
-                    " ".join(f"{name}={change.cell[name]}" for name in ("level", "pass", "seq_len", "rank", "num_features")),
+                    " ".join(
+                        f"{name}={change.cell[name]}"
+                        for name in ("level", "pass", "seq_len", "rank", "num_features")
+                    ),
                     change.baseline,
                     format_ratio(change.a),
                     format_ratio(change.b),

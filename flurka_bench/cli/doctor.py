@@ -10,9 +10,12 @@ from flurka_bench.cli.common import print_json, print_table
 
 def doctor(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print findings and environment as JSON.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print findings and environment as JSON.")
+    ] = False,
 ) -> None:
-    """Print what a measurement here would stand on, each line with a judgement and advice; exit 1 if anything is bad.
+    """Print what a measurement here would stand on, each line with a judgement and advice; exit 1
+    if anything is bad.
 
     Example: flurka-bench doctor --device cpu
     """
@@ -23,11 +26,20 @@ def doctor(
     findings = environment.judge(captured)
     bad = sum(finding.judgement == "bad" for finding in findings)
     if json:
-        print_json({"ok": not bad, "findings": [asdict(finding) for finding in findings], "environment": captured})
+        print_json(
+            {
+                "ok": not bad,
+                "findings": [asdict(finding) for finding in findings],
+                "environment": captured,
+            }
+        )
     else:
         print_table(
             ("", "what", "found", "advice"),
-            [(finding.judgement, finding.name, finding.value, finding.advice) for finding in findings],
+            [
+                (finding.judgement, finding.name, finding.value, finding.advice)
+                for finding in findings
+            ],
         )
         warned = sum(finding.judgement == "warn" for finding in findings)
         print(f"\n{len(findings) - bad - warned} ok, {warned} warn, {bad} bad")

@@ -18,8 +18,12 @@ FORMATS = ("csv", "parquet", "json", "markdown")
 
 def export(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that 'run' wrote.")],
-    format_: Annotated[str, typer.Option("--format", help="csv, parquet, json or markdown.")] = "csv",
-    out: Annotated[Path | None, typer.Option(help="The file to write; else standard output.")] = None,
+    format_: Annotated[
+        str, typer.Option("--format", help="csv, parquet, json or markdown.")
+    ] = "csv",
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write; else standard output.")
+    ] = None,
 ) -> None:
     """Write all records as one table; each row keeps the run and device it is from.
 
@@ -44,7 +48,8 @@ def export(
 
 
 def render(frame: "pd.DataFrame", format_: str) -> bytes:
-    """A frame of records in one of ``FORMATS``. Lists and tables are nested in JSON and Parquet, JSON text in CSV."""
+    """A frame of records in one of ``FORMATS``. Lists and tables are nested in JSON and Parquet,
+    JSON text in CSV."""
     match format_:
         case "csv":
             return _as_text(frame).to_csv(index=False, lineterminator="\n").encode()
@@ -55,9 +60,13 @@ def render(frame: "pd.DataFrame", format_: str) -> bytes:
     try:
         import pyarrow  # noqa: F401
     except ImportError:
-        raise RequestError("parquet needs pyarrow: pip install 'flurka-bench[parquet]', or use --format csv") from None
+        raise RequestError(
+            "parquet needs pyarrow: pip install 'flurka-bench[parquet]', or use --format csv"
+        ) from None
     # Tables (stages, stamps) have other keys in other rows: as JSON text their column has one type.
-    tables = [name for name in frame if frame[name].map(lambda value: isinstance(value, dict)).any()]
+    tables = [
+        name for name in frame if frame[name].map(lambda value: isinstance(value, dict)).any()
+    ]
     return _as_text(frame, tables).to_parquet(None, index=False)
 
 
@@ -69,19 +78,30 @@ def _dumps(value: Any) -> str:
 
 def _json(frame: "pd.DataFrame") -> str:
     """One list of records, null for what a record lacks; whole numbers stay whole."""
-    return _dumps([{key: _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]) + "\n"
+    return (
+        _dumps(
+            [{key: _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
+        )
+        + "\n"
+    )
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and value != value:
         return None
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+    return (
+        int(value)
+        if isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+        else value
+    )
 
 
 def _as_text(frame: "pd.DataFrame", columns: list[str] | None = None) -> "pd.DataFrame":
     frame = frame.copy()
     for name in columns if columns is not None else frame.columns:
-        frame[name] = frame[name].map(lambda value: _dumps(value) if isinstance(value, (list, dict)) else value)
+        frame[name] = frame[name].map(
+            lambda value: _dumps(value) if isinstance(value, (list, dict)) else value
+        )
     if columns is None:
         whole = [name for name in frame.select_dtypes("float") if _is_whole(frame[name])]
         frame = frame.astype(dict.fromkeys(whole, "Int64"))
@@ -114,5 +134,9 @@ def _markdown(frame: "pd.DataFrame") -> str:
             format_seconds(row["predicted_s"]),
             format_bytes(row["peak_memory_bytes"]),
         ]
-        lines.append("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        lines.append(
+            "| "
+            + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells)
+            + " |"
+        )
     return "\n".join(lines) + "\n"

@@ -1,4 +1,5 @@
-"""``hardware list`` and ``hardware show``: the targets that can be predicted, figure by figure with its source."""
+"""``hardware list`` and ``hardware show``: the targets that can be predicted, figure by figure with
+its source."""
 
 from typing import Annotated
 
@@ -19,7 +20,9 @@ def _summary(name: str) -> dict:
     from flurka_bench.hardware import load
 
     profile = load(name)
-    peak = max(profile.peak_flops.get("tensor.bfloat16", 0), profile.peak_flops.get("tensor.float16", 0))
+    peak = max(
+        profile.peak_flops.get("tensor.bfloat16", 0), profile.peak_flops.get("tensor.float16", 0)
+    )
     return {
         "name": profile.name,
         "aliases": list(profile.aliases),
@@ -48,7 +51,17 @@ def list_(json: Json = False) -> None:
     if json:
         print_json(rows)
         return
-    headers = ("name", "also", "SMs", "float32 TFLOP/s", "16-bit tensor TFLOP/s", "memory", "bandwidth", "L2", "figures")
+    headers = (
+        "name",
+        "also",
+        "SMs",
+        "float32 TFLOP/s",
+        "16-bit tensor TFLOP/s",
+        "memory",
+        "bandwidth",
+        "L2",
+        "figures",
+    )
     print_table(
         headers,
         [
@@ -70,7 +83,10 @@ def list_(json: Json = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A target's name or alias, or the path of a profile (.toml).")], json: Json = False
+    name: Annotated[
+        str, typer.Argument(help="A target's name or alias, or the path of a profile (.toml).")
+    ],
+    json: Json = False,
 ) -> None:
     """Show every figure of one target with its unit and source, and what was measured on it.
 
@@ -79,21 +95,35 @@ def show(
     from flurka_bench.hardware import load
 
     profile = load(name)
-    figures = {**profile.datasheet, **{f"peak {unit}": figure for unit, figure in profile.peaks.items()}}
+    figures = {
+        **profile.datasheet,
+        **{f"peak {unit}": figure for unit, figure in profile.peaks.items()},
+    }
     if json:
         record = _summary(name)
         record["sources"] = dict(profile.sources)
         record["figures"] = {
-            key: {"value": figure.value, "unit": figure.unit, "source": figure.source, "note": figure.note}
+            key: {
+                "value": figure.value,
+                "unit": figure.unit,
+                "source": figure.source,
+                "note": figure.note,
+            }
             for key, figure in figures.items()
         }
-        record["measured"], record["measured_about"] = dict(profile.measured), dict(profile.measured_about)
+        record["measured"], record["measured_about"] = (
+            dict(profile.measured),
+            dict(profile.measured_about),
+        )
         print_json(record)
         return
     print(f"{profile.title} ({profile.name}), {profile.architecture}")
     print_table(
         ("figure", "value", "unit", "source", "note"),
-        [(key, f"{figure.value:.6g}", figure.unit, figure.source, figure.note) for key, figure in figures.items()],
+        [
+            (key, f"{figure.value:.6g}", figure.unit, figure.source, figure.note)
+            for key, figure in figures.items()
+        ],
     )
     print("\nSources: " + "; ".join(f"{key}: {text}" for key, text in profile.sources.items()))
     if not profile.is_calibrated:

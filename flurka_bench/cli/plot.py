@@ -14,24 +14,49 @@ if TYPE_CHECKING:
 
     from flurka_bench.hardware import Profile
 
-KINDS = ("heatmap", "scaling", "predicted", "crossover", "roofline", "stages", "pareto", "error", "memory", "devices")
+KINDS = (
+    "heatmap",
+    "scaling",
+    "predicted",
+    "crossover",
+    "roofline",
+    "stages",
+    "pareto",
+    "error",
+    "memory",
+    "devices",
+)
 MAX_MAPS = 12  # heat maps of one call, largest first; --level and the like choose others
 
 
 def plot(
     run: Annotated[list[Path], typer.Argument(help="One or several run folders.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; RUN/plots by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures; RUN/plots by default.")
+    ] = None,
     kind: Annotated[str, typer.Option(help=f"all, or a comma list of {', '.join(KINDS)}.")] = "all",
-    subject: Annotated[str, typer.Option(help="Whose speedup: flurka (the fastest of them) or a mechanism.")] = "flurka",
-    baseline: Annotated[str, typer.Option(help="Over whom: best-other, strong-…, paper-… or a mechanism.")] = "best-other",
-    x: Annotated[str | None, typer.Option("--x", help="Axis across; by default the one with most values.")] = None,
+    subject: Annotated[
+        str, typer.Option(help="Whose speedup: flurka (the fastest of them) or a mechanism.")
+    ] = "flurka",
+    baseline: Annotated[
+        str, typer.Option(help="Over whom: best-other, strong-…, paper-… or a mechanism.")
+    ] = "best-other",
+    x: Annotated[
+        str | None, typer.Option("--x", help="Axis across; by default the one with most values.")
+    ] = None,
     y: Annotated[str | None, typer.Option("--y", help="Axis up.")] = None,
-    hardware: Annotated[str | None, typer.Option(help="Profile for the roofline; by default the run's device.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON and no map.")] = False,
+    hardware: Annotated[
+        str | None, typer.Option(help="Profile for the roofline; by default the run's device.")
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the paths as JSON and no map.")
+    ] = False,
 ) -> None:
-    """Draw a run: speedup maps, scaling, crossovers, roofline, stages, memory, and the model beside the clock (PNG and SVG).
+    """Draw a run: speedup maps, scaling, crossovers, roofline, stages, memory, and the model beside
+    the clock (PNG and SVG).
 
-    Example: flurka-bench plot results/layer-cpu --kind heatmap --baseline strong-kernel --x num_features --y rank
+    Example: flurka-bench plot results/layer-cpu --kind heatmap --baseline strong-kernel --x
+        num_features --y rank
     """
     from flurka_bench.analysis.speedup import prepare, speedups
     from flurka_bench.plots import heatmap, style, terminal
@@ -45,7 +70,9 @@ def plot(
     folder = out or run[0] / "plots"
     paths = []
     for name in kinds:
-        for stem, figure in _figures(name, frame, cells, across, up, _profile(found[0].meta, hardware)):
+        for stem, figure in _figures(
+            name, frame, cells, across, up, _profile(found[0].meta, hardware)
+        ):
             paths += style.save(figure, folder / stem)
     if json:
         print_json([str(path) for path in paths])
@@ -60,7 +87,12 @@ def plot(
 
 
 def _figures(
-    kind: str, frame: "pd.DataFrame", cells: "pd.DataFrame", x: str, y: str, profile: "Profile | None"
+    kind: str,
+    frame: "pd.DataFrame",
+    cells: "pd.DataFrame",
+    x: str,
+    y: str,
+    profile: "Profile | None",
 ) -> "list[tuple[str, Figure]]":
     from flurka_bench.analysis.speedup import all_speedups
     from flurka_bench.plots import curves, heatmap, model, tradeoff
@@ -71,14 +103,21 @@ def _figures(
         case "heatmap":
             maps = heatmap.grids(cells, x, y)[:MAX_MAPS] or [None]
             stem = f"heatmap-{subject}-{baseline}"
-            return [(stem if i == 0 else f"{stem}-{i + 1}", heatmap.heat_map(cells, x, y, which=i)) for i in range(len(maps))]
+            return [
+                (stem if i == 0 else f"{stem}-{i + 1}", heatmap.heat_map(cells, x, y, which=i))
+                for i in range(len(maps))
+            ]
         case "scaling":
             return [("scaling", curves.scaling_curves(frame))]
         case "predicted":
             return [("predicted", model.predicted_against_measured(frame))]
         case "crossover":
-            every = all_speedups(frame, subject, ["best-other", "strong-low-rank", "strong-kernel", "paper-low-rank"])
-            axes = [axis for axis in ("rank", "num_features", "seq_len") if every[axis].nunique() > 1] or ["rank"]
+            every = all_speedups(
+                frame, subject, ["best-other", "strong-low-rank", "strong-kernel", "paper-low-rank"]
+            )
+            axes = [
+                axis for axis in ("rank", "num_features", "seq_len") if every[axis].nunique() > 1
+            ] or ["rank"]
             return [(f"crossover-{axis}", curves.crossover_curves(every, axis)) for axis in axes]
         case "roofline":
             rows = _typical(frame)
@@ -88,13 +127,20 @@ def _figures(
             peak = profile.peaks[profile.matmul_unit(dtype)].value
             roof = "calibrated" if profile.is_calibrated else "datasheet"
             title = f"{profile.title}, {dtype}; roof: {roof}"
-            return [("roofline", model.roofline(rows, peak, profile.memory_bandwidth_bytes_per_s, title))]
+            return [
+                (
+                    "roofline",
+                    model.roofline(rows, peak, profile.memory_bandwidth_bytes_per_s, title),
+                )
+            ]
         case "stages":
             rows = _typical(frame)
             return [("stages", model.stage_bars(rows, _title(rows)))]
         case "pareto":
             rows = _workload(frame)
-            return [("pareto-memory", tradeoff.pareto(rows, "peak_memory_bytes", title=_title(rows)))]
+            return [
+                ("pareto-memory", tradeoff.pareto(rows, "peak_memory_bytes", title=_title(rows)))
+            ]
         case "error":
             return [("model-error", model.error_map(frame, x, y))]
         case "memory":
@@ -119,11 +165,20 @@ def _typical(frame: "pd.DataFrame") -> "pd.DataFrame":
     """At the largest workload and the middle k and m: the fastest form of each mechanism."""
     rows = _workload(frame)
     for knob in ("rank", "num_features"):
-        tested = sorted(set(rows.loc[~rows["mechanism"].str.endswith("-elu"), knob]) - {0}) if len(rows) else []
+        tested = (
+            sorted(set(rows.loc[~rows["mechanism"].str.endswith("-elu"), knob]) - {0})
+            if len(rows)
+            else []
+        )
         if tested:
             middle = tested[len(tested) // 2]
-            rows = rows[rows[knob].isin([0, middle]) | (rows["mechanism"].str.endswith("-elu") & (knob == "num_features"))]
-    return rows.loc[rows.groupby("mechanism", sort=False)["seconds"].idxmin()] if len(rows) else rows
+            rows = rows[
+                rows[knob].isin([0, middle])
+                | (rows["mechanism"].str.endswith("-elu") & (knob == "num_features"))
+            ]
+    return (
+        rows.loc[rows.groupby("mechanism", sort=False)["seconds"].idxmin()] if len(rows) else rows
+    )
 
 
 def _title(rows: "pd.DataFrame") -> str:
@@ -142,4 +197,8 @@ def _profile(meta: Mapping[str, Any], hardware: str | None) -> "Profile | None":
     device = str(meta.get("device", ""))
     own = own_profile(None if cpu_name() in device else device)
     threads = (meta.get("environment", {}).get("torch") or {}).get("num_threads")
-    return detect_cpu(threads) if own is not None and own.vendor == "cpu" and not own.is_calibrated else own
+    return (
+        detect_cpu(threads)
+        if own is not None and own.vendor == "cpu" and not own.is_calibrated
+        else own
+    )

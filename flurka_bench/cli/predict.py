@@ -13,19 +13,27 @@ from flurka_bench.units import format_bytes, format_seconds
 from flurka_bench.workload import CHOICES, SIZES
 
 # What ``predict`` computes where an option is not given: the table of a first look.
-DEFAULT_MECHANISMS = "full-math,full-sdpa,low-rank,low-rank-sdpa,kernel-relu,flurka-relu,kernel-favor,flurka-favor"
+DEFAULT_MECHANISMS = (
+    "full-math,full-sdpa,low-rank,low-rank-sdpa,kernel-relu,flurka-relu,kernel-favor,flurka-favor"
+)
 
 
 def predict(
     hardware: Annotated[
-        str, typer.Option(help="Targets: names or aliases, profile files (.toml), or cpu for this machine.")
+        str,
+        typer.Option(
+            help="Targets: names or aliases, profile files (.toml), or cpu for this machine."
+        ),
     ] = "cpu",
     mechanism: Annotated[str, typer.Option(help="Mechanisms.")] = DEFAULT_MECHANISMS,
     level: Annotated[str, typer.Option(help="core, layer, model.")] = "core",
     pass_: Annotated[str, typer.Option("--pass", help="forward, train.")] = "forward",
     backend: Annotated[str, typer.Option(help="eager, compiled, fused.")] = "eager",
     order: Annotated[
-        str, typer.Option(help="project_first, compress_first, absorbed, or best: the fastest that the mechanism has.")
+        str,
+        typer.Option(
+            help="project_first, compress_first, absorbed, or best: the fastest that the mechanism has."
+        ),
     ] = "best",
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1",
     num_heads: Annotated[str, typer.Option(help="Numbers of heads.")] = "8",
@@ -34,18 +42,31 @@ def predict(
     rank: Annotated[str, typer.Option(help="Rows that keys and values are compressed to.")] = "256",
     num_features: Annotated[str, typer.Option(help="Widths of the feature map.")] = "64",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64.")] = "float32",
-    launch: Annotated[str, typer.Option(help="eager (the host dispatches), graph, or none (device time alone).")] = "eager",
-    cache: Annotated[str, typer.Option(help="warm (the case runs again and again) or cold.")] = "warm",
+    launch: Annotated[
+        str, typer.Option(help="eager (the host dispatches), graph, or none (device time alone).")
+    ] = "eager",
+    cache: Annotated[
+        str, typer.Option(help="warm (the case runs again and again) or cold.")
+    ] = "warm",
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Predict seconds, with a 90 % band, for cases on hardware that need not be at hand. Options take comma lists.
+    """Predict seconds, with a 90 % band, for cases on hardware that need not be at hand. Options
+    take comma lists.
 
-    Example: flurka-bench predict --hardware h100,a100 --mechanism full-sdpa,flurka-relu --seq-len 4096,16384 --dtype bfloat16
+    Example: flurka-bench predict --hardware h100,a100 --mechanism full-sdpa,flurka-relu --seq-len
+        4096,16384 --dtype bfloat16
     """
     from flurka_bench.mechanisms import MECHANISMS
 
     accepted = CHOICES | {"mechanism": tuple(MECHANISMS), "order": (*CHOICES["order"], "best")}
-    names = {"mechanism": mechanism, "level": level, "pass": pass_, "backend": backend, "order": order, "dtype": dtype}
+    names = {
+        "mechanism": mechanism,
+        "level": level,
+        "pass": pass_,
+        "backend": backend,
+        "order": order,
+        "dtype": dtype,
+    }
     sizes = dict(zip(SIZES, (batch, num_heads, seq_len, head_dim, rank, num_features)))
     axes: dict[str, list] = {}
     for name, text in names.items():
@@ -56,15 +77,20 @@ def predict(
         axes[name] = comma_list(text, positive_int(option), option)
     records = []
     for profile in load_targets(hardware):
-        records += [prediction.as_record() for prediction in predictions(axes, profile, launch, cache)]
+        records += [
+            prediction.as_record() for prediction in predictions(axes, profile, launch, cache)
+        ]
     if json:
         print_json(records)
     else:
         _print(records)
 
 
-def predictions(axes: dict[str, list], profile: Any, launch: str = "eager", cache: str = "warm") -> list[Any]:
-    """The predictions of every combination that can be computed, in the axes' order; ``best`` keeps each one's fastest order.
+def predictions(
+    axes: dict[str, list], profile: Any, launch: str = "eager", cache: str = "warm"
+) -> list[Any]:
+    """The predictions of every combination that can be computed, in the axes' order; ``best`` keeps
+    each one's fastest order.
 
     Raises:
         RequestError: no combination can be computed; the first one's reason.
@@ -92,9 +118,17 @@ def predictions(axes: dict[str, list], profile: Any, launch: str = "eager", cach
     if not wanted:
         raise reasons[0]
     if reasons:
-        print(f"left out {len(reasons)} combinations that cannot be computed; the first: {reasons[0]}", file=sys.stderr)
-    by_id = dict(zip(cases, predict_cases(list(cases.values()), profile, launch=launch, cache=cache)))
-    return [min((by_id[each] for each in ids), key=lambda prediction: prediction.seconds) for ids in wanted.values()]
+        print(
+            f"left out {len(reasons)} combinations that cannot be computed; the first: {reasons[0]}",
+            file=sys.stderr,
+        )
+    by_id = dict(
+        zip(cases, predict_cases(list(cases.values()), profile, launch=launch, cache=cache))
+    )
+    return [
+        min((by_id[each] for each in ids), key=lambda prediction: prediction.seconds)
+        for ids in wanted.values()
+    ]
 
 
 _CATEGORIES = ("hardware", "mechanism", "level", "pass", "order", "backend", "dtype")
@@ -103,8 +137,16 @@ _CATEGORIES = ("hardware", "mechanism", "level", "pass", "order", "backend", "dt
 def _print(records: list[dict[str, Any]]) -> None:
     """A table of what varies, and in the title what does not."""
     columns = (*_CATEGORIES, *SIZES)
-    varies = [name for name in columns if name == "mechanism" or len({record[name] for record in records}) > 1]
-    fixed = ", ".join(f"{name} {records[0][name]}" for name in columns if name not in varies and records[0][name] is not None)
+    varies = [
+        name
+        for name in columns
+        if name == "mechanism" or len({record[name] for record in records}) > 1
+    ]
+    fixed = ", ".join(
+        f"{name} {records[0][name]}"
+        for name in columns
+        if name not in varies and records[0][name] is not None
+    )
     rows = [
         (
             *("" if record[name] is None else record[name] for name in varies),
@@ -112,8 +154,11 @@ def _print(records: list[dict[str, Any]]) -> None:
             f"{format_seconds(record['seconds_low'])} to {format_seconds(record['seconds_high'])}",
             record["bound"],
             f"{record['flops'] / record['seconds'] / 1e12:.3g}",
-            format_bytes(record["peak_memory_bytes"]) + ("" if record["fits_in_memory"] else " (does not fit)"),
+            format_bytes(record["peak_memory_bytes"])
+            + ("" if record["fits_in_memory"] else " (does not fit)"),
         )
         for record in records
     ]
-    print_table((*varies, "time", "90 % band", "bound by", "TFLOP/s", "peak memory"), rows, title=fixed)
+    print_table(
+        (*varies, "time", "90 % band", "bound by", "TFLOP/s", "peak memory"), rows, title=fixed
+    )

@@ -1,4 +1,5 @@
-"""``quality``: what speed costs. Measures approximation errors, shows them, and holds the bounds against draws."""
+"""``quality``: what speed costs. Measures approximation errors, shows them, and holds the bounds
+against draws."""
 
 import math
 import sys
@@ -22,20 +23,39 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 @app.command("error")
 def error(
-    suite: Annotated[str, typer.Argument(help="A shipped error suite (error-quick, error) or a TOML file.")] = "error-quick",
+    suite: Annotated[
+        str, typer.Argument(help="A shipped error suite (error-quick, error) or a TOML file.")
+    ] = "error-quick",
     out: Annotated[Path | None, typer.Option(help="Run folder; results/SUITE by default.")] = None,
-    inputs: Annotated[str | None, typer.Option(help="Only these of the suite's families, like trained,gaussian.")] = None,
-    mechanism: Annotated[str | None, typer.Option(help="Only these of the suite's mechanisms.")] = None,
+    inputs: Annotated[
+        str | None, typer.Option(help="Only these of the suite's families, like trained,gaussian.")
+    ] = None,
+    mechanism: Annotated[
+        str | None, typer.Option(help="Only these of the suite's mechanisms.")
+    ] = None,
     rank: Annotated[str | None, typer.Option(help="Ranks instead of the suite's.")] = None,
-    num_features: Annotated[str | None, typer.Option(help="Feature counts instead of the suite's.")] = None,
-    seq_len: Annotated[str | None, typer.Option(help="Sequence lengths instead of the suite's.")] = None,
-    seeds: Annotated[int | None, typer.Option(min=1, help="Seeds instead of the suite's number.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Folder of a BERT-family encoder for the trained inputs.")] = None,
-    text: Annotated[Path | None, typer.Option(help="UTF-8 text for the trained inputs; docstrings by default.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the cases; measure nothing.")] = False,
+    num_features: Annotated[
+        str | None, typer.Option(help="Feature counts instead of the suite's.")
+    ] = None,
+    seq_len: Annotated[
+        str | None, typer.Option(help="Sequence lengths instead of the suite's.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Seeds instead of the suite's number.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a BERT-family encoder for the trained inputs.")
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="UTF-8 text for the trained inputs; docstrings by default.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cases; measure nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Measure errors against float64 full attention; the same command again goes on where it was stopped.
+    """Measure errors against float64 full attention; the same command again goes on where it was
+    stopped.
 
     Example: flurka-bench quality error error-quick
     """
@@ -57,7 +77,9 @@ def error(
     from flurka_bench.quality import runner
 
     if dry_run:
-        cases = [group.case_id(item) for group in runner.plan(loaded) for item in group.configurations]
+        cases = [
+            group.case_id(item) for group in runner.plan(loaded) for item in group.configurations
+        ]
         if json:
             print_json({"cases": [{"case_id": case_id} for case_id in cases]})
         else:
@@ -69,7 +91,10 @@ def error(
 
     with _Progress(quiet=json) as progress:
         folder = runner.run(
-            loaded, out or Path("results") / loaded.name, environment=capture(CpuDevice()), progress=progress.show
+            loaded,
+            out or Path("results") / loaded.name,
+            environment=capture(CpuDevice()),
+            progress=progress.show,
         )
     _print_summaries(load_error_run(folder).summaries, folder, as_json=json)
 
@@ -80,7 +105,8 @@ def show(
     inputs: Annotated[str | None, typer.Option(help="Only these families or labels.")] = None,
     json: Json = False,
 ) -> None:
-    """Show an error run: errors with their interval over layers and seeds, by family and configuration.
+    """Show an error run: errors with their interval over layers and seeds, by family and
+    configuration.
 
     Example: flurka-bench quality show results/error --inputs trained
     """
@@ -101,14 +127,26 @@ def show(
 @app.command("plot")
 def plot(
     run: Annotated[Path, typer.Argument(help="Folder of an error run.")],
-    timing: Annotated[Path | None, typer.Option(help="Folder of a timing run: adds error beside time and memory.")] = None,
-    inputs: Annotated[str | None, typer.Option(help="Labels to draw curves of; all by default.")] = None,
-    family: Annotated[str | None, typer.Option(help="Inputs beside time and parents; trained where the run has them.")] = None,
-    seq_len: Annotated[str, typer.Option(help="Sequence length N at which times are taken.")] = "512",
+    timing: Annotated[
+        Path | None, typer.Option(help="Folder of a timing run: adds error beside time and memory.")
+    ] = None,
+    inputs: Annotated[
+        str | None, typer.Option(help="Labels to draw curves of; all by default.")
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="Inputs beside time and parents; trained where the run has them."),
+    ] = None,
+    seq_len: Annotated[
+        str, typer.Option(help="Sequence length N at which times are taken.")
+    ] = "512",
     level: Annotated[str, typer.Option(help="Level of the times.")] = "core",
-    out: Annotated[Path | None, typer.Option(help="Folder for the pictures; RUN by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the pictures; RUN by default.")
+    ] = None,
 ) -> None:
-    """Draw an error run: curves against k and m, FLuRKA beside its parents, and error beside time and memory.
+    """Draw an error run: curves against k and m, FLuRKA beside its parents, and error beside time
+    and memory.
 
     Example: flurka-bench quality plot results/error --timing results/error-time-cpu
     """
@@ -121,21 +159,36 @@ def plot(
 
     found, folder = load_error_run(run), out or run
     labels = list(dict.fromkeys(item.inputs for item in found.summaries))
-    wanted = labels if inputs is None else comma_list(inputs, one_of(tuple(labels), "--inputs"), "--inputs")
-    family = family or ("trained" if "trained" in found.families else labels[0] if labels else "trained")
+    wanted = (
+        labels
+        if inputs is None
+        else comma_list(inputs, one_of(tuple(labels), "--inputs"), "--inputs")
+    )
+    family = family or (
+        "trained" if "trained" in found.families else labels[0] if labels else "trained"
+    )
     if labels and family not in found.families:
         raise unknown("input family of this error run (--family)", family, found.families)
     written = style.save(figures.curves(found, wanted), folder / "error-curves", formats=("png",))
-    if any("low_rank_step" in item.means and family in (item.family, item.inputs) for item in found.summaries):
-        written += style.save(figures.parents(found, family), folder / f"error-parents-{family}", formats=("png",))
+    if any(
+        "low_rank_step" in item.means and family in (item.family, item.inputs)
+        for item in found.summaries
+    ):
+        written += style.save(
+            figures.parents(found, family), folder / f"error-parents-{family}", formats=("png",)
+        )
     if timing is not None:
         size, chosen = positive_int("--seq-len")(seq_len), one_of(LEVELS, "--level")(level)
-        written += _beside_time(found, timing, family=family, seq_len=size, level=chosen, folder=folder)
+        written += _beside_time(
+            found, timing, family=family, seq_len=size, level=chosen, folder=folder
+        )
     for path in written:
         print(path)
 
 
-def _beside_time(found: Any, timing: Path, *, family: str, seq_len: int, level: str, folder: Path) -> list[Path]:
+def _beside_time(
+    found: Any, timing: Path, *, family: str, seq_len: int, level: str, folder: Path
+) -> list[Path]:
     """The front of time, error and memory: printed, said in a sentence and drawn."""
     from flurka_bench.analysis.tradeoff import form, join_time, pareto_front, sentence
     from flurka_bench.errors import RequestError
@@ -145,15 +198,29 @@ def _beside_time(found: Any, timing: Path, *, family: str, seq_len: int, level: 
     from flurka_bench.units import format_bytes, format_seconds
 
     frame = to_frame(read_run(timing))
-    rows = join_time(frame[(frame["level"] == level) & (frame["pass"] == "forward")], found, family=family, seq_len=seq_len)
+    rows = join_time(
+        frame[(frame["level"] == level) & (frame["pass"] == "forward")],
+        found,
+        family=family,
+        seq_len=seq_len,
+    )
     if rows.empty:
         measured = found.sizes_in_words(family)
         raise RequestError(
             f"{timing} times nothing at level {level}, N = {seq_len} (--seq-len) that has an error; errors are at {measured}"
         )
-    front = rows[pareto_front(*(rows[name] for name in ("seconds", "error_median", "peak_memory_bytes")))]
+    front = rows[
+        pareto_front(*(rows[name] for name in ("seconds", "error_median", "peak_memory_bytes")))
+    ]
     print_table(
-        ("on the front of time, error and memory", "time", "interval", "error", "10% to 90%", "peak memory"),
+        (
+            "on the front of time, error and memory",
+            "time",
+            "interval",
+            "error",
+            "10% to 90%",
+            "peak memory",
+        ),
         [
             (
                 form(row),
@@ -174,10 +241,13 @@ def _beside_time(found: Any, timing: Path, *, family: str, seq_len: int, level: 
 
 @app.command("bounds")
 def bounds(
-    draws: Annotated[int, typer.Option(min=10, help="Draws that each bound is held against.")] = 1000,
+    draws: Annotated[
+        int, typer.Option(min=10, help="Draws that each bound is held against.")
+    ] = 1000,
     json: Json = False,
 ) -> None:
-    """Hold every bound against draws: how often it holds, how far above the error it lies, where it says nothing.
+    """Hold every bound against draws: how often it holds, how far above the error it lies, where it
+    says nothing.
 
     Example: flurka-bench quality bounds --draws 100
     """
@@ -189,7 +259,15 @@ def bounds(
     if json:
         print_json([asdict(row) | {"factor": row.factor, "vacuous": row.vacuous} for row in rows])
         return
-    headers = ("bound", "setting", "stated", "held", "bound on the relative error", "measured", "factor")
+    headers = (
+        "bound",
+        "setting",
+        "stated",
+        "held",
+        "bound on the relative error",
+        "measured",
+        "factor",
+    )
     print_table(
         headers,
         [
@@ -198,7 +276,8 @@ def bounds(
                 row.setting,
                 f"{row.stated:.0%}",
                 f"{row.held:.1%}",
-                ("none" if math.isinf(row.bound) else f"{row.bound:.3g}") + (" (vacuous)" if row.vacuous else ""),
+                ("none" if math.isinf(row.bound) else f"{row.bound:.3g}")
+                + (" (vacuous)" if row.vacuous else ""),
                 f"{row.measured:.3g}",
                 "" if math.isinf(row.factor) else f"{row.factor:.2g}",
             )
@@ -211,7 +290,20 @@ def _print_summaries(summaries: "list[Summary]", folder: Path, *, as_json: bool)
     if as_json:
         print_json([_as_dict(item) for item in summaries])
         return
-    headers = ("inputs", "N", "d", "mechanism", "E and F", "k", "m", "error", "10% to 90%", "matrix", "cosine", "records")
+    headers = (
+        "inputs",
+        "N",
+        "d",
+        "mechanism",
+        "E and F",
+        "k",
+        "m",
+        "error",
+        "10% to 90%",
+        "matrix",
+        "cosine",
+        "records",
+    )
     print_table(
         headers,
         [
@@ -232,7 +324,9 @@ def _print_summaries(summaries: "list[Summary]", folder: Path, *, as_json: bool)
             for item in summaries
         ],
     )
-    print(f"\nerror: |O - O'|_F / |O|_F of a layer, median and 10th to 90th percentile over layers and seeds; run: {folder}")
+    print(
+        f"\nerror: |O - O'|_F / |O|_F of a layer, median and 10th to 90th percentile over layers and seeds; run: {folder}"
+    )
 
 
 def _as_dict(item: "Summary") -> dict[str, Any]:
@@ -252,9 +346,20 @@ class _Progress:
     def __enter__(self) -> "_Progress":
         if sys.stderr.isatty() and not self.quiet:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
 
-            columns = (BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            columns = (
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.description}"),
+            )
             self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self.bar.start()
             self.task = self.bar.add_task("starting", total=None)

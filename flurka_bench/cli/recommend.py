@@ -1,4 +1,5 @@
-"""``recommend``: the fastest configuration that meets a floor of quality, on one target or across several."""
+"""``recommend``: the fastest configuration that meets a floor of quality, on one target or across
+several."""
 
 import sys
 from pathlib import Path
@@ -19,30 +20,51 @@ ERROR_RUN = Path("results/reference/error")  # where this project's own error ru
 
 def recommend(
     hardware: Annotated[
-        str, typer.Option(help="Targets: names, aliases, profile files (.toml), or cpu for this machine.")
+        str,
+        typer.Option(
+            help="Targets: names, aliases, profile files (.toml), or cpu for this machine."
+        ),
     ] = "cpu",
     seq_len: Annotated[str, typer.Option(help="Sequence length N.")] = "4096",
     model_dim: Annotated[str, typer.Option(help="Width D of the layer.")] = "512",
     pass_: Annotated[str, typer.Option("--pass", help="forward or train.")] = "forward",
-    dtype: Annotated[str | None, typer.Option(help="By default what the target's matrix units take.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="By default what the target's matrix units take.")
+    ] = None,
     batch: Annotated[str, typer.Option(help="Batch size.")] = "1",
-    head_dim: Annotated[str, typer.Option(help="Head widths to consider; those that divide the model's.")] = "32,64,128",
+    head_dim: Annotated[
+        str, typer.Option(help="Head widths to consider; those that divide the model's.")
+    ] = "32,64,128",
     backend: Annotated[str, typer.Option(help="Backends to consider.")] = "eager,compiled,fused",
     launch: Annotated[str, typer.Option(help="eager, graph or none.")] = "eager",
     min_rank: Annotated[str | None, typer.Option(help="Floor for the rank k.")] = None,
-    min_features: Annotated[str | None, typer.Option(help="Floor for the number of random features m.")] = None,
-    max_error: Annotated[float | None, typer.Option(help="Bar for the relative error of the output, like 0.2.")] = None,
+    min_features: Annotated[
+        str | None, typer.Option(help="Floor for the number of random features m.")
+    ] = None,
+    max_error: Annotated[
+        float | None, typer.Option(help="Bar for the relative error of the output, like 0.2.")
+    ] = None,
     inputs: Annotated[str, typer.Option(help="Family of inputs whose error counts.")] = "trained",
-    error_run: Annotated[Path | None, typer.Option(help=f"Error run; {ERROR_RUN} where it is at hand.")] = None,
+    error_run: Annotated[
+        Path | None, typer.Option(help=f"Error run; {ERROR_RUN} where it is at hand.")
+    ] = None,
     max_memory: Annotated[str | None, typer.Option(help="Most peak memory, like 40GB.")] = None,
-    max_latency: Annotated[str | None, typer.Option(help="Most time of one pass, like 2ms.")] = None,
-    run: Annotated[Path | None, typer.Option(help="A run on this target: what it measured is not predicted.")] = None,
+    max_latency: Annotated[
+        str | None, typer.Option(help="Most time of one pass, like 2ms.")
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="A run on this target: what it measured is not predicted.")
+    ] = None,
     top: Annotated[str, typer.Option(help="How many to list.")] = "10",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON: the ranking, best first.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: the ranking, best first.")
+    ] = False,
 ) -> None:
-    """Rank every mechanism, order, backend, rank, feature count and head split for a workload, by time with bands.
+    """Rank every mechanism, order, backend, rank, feature count and head split for a workload, by
+    time with bands.
 
-    Example: flurka-bench recommend --hardware h100,l40s --seq-len 16384 --model-dim 1024 --pass train --min-rank 256
+    Example: flurka-bench recommend --hardware h100,l40s --seq-len 16384 --model-dim 1024 --pass
+        train --min-rank 256
     """
     from flurka_bench.analysis.recommend import BACKENDS, Request
     from flurka_bench.analysis.recommend import recommend as search
@@ -53,7 +75,9 @@ def recommend(
         return None if text is None else positive_int(option)(text)
 
     if max_error is not None and not 0 <= max_error < float("inf"):
-        raise RequestError(f"--max-error must be a number of at least 0 (like 0.2), got {max_error}")
+        raise RequestError(
+            f"--max-error must be a number of at least 0 (like 0.2), got {max_error}"
+        )
     targets = load_targets(hardware)
     if run is not None and len(targets) > 1:
         raise RequestError("--run belongs to one target: give a single --hardware")
@@ -72,7 +96,9 @@ def recommend(
     found = []
     for target in targets:
         chosen = one_of(DTYPES, "--dtype")(dtype) if dtype else target.own_dtype
-        found.append(search(Request(dtype=chosen, **fields), target, errors=errors, records=records))
+        found.append(
+            search(Request(dtype=chosen, **fields), target, errors=errors, records=records)
+        )
     if json:
         print_json([each.as_record() for answer in found for each in answer.candidates[:limit]])
         return
@@ -97,19 +123,45 @@ def _records(folder: Path | None, target: Any) -> list[dict[str, Any]]:
     from flurka_bench.results import read_run
 
     records = list(read_run(folder).records)
-    devices = {record["device"] for record in records} - {*target.device_names, target.title, target.title.split(",")[0]}
+    devices = {record["device"] for record in records} - {
+        *target.device_names,
+        target.title,
+        target.title.split(",")[0],
+    }
     if devices:
-        print(f"note: {folder} was measured on {', '.join(sorted(devices))}, and the target is {target.title}", file=sys.stderr)
+        print(
+            f"note: {folder} was measured on {', '.join(sorted(devices))}, and the target is {target.title}",
+            file=sys.stderr,
+        )
     return records
 
 
-_HEADERS = ("mechanism", "order", "backend", "heads x d", "k", "m", "time", "90 % band", "bound by", "peak memory", "error", "")
+_HEADERS = (
+    "mechanism",
+    "order",
+    "backend",
+    "heads x d",
+    "k",
+    "m",
+    "time",
+    "90 % band",
+    "bound by",
+    "peak memory",
+    "error",
+    "",
+)
 
 
 def _row(each: "Candidate", note: str = "") -> tuple[str, ...]:
     found, case = each.prediction, each.prediction.case
-    error = "not measured" if each.error is None else f"{each.error.median:.2g} ({each.error.low:.2g} to {each.error.high:.2g})"
-    notes = [text for text, said in (("tied", each.tied), ("measured", each.measured)) if said] + [note] * bool(note)
+    error = (
+        "not measured"
+        if each.error is None
+        else f"{each.error.median:.2g} ({each.error.low:.2g} to {each.error.high:.2g})"
+    )
+    notes = [text for text, said in (("tied", each.tied), ("measured", each.measured)) if said] + [
+        note
+    ] * bool(note)
     return (
         case.mechanism, case.order or "", case.backend, f"{case.num_heads} x {case.head_dim}", str(case.rank or ""),
         str(case.num_features or ""), format_seconds(found.seconds),
@@ -143,22 +195,35 @@ def _print(answer: "Recommendation", limit: int, *, sizes: str, source: Path) ->
     best = answer.candidates[0]
     tied = sum(each.tied for each in answer.candidates) - 1
     print_table(_HEADERS, [_row(each) for each in answer.candidates[:limit]], title="\nFastest")
-    print(f"{tied} others cannot be told from the fastest at 90 %." if tied else "No other lies within the band of the fastest.")
+    print(
+        f"{tied} others cannot be told from the fastest at 90 %."
+        if tied
+        else "No other lies within the band of the fastest."
+    )
     families = answer.fastest_by_family()
     print_table(_HEADERS, [_row(each) for each in families], title="\nFastest of each family")
     for each in families[1:]:
         print(because(best, each))
-    print_table(_HEADERS, [_row(each) for each in answer.front[:limit]], title="\nPareto front of time, memory and error")
+    print_table(
+        _HEADERS,
+        [_row(each) for each in answer.front[:limit]],
+        title="\nPareto front of time, memory and error",
+    )
     print_table(
         ("floor", *_HEADERS[:7]),
-        [(words, *(_row(each)[:7] if each is not None else ("nothing meets it", *[""] * 6))) for words, each in answer.by_floor],
+        [
+            (words, *(_row(each)[:7] if each is not None else ("nothing meets it", *[""] * 6)))
+            for words, each in answer.by_floor
+        ],
         title="\nHow the answer moves with the floor",
     )
     if best.prediction.case.backend == "fused":
         print(
             "\nThe fused kernels are predicted; this project has not timed them on a GPU. Without them: --backend eager,compiled"
         )
-    print(f"\n{python_imports(best.prediction.case)}\nattention = {python_line(best.prediction.case)}")
+    print(
+        f"\n{python_imports(best.prediction.case)}\nattention = {python_line(best.prediction.case)}"
+    )
 
 
 def _print_across(found: "list[Recommendation]") -> None:
@@ -166,8 +231,33 @@ def _print_across(found: "list[Recommendation]") -> None:
     for answer in found:
         for each in answer.candidates[:1]:
             case = each.prediction.case
-            form = (case.dtype, case.mechanism, case.order or "", case.backend, f"{case.num_heads} x {case.head_dim}")
+            form = (
+                case.dtype,
+                case.mechanism,
+                case.order or "",
+                case.backend,
+                f"{case.num_heads} x {case.head_dim}",
+            )
             knobs = (str(case.rank or ""), str(case.num_features or ""))
-            rows.append((answer.hardware, *form, *knobs, format_seconds(each.prediction.seconds), each.prediction.bound))
-    headers = ("hardware", "dtype", "fastest", "order", "backend", "heads x d", "k", "m", "time", "bound by")
+            rows.append(
+                (
+                    answer.hardware,
+                    *form,
+                    *knobs,
+                    format_seconds(each.prediction.seconds),
+                    each.prediction.bound,
+                )
+            )
+    headers = (
+        "hardware",
+        "dtype",
+        "fastest",
+        "order",
+        "backend",
+        "heads x d",
+        "k",
+        "m",
+        "time",
+        "bound by",
+    )
     print_table(headers, rows, title="\nAcross hardware")

@@ -1,4 +1,5 @@
-"""``regions``: where FLuRKA wins: by FLOPs in closed form, by prediction, or by a run; with crossovers and the reason."""
+"""``regions``: where FLuRKA wins: by FLOPs in closed form, by prediction, or by a run; with
+crossovers and the reason."""
 
 from itertools import product
 from pathlib import Path
@@ -17,30 +18,57 @@ if TYPE_CHECKING:
 
 
 def regions(
-    run: Annotated[list[Path] | None, typer.Argument(help="Run folders; without any, the map is predicted.")] = None,
-    hardware: Annotated[str, typer.Option(help="Targets to predict: names, profile files, or cpu.")] = "h100",
-    flops: Annotated[bool, typer.Option("--flops", help="The closed-form conditions by matmul FLOPs, for every pair.")] = False,
-    pair: Annotated[str | None, typer.Option(help="With --flops: two mechanisms X,Y; all FLuRKA pairs by default.")] = None,
+    run: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders; without any, the map is predicted.")
+    ] = None,
+    hardware: Annotated[
+        str, typer.Option(help="Targets to predict: names, profile files, or cpu.")
+    ] = "h100",
+    flops: Annotated[
+        bool,
+        typer.Option("--flops", help="The closed-form conditions by matmul FLOPs, for every pair."),
+    ] = False,
+    pair: Annotated[
+        str | None,
+        typer.Option(help="With --flops: two mechanisms X,Y; all FLuRKA pairs by default."),
+    ] = None,
     level: Annotated[str, typer.Option(help="core or layer.")] = "layer",
     pass_: Annotated[str, typer.Option("--pass", help="forward or train.")] = "forward",
-    dtype: Annotated[str | None, typer.Option(help="By default what the target's matrix units take.")] = None,
-    subject: Annotated[str, typer.Option(help="Whose region: flurka (the fastest of them) or a mechanism.")] = "flurka",
-    baseline: Annotated[str, typer.Option(help="Over whom: all, or best-other, strong-…, paper-… or a mechanism.")] = "all",
+    dtype: Annotated[
+        str | None, typer.Option(help="By default what the target's matrix units take.")
+    ] = None,
+    subject: Annotated[
+        str, typer.Option(help="Whose region: flurka (the fastest of them) or a mechanism.")
+    ] = "flurka",
+    baseline: Annotated[
+        str, typer.Option(help="Over whom: all, or best-other, strong-…, paper-… or a mechanism.")
+    ] = "all",
     x: Annotated[str | None, typer.Option("--x", help="Axis across the map.")] = None,
     y: Annotated[str | None, typer.Option("--y", help="Axis up the map.")] = None,
-    launch: Annotated[str, typer.Option(help="Of predictions: eager, graph or none (device time alone).")] = "eager",
+    launch: Annotated[
+        str, typer.Option(help="Of predictions: eager, graph or none (device time alone).")
+    ] = "eager",
     model_dim: Annotated[str, typer.Option(help="Widths D to predict; with --flops one.")] = "1024",
-    head_dim: Annotated[str, typer.Option(help="Head widths d to predict; with --flops one.")] = "64",
+    head_dim: Annotated[
+        str, typer.Option(help="Head widths d to predict; with --flops one.")
+    ] = "64",
     batch: Annotated[str, typer.Option(help="Batch sizes to predict.")] = "1",
-    seq_len: Annotated[str | None, typer.Option(help="Lengths to predict; with --flops the one N to state what holds.")] = None,
+    seq_len: Annotated[
+        str | None,
+        typer.Option(help="Lengths to predict; with --flops the one N to state what holds."),
+    ] = None,
     rank: Annotated[str | None, typer.Option(help="Ranks k.")] = None,
     num_features: Annotated[str | None, typer.Option(help="Feature counts m.")] = None,
-    latex: Annotated[bool, typer.Option("--latex", help="With --flops: the inequalities as LaTeX.")] = False,
+    latex: Annotated[
+        bool, typer.Option("--latex", help="With --flops: the inequalities as LaTeX.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say where a subject beats each baseline, strong ones first: the region, the crossovers with intervals, and why.
+    """Say where a subject beats each baseline, strong ones first: the region, the crossovers with
+    intervals, and why.
 
-    Example: flurka-bench regions --hardware h100,l40s --x rank --y num_features --baseline best-other
+    Example: flurka-bench regions --hardware h100,l40s --x rank --y num_features --baseline
+        best-other
     """
     from flurka_bench.cost.terms import LAUNCHES
     from flurka_bench.workload import PASSES
@@ -59,7 +87,11 @@ def regions(
     }  # fmt: skip
     widths, heads, batches = (
         comma_list(text, positive_int(option), option)
-        for text, option in ((model_dim, "--model-dim"), (head_dim, "--head-dim"), (batch, "--batch"))
+        for text, option in (
+            (model_dim, "--model-dim"),
+            (head_dim, "--head-dim"),
+            (batch, "--batch"),
+        )
     )
     for width, head in product(widths, heads):
         if width % head:
@@ -68,14 +100,22 @@ def regions(
         if run:
             raise RequestError("--flops derives conditions from the op lists: leave the run out")
         if len(widths) > 1 or len(heads) > 1:
-            raise RequestError(f"--flops takes one --model-dim and one --head-dim, got {model_dim} and {head_dim}")
+            raise RequestError(
+                f"--flops takes one --model-dim and one --head-dim, got {model_dim} and {head_dim}"
+            )
         _flops(level, pass_, pair, {"D": widths[0], "d": heads[0]}, sizes, latex, json)
         return
     if run:
         frame = _measured(run)
     else:
-        axes = {name: values for name, values in sizes.items() if values} | {"level": level, "passes": (pass_,)}
-        shapes = [dict(zip(("model_dim", "head_dim", "batch"), each)) for each in product(widths, heads, batches)]
+        axes = {name: values for name, values in sizes.items() if values} | {
+            "level": level,
+            "passes": (pass_,),
+        }
+        shapes = [
+            dict(zip(("model_dim", "head_dim", "batch"), each))
+            for each in product(widths, heads, batches)
+        ]
         frame = _predicted(hardware, dtype, launch, axes, shapes)
     _map(frame, subject, baseline, x, y, bool(run), json)
 
@@ -98,7 +138,9 @@ def _pairs(pair: str | None) -> list[tuple[str, str]]:
     return found
 
 
-def _flops(level: str, pass_: str, pair: str | None, width: dict, sizes: dict, latex: bool, json: bool) -> None:
+def _flops(
+    level: str, pass_: str, pair: str | None, width: dict, sizes: dict, latex: bool, json: bool
+) -> None:
     from flurka_bench.cost.regions import conditions
     from flurka_bench.mechanisms import get
 
@@ -108,7 +150,11 @@ def _flops(level: str, pass_: str, pair: str | None, width: dict, sizes: dict, l
             given[symbol] = sizes[name][0]
     rows = []
     for one, other in _pairs(pair):
-        orders = [(None, None)] if level == "core" else [(a, b) for a in get(one).orders for b in get(other).orders]
+        orders = (
+            [(None, None)]
+            if level == "core"
+            else [(a, b) for a in get(one).orders for b in get(other).orders]
+        )
         for order_x, order_y in orders:
             found = conditions(one, other, level, order_x, order_y, pass_=pass_)
             free = {symbol.name for symbol in found.inequality.free_symbols}
@@ -122,9 +168,13 @@ def _flops(level: str, pass_: str, pair: str | None, width: dict, sizes: dict, l
     if json:
         print_json(rows)
         return
-    print(f"Matmul FLOPs at level {level}, {pass_}; N seq_len, D model_dim, d head_dim, k rank, m num_features; k <= N.")
+    print(
+        f"Matmul FLOPs at level {level}, {pass_}; N seq_len, D model_dim, d head_dim, k rank, m num_features; k <= N."
+    )
     if all(row["holds"] is None for row in rows):
-        print("Give one --seq-len, --rank and --num-features (and --model-dim, --head-dim) to see which hold.")
+        print(
+            "Give one --seq-len, --rank and --num-features (and --model-dim, --head-dim) to see which hold."
+        )
     print_table(
         ("X", "order", "needs fewer than Y", "order", "where", "for k", "holds"),
         [
@@ -154,7 +204,9 @@ def _measured(runs: list[Path]) -> "pd.DataFrame":
     return to_frame([read_run(folder) for folder in runs])
 
 
-def _predicted(hardware: str, dtype: str | None, launch: str, axes: dict, shapes: list[dict[str, int]]) -> "pd.DataFrame":
+def _predicted(
+    hardware: str, dtype: str | None, launch: str, axes: dict, shapes: list[dict[str, int]]
+) -> "pd.DataFrame":
     import pandas as pd
 
     from flurka_bench.analysis.predicted import predicted_frame
@@ -163,10 +215,21 @@ def _predicted(hardware: str, dtype: str | None, launch: str, axes: dict, shapes
     if dtype is not None:
         one_of(DTYPES, "--dtype")(dtype)
     targets = load_targets(hardware)
-    return pd.concat([predicted_frame(targets, dtype, launch, **axes, **shape) for shape in shapes], ignore_index=True)
+    return pd.concat(
+        [predicted_frame(targets, dtype, launch, **axes, **shape) for shape in shapes],
+        ignore_index=True,
+    )
 
 
-def _map(frame: "pd.DataFrame", subject: str, baseline: str, x: str | None, y: str | None, measured: bool, json: bool) -> None:
+def _map(
+    frame: "pd.DataFrame",
+    subject: str,
+    baseline: str,
+    x: str | None,
+    y: str | None,
+    measured: bool,
+    json: bool,
+) -> None:
     from flurka_bench.analysis import answer
     from flurka_bench.analysis.agreement import agreement, tables
     from flurka_bench.analysis.baselines import BASELINES
@@ -193,18 +256,26 @@ def _map(frame: "pd.DataFrame", subject: str, baseline: str, x: str | None, y: s
         return
     prefix = "" if measured else "predicted_"
     for row in told.to_dict("records"):
-        print(f"\n{row['device']}, level {row['level']}, {row['pass']}, {row['dtype']}: {' '.join(answer.in_words(row))}")
+        print(
+            f"\n{row['device']}, level {row['level']}, {row['pass']}, {row['dtype']}: {' '.join(answer.in_words(row))}"
+        )
     for name, cells in views.items():
         _why(rows, cells, name, prefix)
     _print_map(views, x, y)
     for name, table in crossed.items():
         table = table[table[f"{prefix}wins"].notna()] if len(table) else table
         if len(table):
-            crossing = table[f"{prefix}wins"].isin(["from", "up to", "in part"])  # these first: the others have no crossing
+            crossing = table[f"{prefix}wins"].isin(
+                ["from", "up to", "in part"]
+            )  # these first: the others have no crossing
             table = table.assign(_flat=~crossing).sort_values("_flat", kind="stable")
             lines = [(_where(row), in_words(row, prefix)) for row in table.to_dict("records")]
             shown = lines[:12]
-            print_table(("along a line with", f"{subject} beats {name}"), shown, title=f"\nCrossovers over {name}")
+            print_table(
+                ("along a line with", f"{subject} beats {name}"),
+                shown,
+                title=f"\nCrossovers over {name}",
+            )
             if len(lines) > len(shown):
                 print(f"… and {len(lines) - len(shown)} lines more (--json has them all)")
     for title, head, lines, _ in [] if judged is None else tables(judged):
@@ -225,7 +296,11 @@ def _cells(cells: "pd.DataFrame") -> list[dict[str, Any]]:
 
 def _where(row: dict[str, Any]) -> str:
     symbols = {"num_heads": "h", "head_dim": "d", "seq_len": "N", "rank": "k", "num_features": "m"}
-    return ", ".join(f"{symbol} = {row[name]}" for name, symbol in symbols.items() if row[name] and name != row["axis"])
+    return ", ".join(
+        f"{symbol} = {row[name]}"
+        for name, symbol in symbols.items()
+        if row[name] and name != row["axis"]
+    )
 
 
 def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) -> None:
@@ -244,7 +319,11 @@ def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) ->
         condition = flop_conditions(rows, [pair])[0]
         text = f"{format_ratio(cell[column])} over {name} at {place(cell)} ({word}): "
         text += f"{own['mechanism']} against {other['mechanism']}: "
-        print(text + reason(own, other) + (f"; fewer matmul FLOPs where {condition}" if condition else ""))
+        print(
+            text
+            + reason(own, other)
+            + (f"; fewer matmul FLOPs where {condition}" if condition else "")
+        )
 
 
 def _print_map(views: "dict[str, pd.DataFrame]", x: str | None, y: str | None) -> None:
@@ -256,4 +335,6 @@ def _print_map(views: "dict[str, pd.DataFrame]", x: str | None, y: str | None) -
     cells = next(iter(views.values()))
     for _, part in cells.groupby("device", sort=False):
         print()
-        Console().print(terminal_map(part, *map_axes(part, x, y), which=-1))  # of each device the last map: the longest sequences
+        Console().print(
+            terminal_map(part, *map_axes(part, x, y), which=-1)
+        )  # of each device the last map: the longest sequences

@@ -1,4 +1,5 @@
-"""``report``: one page, Markdown text or PDF of runs, or of predictions for hardware that is not at hand."""
+"""``report``: one page, Markdown text or PDF of runs, or of predictions for hardware that is not at
+hand."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,16 +12,28 @@ FORMATS = (".html", ".md", ".pdf")
 
 
 def report(
-    run: Annotated[list[Path] | None, typer.Argument(help="Run folders; none: give --hardware.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write: .html, .md or .pdf; RUN/report.html by default.")] = None,
-    hardware: Annotated[str | None, typer.Option(help="Targets to predict for, a comma list; without a run.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the predictions; by default the target's 16-bit type.")] = None,
+    run: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders; none: give --hardware.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write: .html, .md or .pdf; RUN/report.html by default."),
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Targets to predict for, a comma list; without a run.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the predictions; by default the target's 16-bit type.")
+    ] = None,
     model_dim: Annotated[int, typer.Option(min=64, help="D of the predictions.")] = 1024,
-    launch: Annotated[str, typer.Option(help="Of the predictions: eager (the host dispatches), graph, or none.")] = "eager",
+    launch: Annotated[
+        str, typer.Option(help="Of the predictions: eager (the host dispatches), graph, or none.")
+    ] = "eager",
     batch: Annotated[int, typer.Option(min=1, help="b of the predictions.")] = 1,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
 ) -> None:
-    """Write one self-contained page: the answer, interactive maps, crossovers, agreement, environment, data.
+    """Write one self-contained page: the answer, interactive maps, crossovers, agreement,
+    environment, data.
 
     Example: flurka-bench report results/layer-cpu --out layer.html
 
@@ -39,16 +52,27 @@ def report(
         from flurka_bench.results import read_run, to_frame
 
         found = [read_run(folder) for folder in run]
-        warnings = [warning for one in found for warning in (*one.warnings, *one.meta["environment"].get("warnings", []))]
+        warnings = [
+            warning
+            for one in found
+            for warning in (*one.warnings, *one.meta["environment"].get("warnings", []))
+        ]
         names = ", ".join(dict.fromkeys(one.meta["suite"]["name"] for one in found))
-        content = collect(to_frame(found), [one.meta for one in found], title or f"flurka-bench: {names}", warnings)
+        content = collect(
+            to_frame(found),
+            [one.meta for one in found],
+            title or f"flurka-bench: {names}",
+            warnings,
+        )
     else:
         from flurka_bench.analysis.predicted import predicted_frame
         from flurka_bench.cli.targets import load_targets
 
         targets = load_targets(str(hardware))
         if model_dim % 64:
-            raise RequestError(f"--model-dim must be a multiple of the head_dim 64, got {model_dim}")
+            raise RequestError(
+                f"--model-dim must be a multiple of the head_dim 64, got {model_dim}"
+            )
         about = [
             {"hardware": profile.title, "calibrated": profile.is_calibrated}
             | {
@@ -70,5 +94,7 @@ def report(
         from flurka_bench.report.markdown import markdown
         from flurka_bench.report.page import page
 
-        target.write_text(page(content) if target.suffix == ".html" else markdown(content), encoding="utf-8")
+        target.write_text(
+            page(content) if target.suffix == ".html" else markdown(content), encoding="utf-8"
+        )
     print(target)

@@ -12,7 +12,9 @@ Example: flurka-bench suites show quick"""
 app = typer.Typer(no_args_is_help=True, help=_HELP)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Kind = Annotated[str, typer.Option("--device", help="Kind of device whose cases to show: cpu or cuda.")]
+Kind = Annotated[
+    str, typer.Option("--device", help="Kind of device whose cases to show: cpu or cuda.")
+]
 
 
 @app.command("list")
@@ -32,12 +34,20 @@ def list_(json: Json = False) -> None:
         print_json(rows)
         return
     headers = ("name", "cases on cpu", "on cuda", "what for")
-    print_table(headers, [(row["name"], row["num_cases_cpu"], row["num_cases_cuda"], row["description"]) for row in rows])
+    print_table(
+        headers,
+        [
+            (row["name"], row["num_cases_cpu"], row["num_cases_cuda"], row["description"])
+            for row in rows
+        ],
+    )
 
 
 @app.command()
 def show(
-    suite: Annotated[str, typer.Argument(help="A shipped suite's name or a TOML file.")], device: Kind = "cpu", json: Json = False
+    suite: Annotated[str, typer.Argument(help="A shipped suite's name or a TOML file.")],
+    device: Kind = "cpu",
+    json: Json = False,
 ) -> None:
     """Show a suite: its text, and how many cases of which mechanisms it expands to.
 
@@ -61,6 +71,13 @@ def show(
     for case in cases:
         counts[case.level, case.mechanism] = counts.get((case.level, case.mechanism), 0) + 1
     levels = sorted({level for level, _ in counts})
-    rows = [(name, *(counts.get((level, name), 0) for level in levels)) for name in sorted({name for _, name in counts})]
+    rows = [
+        (name, *(counts.get((level, name), 0) for level in levels))
+        for name in sorted({name for _, name in counts})
+    ]
     workloads = len({case.workload_key for case in cases})
-    print_table(("mechanism", *levels), rows, title=f"{len(cases)} cases at {workloads} workloads on {device}")
+    print_table(
+        ("mechanism", *levels),
+        rows,
+        title=f"{len(cases)} cases at {workloads} workloads on {device}",
+    )

@@ -10,20 +10,27 @@ if TYPE_CHECKING:
 
 
 def load_targets(text: str, option: str = "--hardware") -> "list[Profile]":
-    """A comma list of names, aliases, profile files and ``cpu`` (this machine) as profiles, each once."""
+    """A comma list of names, aliases, profile files and ``cpu`` (this machine) as profiles, each
+    once."""
     from flurka_bench.hardware import load
 
-    targets = [own_profile() if name == "cpu" else load(name) for name in comma_list(text, str, option)]
+    targets = [
+        own_profile() if name == "cpu" else load(name) for name in comma_list(text, str, option)
+    ]
     return list({target.name: target for target in targets}.values())
 
 
 def own_profile(gpu: str | None = None) -> "Profile | None":
-    """The profile of this machine's CPU, or of the GPU that the driver calls by that name; None where no profile knows it.
+    """The profile of this machine's CPU, or of the GPU that the driver calls by that name; None
+    where no profile knows it.
 
     Where ``calibrate`` has left one in this folder, that is the one.
     """
     from flurka_bench.hardware import load
-    from flurka_bench.hardware.detect import detect_cpu, recognise  # most requests name a target: no look at this machine
+    from flurka_bench.hardware.detect import (
+        detect_cpu,
+        recognise,
+    )  # most requests name a target: no look at this machine
 
     own = detect_cpu() if gpu is None else recognise(gpu)
     if own is None or not calibrated_file(own).is_file():

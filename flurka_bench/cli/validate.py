@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Rows of one op (or mechanism) and dtype: their lines in the file, measured and predicted seconds."""
+    """Rows of one op (or mechanism) and dtype: their lines in the file, measured and predicted
+    seconds."""
 
     op: str
     dtype: str
@@ -30,7 +31,8 @@ class Group:
     predicted_s: np.ndarray
 
     def as_record(self) -> dict[str, Any]:
-        """Count and errors in percent: mean, median and 90th percentile of |predicted / measured - 1|."""
+        """Count and errors in percent: mean, median and 90th percentile of |predicted / measured -
+        1|."""
         from flurka_bench.cost.fitting import absolute_percentage_error
 
         error = absolute_percentage_error(self.predicted_s, self.measured_s)
@@ -45,16 +47,32 @@ class Group:
 
 
 def validate(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="Measured rows (CSV, may be gzipped) or the folder of a run.")],
-    hardware: Annotated[str, typer.Option(help="The device that the rows are of: a name, an alias or a profile file (.toml).")],
-    datasheet_only: Annotated[bool, typer.Option("--datasheet-only", help="Leave out what was measured on the device.")] = False,
-    predictions: Annotated[Path | None, typer.Option(help="Write every row of FILE with its predicted_ms to this CSV.")] = None,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Measured rows (CSV, may be gzipped) or the folder of a run."
+        ),
+    ],
+    hardware: Annotated[
+        str,
+        typer.Option(
+            help="The device that the rows are of: a name, an alias or a profile file (.toml)."
+        ),
+    ],
+    datasheet_only: Annotated[
+        bool, typer.Option("--datasheet-only", help="Leave out what was measured on the device.")
+    ] = False,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Write every row of FILE with its predicted_ms to this CSV.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Compare predictions with measured times: operators, whole cases, or a run. Errors are percentages.
+    """Compare predictions with measured times: operators, whole cases, or a run. Errors are
+    percentages.
 
-    Operator files have the columns op, dtype, latency_ms and the op's sizes; whole-case files mechanism, level, pass, dtype,
-    the case's sizes and latency_ms. Where a column device names several, only the rows of --hardware count.
+    Operator files have the columns op, dtype, latency_ms and the op's sizes; whole-case files
+    mechanism, level, pass, dtype, the case's sizes and latency_ms. Where a column device names
+    several, only the rows of --hardware count.
 
     Example: flurka-bench validate linear_bf16.csv.gz --hardware h200 --predictions predicted.csv
     """
@@ -84,21 +102,35 @@ def validate(
     known = "calibrated" if profile.is_calibrated else "datasheet only"
     print_table(
         ("op", "dtype", "rows", "mean error", "median", "90 % within"),
-        [(r["op"], r["dtype"], r["count"], *(f"{r[key]:.1f} %" for key in ("mape", "median_ape", "p90_ape"))) for r in records],
+        [
+            (
+                r["op"],
+                r["dtype"],
+                r["count"],
+                *(f"{r[key]:.1f} %" for key in ("mape", "median_ape", "p90_ape")),
+            )
+            for r in records
+        ],
         title=f"Absolute error of predictions for {profile.name} ({known})",
     )
 
 
 def _csv_table(path: Path) -> tuple[list[str], list[list[str]]]:
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as stream
+        ):
             reader = csv.reader(stream)
             header = next(reader, [])
             table = [row for row in reader if row]
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
         raise RequestError(f"cannot read {path}: {error}") from None
     if not table or any(len(row) != len(header) for row in table):
-        raise RequestError(f"{path} has no rows, or rows of another length than its header of {len(header)} columns")
+        raise RequestError(
+            f"{path} has no rows, or rows of another length than its header of {len(header)} columns"
+        )
     return header, table
 
 
@@ -119,7 +151,8 @@ def _run_table(folder: Path) -> tuple[list[str], list[list[str]]]:
 
 
 def _of_device(profile: "Profile", header: list[str], table: list[list[str]]) -> np.ndarray:
-    """Mask of the rows to judge: this device's where the file names it, all where it names one other device or none."""
+    """Mask of the rows to judge: this device's where the file names it, all where it names one
+    other device or none."""
     if "device" not in header:
         return np.ones(len(table), dtype=bool)
     devices = np.array([row[header.index("device")] for row in table])
@@ -128,7 +161,9 @@ def _of_device(profile: "Profile", header: list[str], table: list[list[str]]) ->
     if mine.any():
         return mine
     if len(found) > 1:
-        raise RequestError(f"no row is of {profile.name!r}; the file holds {', '.join(found)} (choose one with --hardware)")
+        raise RequestError(
+            f"no row is of {profile.name!r}; the file holds {', '.join(found)} (choose one with --hardware)"
+        )
     print(f"note: the rows say {found[0]!r}, predictions are for {profile.name}", file=sys.stderr)
     return np.ones(len(table), dtype=bool)
 
@@ -143,14 +178,29 @@ def _operators(path: Path, profile: "Profile", mine: np.ndarray) -> list[Group]:
         rows = rows.take(np.flatnonzero(mine[rows.columns["line"]]))
         if len(rows):
             on_cpu = profile.kind == "cpu"
-            predicted = predict_rows(profile, rows) if on_cpu else operator_of(rows).predict(profile, rows, None)
+            predicted = (
+                predict_rows(profile, rows)
+                if on_cpu
+                else operator_of(rows).predict(profile, rows, None)
+            )
             lines = rows.columns["line"]
-            groups.append(Group(op=rows.op, dtype=rows.dtype, lines=lines, measured_s=rows.seconds, predicted_s=predicted))
+            groups.append(
+                Group(
+                    op=rows.op,
+                    dtype=rows.dtype,
+                    lines=lines,
+                    measured_s=rows.seconds,
+                    predicted_s=predicted,
+                )
+            )
     return groups
 
 
-def _cases(profile: "Profile", header: list[str], table: list[list[str]], mine: np.ndarray) -> list[Group]:
-    """Groups by mechanism and dtype; rows that are no case of this project are left out with their number."""
+def _cases(
+    profile: "Profile", header: list[str], table: list[list[str]], mine: np.ndarray
+) -> list[Group]:
+    """Groups by mechanism and dtype; rows that are no case of this project are left out with their
+    number."""
     from flurka_bench.cost.predict import predict
 
     lines: list[int] = []
@@ -168,18 +218,36 @@ def _cases(profile: "Profile", header: list[str], table: list[list[str]], mine: 
             del cases[len(lines) :]
     for reason, count in left_out.items():
         print(f"left out {count} rows: {reason}", file=sys.stderr)
-    predicted = np.array([each.seconds for each in predict(cases, profile)]) if cases else np.zeros(0)
+    predicted = (
+        np.array([each.seconds for each in predict(cases, profile)]) if cases else np.zeros(0)
+    )
     keys = [(case.mechanism, case.dtype) for case in cases]
     groups = []
     for key in sorted(set(keys)):
         at = np.array([i for i, each in enumerate(keys) if each == key])
         groups.append(
-            Group(op=key[0], dtype=key[1], lines=np.array(lines)[at], measured_s=np.array(seconds)[at], predicted_s=predicted[at])
+            Group(
+                op=key[0],
+                dtype=key[1],
+                lines=np.array(lines)[at],
+                measured_s=np.array(seconds)[at],
+                predicted_s=predicted[at],
+            )
         )
     return groups
 
 
-_COUNTS = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features", "num_layers", "ffn_dim", "vocab_size")
+_COUNTS = (
+    "batch",
+    "num_heads",
+    "seq_len",
+    "head_dim",
+    "rank",
+    "num_features",
+    "num_layers",
+    "ffn_dim",
+    "vocab_size",
+)
 _WORDS = ("mechanism", "level", "pass", "order", "backend", "dtype", "compression")
 _FLAGS = ("share_kv", "share_heads")
 
@@ -190,7 +258,9 @@ def _case(row: dict[str, str]) -> "Case":
     from flurka_bench.workload import Case
 
     row = {"vocab_size": row.get("vocab", ""), **row}
-    values: dict[str, Any] = {("pass_" if name == "pass" else name): row[name] for name in _WORDS if row.get(name)}
+    values: dict[str, Any] = {
+        ("pass_" if name == "pass" else name): row[name] for name in _WORDS if row.get(name)
+    }
     for name in _COUNTS:
         if row.get(name):
             if not row[name].isdigit():
@@ -211,8 +281,11 @@ def _latency_s(text: str) -> float:
 
 
 def _write(path: Path, header: list[str], table: list[list[str]], groups: Iterable[Group]) -> None:
-    """The file's rows in their order, with ``predicted_ms``; empty where a row is of another device or no known case."""
-    predicted = dict(pair for group in groups for pair in zip(group.lines.tolist(), group.predicted_s.tolist()))
+    """The file's rows in their order, with ``predicted_ms``; empty where a row is of another device
+    or no known case."""
+    predicted = dict(
+        pair for group in groups for pair in zip(group.lines.tolist(), group.predicted_s.tolist())
+    )
     try:
         with path.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.writer(stream)

@@ -1,10 +1,13 @@
-"""Seconds of fused attention, softmax(Q K^T / sqrt(d)) V: matrix products, exponentials, and query tiles in waves.
+"""Seconds of fused attention, softmax(Q K^T / sqrt(d)) V: matrix products, exponentials, and query
+tiles in waves.
 
-A block works on a tile of queries and walks the keys block by block: two products on the matrix units, and an exponential
-a score on the special function units, which the kernels hide only in part. Tiles fill the SMs in waves; where there are
-fewer tiles than SMs, the newer kernels split the keys and add the parts up in a second kernel. The rules of each
-generation are those of its published source (github.com/Dao-AILab/flash-attention: FlashAttention 2 csrc/flash_attn/src,
-3 hopper/tile_size.h and heuristics.h, 4 flash_attn/cute/interface.py; PyTorch's memory-efficient kernel from xFormers).
+A block works on a tile of queries and walks the keys block by block: two products on the matrix
+units, and an exponential a score on the special function units, which the kernels hide only in
+part. Tiles fill the SMs in waves; where there are fewer tiles than SMs, the newer kernels split the
+keys and add the parts up in a second kernel. The rules of each generation are those of its
+published source (github.com/Dao-AILab/flash-attention: FlashAttention 2 csrc/flash_attn/src, 3
+hopper/tile_size.h and heuristics.h, 4 flash_attn/cute/interface.py; PyTorch's memory-efficient
+kernel from xFormers).
 """
 
 from collections.abc import Mapping
@@ -24,10 +27,11 @@ from flurka_bench.workload import DTYPE_BYTES
 class Kernel:
     """One generation of fused attention kernels.
 
-    ``tiles`` maps the largest head_dim to (query rows, key columns) of a block. ``emulated`` is the share of exponentials
-    computed as polynomials on the vector lanes (FlashAttention 4). ``resident`` blocks share an SM and hide each other's
-    start and end. ``split`` names the rule for splitting the keys. ``group`` rows of a tile belong to one group of warps,
-    which idles where there are fewer queries.
+    ``tiles`` maps the largest head_dim to (query rows, key columns) of a block. ``emulated`` is the
+    share of exponentials computed as polynomials on the vector lanes (FlashAttention 4).
+    ``resident`` blocks share an SM and hide each other's start and end. ``split`` names the rule
+    for splitting the keys. ``group`` rows of a tile belong to one group of warps, which idles where
+    there are fewer queries.
     """
 
     tiles: tuple[tuple[int, int, int], ...]
@@ -40,7 +44,9 @@ class Kernel:
 PADDED_HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 KERNELS = {
     "flash2": Kernel(tiles=((64, 128, 128), (1024, 128, 64)), resident=2),
-    "flash3": Kernel(tiles=((64, 192, 192), (96, 192, 144), (1024, 128, 176)), group=64, split="efficiency"),
+    "flash3": Kernel(
+        tiles=((64, 192, 192), (96, 192, 144), (1024, 128, 176)), group=64, split="efficiency"
+    ),
     "flash4": Kernel(tiles=((1024, 256, 128),), emulated=0.25, split="idle"),
     "efficient": Kernel(tiles=((64, 64, 64), (1024, 32, 128)), resident=2),
 }
@@ -54,7 +60,8 @@ class AttentionConstants:
     """What the datasheet does not say."""
 
     matmul_efficiency: float  # of the matrix units' peak, inside a tile
-    exposed_softmax: float  # share of the softmax's time (exponentials, lane operations) that the products do not hide
+    # share of the softmax's time (exponentials, lane operations) that the products do not hide
+    exposed_softmax: float
     rescale_clocks: float  # of an SM an output element, each time a block of keys moves the maximum
     tile_s: float  # start and end of a tile: loads of Q, stores of O, barriers
     alone_slowdown: float  # a block that shares its SM with no other hides less of its own latency
@@ -69,13 +76,18 @@ class AttentionConstants:
     host_overlap: float
 
 
-def attention_constants(profile: Profile, dtype: str, table: Mapping[str, Any] | None = None) -> AttentionConstants:
+def attention_constants(
+    profile: Profile, dtype: str, table: Mapping[str, Any] | None = None
+) -> AttentionConstants:
     """The constants for a dtype on a device."""
-    return constants_of(AttentionConstants, "attention", profile, ("attention.", f"attention.{dtype}."), table)
+    return constants_of(
+        AttentionConstants, "attention", profile, ("attention.", f"attention.{dtype}."), table
+    )
 
 
 def kernel_of(profile: Profile, dtype: str) -> Kernel:
-    """The generation that ``scaled_dot_product_attention`` runs: flash kernels are for 16-bit dtypes alone."""
+    """The generation that ``scaled_dot_product_attention`` runs: flash kernels are for 16-bit
+    dtypes alone."""
     name = profile.attention_kernel if DTYPE_BYTES[dtype] == 2 else "efficient"
     return KERNELS.get(name, KERNELS["efficient"])
 
@@ -96,15 +108,17 @@ def attention_terms(
     constants: AttentionConstants | None = None,
     real: type = np.float32,
 ) -> Terms:
-    """Seconds of fused attention over ``heads`` (batch x heads), elementwise over arrays that broadcast.
+    """Seconds of fused attention over ``heads`` (batch x heads), elementwise over arrays that
+    broadcast.
 
     Args:
         profile: the hardware target.
         dtype: of q, k, v and the result.
         heads, queries, keys, head_dim: sizes, at least 1.
-        products: matrix products of (queries, keys, head_dim) done: 2 forward, 5 backward with its recomputation, 1 where
-            features replace the scores and need no product (elu + 1).
-        exponentials: a score: 1 for softmax, 0 for ReLU features, which need no running maximum either.
+        products: matrix products of (queries, keys, head_dim) done: 2 forward, 5 backward with its
+            recomputation, 1 where features replace the scores and need no product (elu + 1).
+        exponentials: a score: 1 for softmax, 0 for ReLU features, which need no running maximum
+            either.
         backward: whether the backward kernel's efficiency applies.
         bytes_moved: operands and results once; by default q, k, v and the output.
         launch, constants, real: as for ``elementwise_terms``.
@@ -114,12 +128,20 @@ def attention_terms(
     """
     c = constants or attention_constants(profile, dtype)
     kernel = kernel_of(profile, dtype)
-    heads, queries, keys, head_dim = np.broadcast_arrays(*(np.asarray(x, dtype=real) for x in (heads, queries, keys, head_dim)))
+    heads, queries, keys, head_dim = np.broadcast_arrays(
+        *(np.asarray(x, dtype=real) for x in (heads, queries, keys, head_dim))
+    )
     shape = heads.shape
-    products, exponentials = (np.broadcast_to(np.asarray(x, dtype=real), shape).ravel() for x in (products, exponentials))
-    heads, queries, keys, head_dim = (np.atleast_1d(x).ravel() for x in (heads, queries, keys, head_dim))
+    products, exponentials = (
+        np.broadcast_to(np.asarray(x, dtype=real), shape).ravel() for x in (products, exponentials)
+    )
+    heads, queries, keys, head_dim = (
+        np.atleast_1d(x).ravel() for x in (heads, queries, keys, head_dim)
+    )
     rows, columns = _tile(kernel, head_dim)
-    padded = np.asarray(PADDED_HEAD_DIMS, dtype=real)[np.minimum(np.searchsorted(PADDED_HEAD_DIMS, head_dim), 5)]
+    padded = np.asarray(PADDED_HEAD_DIMS, dtype=real)[
+        np.minimum(np.searchsorted(PADDED_HEAD_DIMS, head_dim), 5)
+    ]
     padded = np.maximum(padded, head_dim)
     floor = real(c.floor_s)
     full_rows = rows
@@ -137,17 +159,36 @@ def attention_terms(
         SCORE_LANE_OPS / profile.vector_lanes_per_sm
     )
     special = clocks * real(c.exposed_softmax / clock_hz)
-    rescale = np.where(exponentials > 0, padded / columns * products * real(c.rescale_clocks / 2 / clock_hz), real(0))
+    rescale = np.where(
+        exponentials > 0,
+        padded / columns * products * real(c.rescale_clocks / 2 / clock_hz),
+        real(0),
+    )
     scores = rows * columns * np.ceil(blocks / splits)  # of one tile and split
     alone = 1 + c.alone_slowdown * (waves == 1) if kernel.resident > 1 else 1.0
-    busy = waves * (scores * (multiply + special + rescale) + rows / full_rows * real(c.tile_s / kernel.resident**2)) * alone
+    busy = (
+        waves
+        * (
+            scores * (multiply + special + rescale)
+            + rows / full_rows * real(c.tile_s / kernel.resident**2)
+        )
+        * alone
+    )
     bandwidth = dram_bandwidth_bytes_per_s(profile, 0.9)
-    partial = real(8 * c.combine_traffic / bandwidth) * splits * heads * queries * head_dim  # float32 out and in
+    partial = (
+        real(8 * c.combine_traffic / bandwidth) * splits * heads * queries * head_dim
+    )  # float32 out and in
     combine = np.where(splits > 1, real(c.combine_s) + partial, real(0))
     busy = busy + combine
     busy = busy * (1 + real(c.sustained_slowdown) * busy / (busy + real(c.sustained_window_s)))
-    busy = busy + _power(profile, dtype, 2 * products * heads * np.ceil(queries / rows) * rows * keys * padded, busy)
-    moved = bytes_moved if bytes_moved is not None else DTYPE_BYTES[dtype] * 2 * heads * head_dim * (queries + keys)
+    busy = busy + _power(
+        profile, dtype, 2 * products * heads * np.ceil(queries / rows) * rows * keys * padded, busy
+    )
+    moved = (
+        bytes_moved
+        if bytes_moved is not None
+        else DTYPE_BYTES[dtype] * 2 * heads * head_dim * (queries + keys)
+    )
     memory = np.asarray(moved, dtype=real).ravel() * real(1 / bandwidth)
     flops = 2 * products * heads * queries * keys * head_dim
     on_device = np.maximum(np.maximum(busy, memory), flops * real(1 / peak)) + floor
@@ -161,14 +202,20 @@ def attention_terms(
 
 
 def _power(profile: Profile, dtype: str, flops: np.ndarray, busy: np.ndarray) -> np.ndarray:
-    """Seconds that the board's power limit adds, by the matmul model's energy per FLOP and its law (``matmul._power``)."""
+    """Seconds that the board's power limit adds, by the matmul model's energy per FLOP and its law
+    (``matmul._power``)."""
     real = busy.dtype.type
     c = matmul_constants(profile, dtype)
     if profile.tdp_w is None:
         return np.zeros_like(busy)
     budget_w = profile.tdp_w - min(c.static_w, 0.5 * profile.tdp_w)
     excess = np.maximum(flops * real(c.picojoules_per_flop * 1e-12 / budget_w) / busy, 1)
-    return busy * (excess ** real(1 / (1 + c.clock_exponent)) - 1) * busy / (busy + real(c.power_window_s))
+    return (
+        busy
+        * (excess ** real(1 / (1 + c.clock_exponent)) - 1)
+        * busy
+        / (busy + real(c.power_window_s))
+    )
 
 
 def _tile(kernel: Kernel, head_dim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -182,17 +229,22 @@ def _tile(kernel: Kernel, head_dim: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _splits(kernel: Kernel, tiles: np.ndarray, blocks: np.ndarray, num_sms: int) -> np.ndarray:
     """Pieces that the keys are cut into.
 
-    ``idle`` (FlashAttention 4): as many as SMs allow without a second wave. ``efficiency`` (FlashAttention 3): the fewest
-    within 15 % of the best use of the SMs in whole waves, but no piece shorter than an SM's even share of all blocks and 10 %.
+    ``idle`` (FlashAttention 4): as many as SMs allow without a second wave. ``efficiency``
+    (FlashAttention 3): the fewest within 15 % of the best use of the SMs in whole waves, but no
+    piece shorter than an SM's even share of all blocks and 10 %.
     """
     one = np.ones_like(tiles)
-    few = (blocks >= MIN_SPLIT_BLOCKS) & (tiles < (0.8 * num_sms if kernel.split == "efficiency" else num_sms))
+    few = (blocks >= MIN_SPLIT_BLOCKS) & (
+        tiles < (0.8 * num_sms if kernel.split == "efficiency" else num_sms)
+    )
     at = np.flatnonzero(few)
     if kernel.split == "none" or not at.size:
         return one
     tiles, blocks = tiles[at], blocks[at]
     if kernel.split == "idle":
-        one[at] = np.maximum(np.minimum(np.floor(num_sms / tiles), np.minimum(blocks, MAX_SPLITS)), 1)
+        one[at] = np.maximum(
+            np.minimum(np.floor(num_sms / tiles), np.minimum(blocks, MAX_SPLITS)), 1
+        )
         return one
     shortest = np.ceil(np.ceil(1.1 * tiles * blocks) / num_sms)
     one[at] = np.minimum(np.ceil(blocks / shortest), _efficient(tiles, blocks, num_sms))
@@ -202,6 +254,8 @@ def _splits(kernel: Kernel, tiles: np.ndarray, blocks: np.ndarray, num_sms: int)
 def _efficient(tiles: np.ndarray, blocks: np.ndarray, num_sms: int) -> np.ndarray:
     counts = np.arange(1, min(MAX_SPLITS, num_sms) + 1, dtype=tiles.dtype)
     waves = tiles[:, None] * counts / num_sms
-    use = waves / np.ceil(waves - 1e-4)  # float32: a whole number of waves may come out a hair above
+    use = waves / np.ceil(
+        waves - 1e-4
+    )  # float32: a whole number of waves may come out a hair above
     use[counts > blocks[:, None]] = 0
     return (use >= 0.85 * use.max(axis=1, keepdims=True)).argmax(axis=1) + tiles.dtype.type(1)

@@ -1,6 +1,7 @@
 """A device's own numbers from measured rows: the shipped constants moved as far as the rows insist.
 
-Needs NumPy alone. The datasheet is never touched; what is found goes into the profile's ``measured`` table.
+Needs NumPy alone. The datasheet is never touched; what is found goes into the profile's
+``measured`` table.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ def calibrate(profile: Profile, rows: Rows, table: Mapping[str, Any] | None = No
     """The profile with the constants of one op and dtype fitted to rows of this device.
 
     Args:
-        profile: what is known so far; its ``measured`` numbers of other ops are kept, those of this one replaced.
+        profile: what is known so far; its ``measured`` numbers of other ops are kept, those of this
+            one replaced.
         rows: some twenty rows, spread over the shapes (``fitting.stratified``).
         table: replaces the shipped constants that the prior is centred on.
     """
@@ -36,7 +38,8 @@ def calibrate(profile: Profile, rows: Rows, table: Mapping[str, Any] | None = No
 
     shift, _ = fit_log(
         lambda shift: np.log(operator.predict(at(shift), rows, table) / rows.seconds),
-        np.array([operator.prior_sd[name] for name in names]) * (CPU_WIDENING if profile.kind == "cpu" else 1),
+        np.array([operator.prior_sd[name] for name in names])
+        * (CPU_WIDENING if profile.kind == "cpu" else 1),
         noise=operator.noise,
     )
     fitted = at(shift)
@@ -44,4 +47,6 @@ def calibrate(profile: Profile, rows: Rows, table: Mapping[str, Any] | None = No
         return fitted
     left = np.log(rows.seconds / operator.predict(fitted, rows, table))
     residual = Residual.fitted(operator.features(rows), left)
-    return fitted.with_measured({**fitted.measured, prefix + "residual": residual.as_rows()}, profile.measured_about)
+    return fitted.with_measured(
+        {**fitted.measured, prefix + "residual": residual.as_rows()}, profile.measured_about
+    )

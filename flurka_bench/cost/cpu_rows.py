@@ -1,4 +1,5 @@
-"""Measured operators of a CPU: rows of a file as ops, their seconds, and the constants of ``cost.cpu`` fitted to them."""
+"""Measured operators of a CPU: rows of a file as ops, their seconds, and the constants of
+``cost.cpu`` fitted to them."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -27,8 +28,9 @@ from flurka_bench.ops import Op, Tensor
 PRIOR_SD = 1.0  # log units: the defaults are one machine's
 NOISE = 0.05
 
-# Measured rows, by the op's name in the files: kind, name that says what an element takes, phase, operands and result as
-# (elements of B x H, or of one side), and whether the result is written in place.
+# Measured rows, by the op's name in the files: kind, name that says what an element takes, phase,
+# operands and result as (elements of B x H, or of one side), and whether the result is written in
+# place.
 _ROWS: dict[str, tuple[str, str, str, tuple[str, ...], str, bool]] = {
     **{name: ("elementwise", name, "vector", ("BH", "BH"), "BH", False) for name in ("add", "mul")},
     "div": ("elementwise", "divide", "special", ("BH", "BH"), "BH", False),
@@ -67,22 +69,39 @@ def op_of(rows: Rows) -> Op:
             tensors = [left, batch * inner * cols, batch * m * cols]
             return _op(rows, "matmul", tensors, 2, batch=batch, rows=m, inner=inner, cols=cols)
         if rows.op in ("attention", "attention_backward"):
-            heads, queries = rows.columns["batch"] * rows.columns["num_heads"], rows.columns["seq_len"]
+            heads, queries = (
+                rows.columns["batch"] * rows.columns["num_heads"],
+                rows.columns["seq_len"],
+            )
             keys, head_dim = rows.columns.get("num_keys", queries), rows.columns["head_dim"]
             long, short = heads * queries * head_dim, heads * keys * head_dim
             tensors = (
-                [long, short, short, long] if rows.op == "attention" else [long, long, long, short, short, long, short, short]
+                [long, short, short, long]
+                if rows.op == "attention"
+                else [long, long, long, short, short, long, short, short]
             )
             phase = "forward" if rows.op == "attention" else "backward"
             num_reads = 3 if rows.op == "attention" else 5
-            return _op(rows, "attention", tensors, num_reads, phase=phase, batch=heads, rows=queries, inner=head_dim, cols=keys)
+            return _op(
+                rows,
+                "attention",
+                tensors,
+                num_reads,
+                phase=phase,
+                batch=heads,
+                rows=queries,
+                inner=head_dim,
+                cols=keys,
+            )
     except KeyError as missing:
         raise RequestError(f"rows of op {rows.op!r} lack the column {missing}") from None
     raise unknown("op", rows.op, ROW_OPS)
 
 
 def _op(measured: Rows, kind: str, numels: Sequence[Any], num_reads: int, **sizes: Any) -> Op:
-    tensors = [Tensor(name=str(at), numel=numel, dtype=measured.dtype) for at, numel in enumerate(numels)]
+    tensors = [
+        Tensor(name=str(at), numel=numel, dtype=measured.dtype) for at, numel in enumerate(numels)
+    ]
     reads, writes = tuple(tensors[:num_reads]), tuple(tensors[num_reads:])
     return Op(
         **{
@@ -112,14 +131,19 @@ def _streaming_op(rows: Rows) -> Op:
 
 
 def predict_rows(profile: Profile, rows: Rows, **options: Any) -> np.ndarray:
-    """Seconds (n,) of measured rows: the same call again and again, so its own bytes are what the cache must hold."""
+    """Seconds (n,) of measured rows: the same call again and again, so its own bytes are what the
+    cache must hold."""
     return _row_terms(profile, rows, **options).seconds
 
 
 def _row_terms(profile: Profile, rows: Rows, **options: Any) -> Terms:
     op = op_of(rows)
     options.setdefault("residual", residual_of(profile, rows.dtype))
-    share = resident_share(op.bytes_read + op.bytes_written, profile.l2_bytes, *cache_bounds(profile, options.get("constants")))
+    share = resident_share(
+        op.bytes_read + op.bytes_written,
+        profile.l2_bytes,
+        *cache_bounds(profile, options.get("constants")),
+    )
     return cpu_terms(op, profile, share, "eager", len(rows), real=np.float64, **options)
 
 
@@ -130,7 +154,8 @@ def features(rows: Rows) -> np.ndarray:
 
 
 def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
-    """The profile with the constants of one dtype fitted to all rows of this machine at once, since ops share them.
+    """The profile with the constants of one dtype fitted to all rows of this machine at once, since
+    ops share them.
 
     Args:
         profile: a CPU's.
@@ -148,11 +173,16 @@ def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
     names = [field.name for field in fields(CpuConstants)]
 
     def at(shift: np.ndarray) -> CpuConstants:
-        return replace(start, **{name: float(getattr(start, name) * np.exp(by)) for name, by in zip(names, shift)})
+        return replace(
+            start,
+            **{name: float(getattr(start, name) * np.exp(by)) for name, by in zip(names, shift)},
+        )
 
     def left(shift: np.ndarray) -> np.ndarray:
         constants = at(shift)
-        logs = [np.log(predict_rows(bare, rows, constants=constants) / rows.seconds) for rows in groups]
+        logs = [
+            np.log(predict_rows(bare, rows, constants=constants) / rows.seconds) for rows in groups
+        ]
         return np.concatenate(logs)
 
     shift, _ = fit_log(left, np.full(len(names), PRIOR_SD), noise=NOISE)

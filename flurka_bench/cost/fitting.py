@@ -1,8 +1,10 @@
-"""Fitting constants to measured rows, with NumPy alone: a robust least-squares fit in log space with a prior.
+"""Fitting constants to measured rows, with NumPy alone: a robust least-squares fit in log space
+with a prior.
 
-Two fits use it. The global one (scripts/fit_cost_model.py) finds the shipped constants from many devices. The device's
-own one (``calibrate``) moves a handful of them for one device from some twenty rows, held by a prior toward the shipped
-values, and then explains what is left by a smooth function of the shape (``Residual``).
+Two fits use it. The global one (scripts/fit_cost_model.py) finds the shipped constants from many
+devices. The device's own one (``calibrate``) moves a handful of them for one device from some
+twenty rows, held by a prior toward the shipped values, and then explains what is left by a smooth
+function of the shape (``Residual``).
 """
 
 import csv
@@ -34,20 +36,32 @@ class Rows:
     def take(self, index: np.ndarray) -> "Rows":
         """The rows at an index array or mask, in its order."""
         columns = {name: column[index] for name, column in self.columns.items()}
-        return Rows(op=self.op, dtype=self.dtype, device=self.device, columns=columns, seconds=self.seconds[index])
+        return Rows(
+            op=self.op,
+            dtype=self.dtype,
+            device=self.device,
+            columns=columns,
+            seconds=self.seconds[index],
+        )
 
 
 def read_rows(path: str | Path) -> list[Rows]:
-    """Operator files (columns as in data/gpu_ops: device, op, dtype, shape columns, latency_ms), by op, dtype and device.
+    """Operator files (columns as in data/gpu_ops: device, op, dtype, shape columns, latency_ms), by
+    op, dtype and device.
 
     ``columns["line"]`` is each row's place in the file, from 0.
 
     Raises:
-        RequestError: the file cannot be read, a needed column is missing, or a value is not a positive number.
+        RequestError: the file cannot be read, a needed column is missing, or a value is not a
+            positive number.
     """
     path = Path(path)
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as stream:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as stream
+        ):
             reader = csv.reader(stream)
             header = next(reader, [])
             table = [row for row in reader if row]
@@ -55,9 +69,13 @@ def read_rows(path: str | Path) -> list[Rows]:
         raise RequestError(f"cannot read {path}: {error}") from None
     missing = {"op", "dtype", "latency_ms"} - set(header)
     if missing:
-        raise RequestError(f"{path} lacks the columns {', '.join(sorted(missing))}; it has {', '.join(header) or 'none'}")
+        raise RequestError(
+            f"{path} lacks the columns {', '.join(sorted(missing))}; it has {', '.join(header) or 'none'}"
+        )
     if not table or any(len(row) != len(header) for row in table):
-        raise RequestError(f"{path} has no rows, or rows of another length than its header of {len(header)} columns")
+        raise RequestError(
+            f"{path} has no rows, or rows of another length than its header of {len(header)} columns"
+        )
     columns = dict(zip(header, map(np.array, zip(*table))))
     words = ("device", "op", "dtype", "kernel")
     device = columns.get("device", np.full(len(table), ""))
@@ -67,10 +85,16 @@ def read_rows(path: str | Path) -> list[Rows]:
         mask = (columns["op"] == op) & (columns["dtype"] == dtype) & (device == name)
         own = {key: column[mask] for key, column in columns.items() if key not in words}
         # A file of several ops leaves the sizes that an op does not have empty.
-        picked = {key: _positive(path, key, column) for key, column in own.items() if key == "latency_ms" or (column != "").any()}
+        picked = {
+            key: _positive(path, key, column)
+            for key, column in own.items()
+            if key == "latency_ms" or (column != "").any()
+        }
         seconds = picked.pop("latency_ms") * 1e-3
         picked["line"] = np.flatnonzero(mask)
-        groups.append(Rows(op=str(op), dtype=str(dtype), device=str(name), columns=picked, seconds=seconds))
+        groups.append(
+            Rows(op=str(op), dtype=str(dtype), device=str(name), columns=picked, seconds=seconds)
+        )
     return groups
 
 
@@ -100,7 +124,8 @@ def fit_log(
     noise: float = NOISE,
     max_steps: int = 30,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Levenberg-Marquardt on log-parameters, soft-L1 loss on the residuals, a Gaussian prior around zero.
+    """Levenberg-Marquardt on log-parameters, soft-L1 loss on the residuals, a Gaussian prior around
+    zero.
 
     Args:
         residual: log-parameters' shift x (p,) -> log(predicted / measured) (n,).
@@ -120,14 +145,18 @@ def fit_log(
     value, damping = loss(x, r), 1e-2
     for _ in range(max_steps):
         step = 1e-3
-        jacobian = np.stack([(residual(x + step * unit) - r) / step for unit in np.eye(len(x))], axis=1)
+        jacobian = np.stack(
+            [(residual(x + step * unit) - r) / step for unit in np.eye(len(x))], axis=1
+        )
         weight = 1 / np.sqrt(1 + (r / noise) ** 2) / noise**2
         hessian = (jacobian * weight[:, None]).T @ jacobian + np.diag(prior_sd**-2)
         gradient = jacobian.T @ (weight * r) + x / prior_sd**2
         improved = 0.0
         for _ in range(8):
             trial = x - np.linalg.solve(hessian + damping * np.diag(np.diag(hessian)), gradient)
-            trial = np.clip(trial, x - 0.7, x + 0.7)  # constants halve or double in one step at most
+            trial = np.clip(
+                trial, x - 0.7, x + 0.7
+            )  # constants halve or double in one step at most
             trial_r = residual(trial)
             trial_value = loss(trial, trial_r)
             if np.isfinite(trial_value) and trial_value < value:
@@ -142,11 +171,13 @@ def fit_log(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Residual:
-    """What a device's fitted constants leave unexplained, as a smooth function of the shape: a Gaussian process.
+    """What a device's fitted constants leave unexplained, as a smooth function of the shape: a
+    Gaussian process.
 
-    The log-residuals of the calibration rows are taken for samples of a function whose values at two shapes go together
-    as exp(-d^2 / 2), d the distance of the logs of their sizes over ``LENGTH``; away from all rows it returns to zero.
-    Its four hyperparameters are the same for every device and op.
+    The log-residuals of the calibration rows are taken for samples of a function whose values at
+    two shapes go together as exp(-d^2 / 2), d the distance of the logs of their sizes over
+    ``LENGTH``; away from all rows it returns to zero. Its four hyperparameters are the same for
+    every device and op.
     """
 
     anchors: np.ndarray  # (n, f) logs of the calibration rows' sizes
@@ -155,7 +186,8 @@ class Residual:
     AMPLITUDE = 0.1  # log units: how far whole regions of shapes are off
     LENGTH = 1.5  # e-folds of a size after which neighbours know little of each other
     OFFSET = 0.03  # log units common to all shapes
-    NOISE = 0.12  # log units of a single row: measurement and the tile steps that no smooth function follows
+    # log units of a single row: measurement and the tile steps that no smooth function follows
+    NOISE = 0.12
     LIMIT = 0.4  # a row further off is taken for this far
 
     @classmethod
@@ -163,7 +195,10 @@ class Residual:
         """Condition the process on log(measured / predicted) (n,) at anchors (n, f)."""
         one = cls(anchors=anchors, weights=np.zeros(len(anchors)))
         covariance = one._covariance(anchors) + cls.NOISE**2 * np.eye(len(anchors))
-        return cls(anchors=anchors, weights=np.linalg.solve(covariance, np.clip(log_residuals, -cls.LIMIT, cls.LIMIT)))
+        return cls(
+            anchors=anchors,
+            weights=np.linalg.solve(covariance, np.clip(log_residuals, -cls.LIMIT, cls.LIMIT)),
+        )
 
     def _covariance(self, features: np.ndarray) -> np.ndarray:
         real = features.dtype.type
@@ -177,7 +212,10 @@ class Residual:
 
     def as_rows(self) -> list[list[float]]:
         """Anchors with their weights, as a profile stores them: f + 1 numbers a row."""
-        return [[float(f"{value:.5g}") for value in row] for row in np.column_stack([self.anchors, self.weights])]
+        return [
+            [float(f"{value:.5g}") for value in row]
+            for row in np.column_stack([self.anchors, self.weights])
+        ]
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[float]]) -> "Residual":
@@ -187,10 +225,11 @@ class Residual:
 
 
 def stratified(features: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Indices of ``count`` rows spread over the features (n, f): one at random from each of ``count`` cells.
+    """Indices of ``count`` rows spread over the features (n, f): one at random from each of
+    ``count`` cells.
 
-    Cells are made by halving the rows again and again at the median of the feature that varies most in them, so they
-    hold as many rows each as can be; no measured time is looked at.
+    Cells are made by halving the rows again and again at the median of the feature that varies most
+    in them, so they hold as many rows each as can be; no measured time is looked at.
 
     Raises:
         RequestError: fewer rows than asked for.
@@ -213,8 +252,11 @@ def absolute_percentage_error(predicted: np.ndarray, measured: np.ndarray) -> np
     return 100 * np.abs(np.asarray(predicted) / np.asarray(measured) - 1)
 
 
-def order_right(predicted: np.ndarray, measured: np.ndarray, ratio: float, *, pairs: int = 20_000, seed: int = 0) -> float:
-    """Share of random pairs that differ by more than ``ratio`` in which the prediction names the faster one; nan if none."""
+def order_right(
+    predicted: np.ndarray, measured: np.ndarray, ratio: float, *, pairs: int = 20_000, seed: int = 0
+) -> float:
+    """Share of random pairs that differ by more than ``ratio`` in which the prediction names the
+    faster one; nan if none."""
     random = np.random.default_rng(seed)
     one, two = random.integers(0, len(measured), (2, pairs))
     apart = np.abs(np.log(measured[one] / measured[two])) > np.log(ratio)

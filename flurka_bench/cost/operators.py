@@ -1,7 +1,9 @@
-"""Measured operator rows as the cost model sees them: for each op of a file, its prediction and what calibration may move.
+"""Measured operator rows as the cost model sees them: for each op of a file, its prediction and
+what calibration may move.
 
-One entry a kind. ``validate``, ``calibrate --from`` and the scripts that fit and judge the model walk this registry, so a
-new kind of op becomes fittable, checkable and calibratable by one entry here.
+One entry a kind. ``validate``, ``calibrate --from`` and the scripts that fit and judge the model
+walk this registry, so a new kind of op becomes fittable, checkable and calibratable by one entry
+here.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,11 +26,12 @@ from flurka_bench.workload import DTYPE_BYTES
 class Operator:
     """How one kind of op in measured files is predicted and calibrated.
 
-    ``predict(profile, rows, table)`` gives seconds (n,), in double precision; ``table`` replaces the shipped constants.
-    ``constants(profile, rows, table)`` gives the values that calibration starts from, by name; ``prior_sd`` how far in log
-    units each may move, learnt from the devices whose rows ship. What is found is stored in the profile's ``measured`` as
-    ``prefix(rows) + name``; ``launch_of(rows)`` names the launch among them. ``features`` (n, f) are logs that say where in
-    the space of shapes a row lies; ``noise`` the log-residuals' scale on one device.
+    ``predict(profile, rows, table)`` gives seconds (n,), in double precision; ``table`` replaces
+    the shipped constants. ``constants(profile, rows, table)`` gives the values that calibration
+    starts from, by name; ``prior_sd`` how far in log units each may move, learnt from the devices
+    whose rows ship. What is found is stored in the profile's ``measured`` as ``prefix(rows) +
+    name``; ``launch_of(rows)`` names the launch among them. ``features`` (n, f) are logs that say
+    where in the space of shapes a row lies; ``noise`` the log-residuals' scale on one device.
     """
 
     kind: str
@@ -53,9 +56,15 @@ def _matmul_layout(rows: Rows) -> str:
     return "batched" if rows.op == "bmm" else "linear"
 
 
-# How the files were timed, by dtype: with the host's dispatch and the same operands again and again (float32), between
-# two device events (float16), or as six calls with their own operands in a replayed graph (bfloat16).
-MATMUL_PROTOCOL = {"float32": ("eager", 1), "float64": ("eager", 1), "float16": ("events", 1), "bfloat16": ("graph", 6)}
+# How the files were timed, by dtype: with the host's dispatch and the same operands again and again
+# (float32), between two device events (float16), or as six calls with their own operands in a
+# replayed graph (bfloat16).
+MATMUL_PROTOCOL = {
+    "float32": ("eager", 1),
+    "float64": ("eager", 1),
+    "float16": ("events", 1),
+    "bfloat16": ("graph", 6),
+}
 
 
 def _predict_matmul(profile: Profile, rows: Rows, table: Mapping[str, Any] | None) -> np.ndarray:
@@ -69,11 +78,15 @@ def _predict_matmul(profile: Profile, rows: Rows, table: Mapping[str, Any] | Non
     ).seconds  # fmt: skip
 
 
-def _matmul_constants(profile: Profile, rows: Rows, table: Mapping[str, Any] | None) -> Mapping[str, float]:
+def _matmul_constants(
+    profile: Profile, rows: Rows, table: Mapping[str, Any] | None
+) -> Mapping[str, float]:
     constants = constants_of(profile, rows.dtype, _matmul_layout(rows), table)
     launch = f"launch_{MATMUL_PROTOCOL[rows.dtype][0]}_s"
     return {
-        name: getattr(constants, name) for name in (*MATMUL.prior_sd, launch) if name.startswith("launch") == (name == launch)
+        name: getattr(constants, name)
+        for name in (*MATMUL.prior_sd, launch)
+        if name.startswith("launch") == (name == launch)
     }
 
 
@@ -107,19 +120,38 @@ MATMUL = Operator(
     features=lambda rows: np.log(np.stack(_matmul_shape(rows), axis=1)),
 )
 
-_OPERANDS = {"add": 3, "mul": 3, "div": 3, "addu": 2, "mulu": 2, "relu": 2, "exp": 2, "tanh": 2, "gelu": 2}  # read and written
+_OPERANDS = {
+    "add": 3,
+    "mul": 3,
+    "div": 3,
+    "addu": 2,
+    "mulu": 2,
+    "relu": 2,
+    "exp": 2,
+    "tanh": 2,
+    "gelu": 2,
+}  # read and written
 
 
-def _predict_elementwise(profile: Profile, rows: Rows, table: Mapping[str, Any] | None) -> np.ndarray:
+def _predict_elementwise(
+    profile: Profile, rows: Rows, table: Mapping[str, Any] | None
+) -> np.ndarray:
     moved = _OPERANDS[rows.op] * DTYPE_BYTES[rows.dtype] * rows.columns["B"] * rows.columns["H"]
     constants = elementwise_constants(profile, rows.op, table)
-    return elementwise_terms(profile, moved, op=rows.op, constants=constants, real=np.float64).seconds
+    return elementwise_terms(
+        profile, moved, op=rows.op, constants=constants, real=np.float64
+    ).seconds
 
 
 def _predict_softmax(profile: Profile, rows: Rows, table: Mapping[str, Any] | None) -> np.ndarray:
     constants = softmax_constants(profile, table)
     return softmax_terms(
-        profile, rows.columns["B"], rows.columns["H"], itemsize=DTYPE_BYTES[rows.dtype], constants=constants, real=np.float64
+        profile,
+        rows.columns["B"],
+        rows.columns["H"],
+        itemsize=DTYPE_BYTES[rows.dtype],
+        constants=constants,
+        real=np.float64,
     ).seconds
 
 
@@ -127,7 +159,14 @@ def _predict_attention(profile: Profile, rows: Rows, table: Mapping[str, Any] | 
     heads, length = rows.columns["batch"] * rows.columns["num_heads"], rows.columns["seq_len"]
     constants = attention_constants(profile, rows.dtype, table)
     return attention_terms(
-        profile, rows.dtype, heads, length, length, rows.columns["head_dim"], constants=constants, real=np.float64
+        profile,
+        rows.dtype,
+        heads,
+        length,
+        length,
+        rows.columns["head_dim"],
+        constants=constants,
+        real=np.float64,
     ).seconds
 
 
@@ -144,7 +183,9 @@ ELEMENTWISE = Operator(
     ops=tuple(_OPERANDS),
     columns=("B", "H"),
     predict=_predict_elementwise,
-    constants=lambda profile, rows, table: _named(elementwise_constants(profile, rows.op, table), ELEMENTWISE.prior_sd),
+    constants=lambda profile, rows, table: _named(
+        elementwise_constants(profile, rows.op, table), ELEMENTWISE.prior_sd
+    ),
     prior_sd={
         "dram_efficiency": 0.1,
         "l2_bytes_per_clock_per_sm": 0.3,
@@ -163,7 +204,9 @@ SOFTMAX = Operator(
     ops=("softmax",),
     columns=("B", "H"),
     predict=_predict_softmax,
-    constants=lambda profile, rows, table: _named(softmax_constants(profile, table), SOFTMAX.prior_sd),
+    constants=lambda profile, rows, table: _named(
+        softmax_constants(profile, table), SOFTMAX.prior_sd
+    ),
     prior_sd={
         "dram_efficiency": 0.1,
         "block_lane_ops_per_element": 0.3,
@@ -190,7 +233,9 @@ ATTENTION = Operator(
     ops=("attention",),
     columns=("batch", "num_heads", "seq_len", "head_dim"),
     predict=_predict_attention,
-    constants=lambda profile, rows, table: _named(attention_constants(profile, rows.dtype, table), ATTENTION.prior_sd),
+    constants=lambda profile, rows, table: _named(
+        attention_constants(profile, rows.dtype, table), ATTENTION.prior_sd
+    ),
     prior_sd={
         "matmul_efficiency": 0.1,
         "exposed_softmax": 0.2,
@@ -214,7 +259,8 @@ def operator_of(rows: Rows) -> Operator:
     """The registry's entry for measured rows.
 
     Raises:
-        RequestError: no entry for the op, a missing shape column, or a dtype that the project does not know.
+        RequestError: no entry for the op, a missing shape column, or a dtype that the project does
+            not know.
     """
     for operator in OPERATORS:
         if rows.op in operator.ops:

@@ -1,7 +1,9 @@
-"""Cases x hardware profile -> seconds with bands: op lists through the op models, summed as the host launches them.
+"""Cases x hardware profile -> seconds with bands: op lists through the op models, summed as the
+host launches them.
 
-Cases that differ only in sizes share one op list whose sizes are arrays, so a sweep of millions costs a few passes over
-arrays; ``predict`` groups a mixed list by itself, ``predict_many`` takes one case with arrays. No torch, no clock.
+Cases that differ only in sizes share one op list whose sizes are arrays, so a sweep of millions
+costs a few passes over arrays; ``predict`` groups a mixed list by itself, ``predict_many`` takes
+one case with arrays. No torch, no clock.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,21 +30,28 @@ from flurka_bench.workload import DTYPE_BYTES, SIZES, Case, Number
 
 CACHES = ("cold", "warm")
 BOUNDS = ("launch", "compute", "memory", "special")
-CHUNK = 4096  # cases at once: their arrays stay in a core's cache, and memory stays bounded however long the sweep
-# The host's time for a kernel of compiled code, in eager ops: the wrapper calls a launcher, no dispatcher and no autograd.
-# No data at hand settles it.
+# cases at once: their arrays stay in a core's cache, and memory stays bounded however long the
+# sweep
+CHUNK = 4096
+# The host's time for a kernel of compiled code, in eager ops: the wrapper calls a launcher, no
+# dispatcher and no autograd. No data at hand settles it.
 COMPILED_DISPATCH = 0.4
-DISPATCH_FIGURE = "microbenchmark.launch_eager_s"  # what ``calibrate`` measures: an empty op in a loop without synchronisation
-_VARYING = (*SIZES, "ffn_dim")  # sizes that may differ within one op list; layers and vocabulary decide which ops there are
+# what ``calibrate`` measures: an empty op in a loop without synchronisation
+DISPATCH_FIGURE = "microbenchmark.launch_eager_s"
+_VARYING = (
+    *SIZES,
+    "ffn_dim",
+)  # sizes that may differ within one op list; layers and vocabulary decide which ops there are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What one case takes on a target.
 
-    ``seconds_low`` to ``seconds_high`` covers 90 %. ``stages`` are seconds by stage and sum to ``seconds``. ``bound``
-    names what most of the time waits for. ``log_scale`` and ``log_shape`` are the band's half-widths in log-seconds: the
-    device's scale, common to all cases on it, and the noise of this case's shapes.
+    ``seconds_low`` to ``seconds_high`` covers 90 %. ``stages`` are seconds by stage and sum to
+    ``seconds``. ``bound`` names what most of the time waits for. ``log_scale`` and ``log_shape``
+    are the band's half-widths in log-seconds: the device's scale, common to all cases on it, and
+    the noise of this case's shapes.
     """
 
     case: Case
@@ -61,13 +70,16 @@ class Prediction:
 
     def as_record(self) -> dict[str, Any]:
         """Flat, under the names of records and of ``predict --json``."""
-        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "case"}
+        own = {
+            field.name: getattr(self, field.name) for field in fields(self) if field.name != "case"
+        }
         return self.case.as_record() | own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """A sweep's predictions as columns (arrays of one length); the fields are those of ``Prediction``."""
+    """A sweep's predictions as columns (arrays of one length); the fields are those of
+    ``Prediction``."""
 
     seconds: np.ndarray
     seconds_low: np.ndarray
@@ -86,7 +98,8 @@ class Predictions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpPrediction:
-    """One op with its seconds as a single call (``terms.seconds``), its kernel's own, and the parts of it."""
+    """One op with its seconds as a single call (``terms.seconds``), its kernel's own, and the parts
+    of it."""
 
     op: Op
     terms: Terms
@@ -104,7 +117,8 @@ def predict_ops(
         launch: ``eager`` (the host dispatches each op), ``graph`` or ``none`` (device time alone).
         cache: ``warm`` (the list runs again and again) or ``cold`` (nothing of it is in L2 before).
         length: of the arrays.
-        held_until: as ``mechanisms.lowering.Lowered`` gives it: what variables keep alive. Only a CPU's allocator asks.
+        held_until: as ``mechanisms.lowering.Lowered`` gives it: what variables keep alive. Only a
+            CPU's allocator asks.
 
     Raises:
         RequestError: an unknown launch or cache.
@@ -124,9 +138,10 @@ def predict_ops(
 def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[np.ndarray]:
     """Per op, the share of its bytes that L2 serves.
 
-    An operand is found there if little enough was touched since it was last used: the bytes of all ops between (its reuse
-    distance) and the op's own. What an op writes stays, as far as the op itself leaves room. In a warm loop the distance of
-    a first use is that of the whole list. So the small compressed keys and values stay resident between their uses.
+    An operand is found there if little enough was touched since it was last used: the bytes of all
+    ops between (its reuse distance) and the op's own. What an op writes stays, as far as the op
+    itself leaves room. In a warm loop the distance of a first use is that of the whole list. So the
+    small compressed keys and values stay resident between their uses.
     """
     c = elementwise_constants(profile)
     on_cpu = profile.kind == "cpu"
@@ -140,10 +155,19 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
         whole = whole + np.asarray(read + written, dtype=real)
     for op, (read, written) in zip(ops, sizes):
         own = np.asarray(read + written, dtype=real)
-        # A line is read before it is written: on a CPU a result is found there only if what its memory held before is.
-        new = sum((tensor.bytes for tensor in op.writes if tensor.name not in last), start=0) if on_cpu and warm else 0
-        found = np.asarray(written - new, dtype=real) * resident_share(own, profile.l2_bytes, low, high)
-        found = found + np.asarray(new, dtype=real) * resident_share(np.maximum(whole, own), profile.l2_bytes, low, high)
+        # A line is read before it is written: on a CPU a result is found there only if what its
+        # memory held before is.
+        new = (
+            sum((tensor.bytes for tensor in op.writes if tensor.name not in last), start=0)
+            if on_cpu and warm
+            else 0
+        )
+        found = np.asarray(written - new, dtype=real) * resident_share(
+            own, profile.l2_bytes, low, high
+        )
+        found = found + np.asarray(new, dtype=real) * resident_share(
+            np.maximum(whole, own), profile.l2_bytes, low, high
+        )
         for tensor in op.reads:
             if tensor.name in last:
                 distance = touched - last[tensor.name] + own
@@ -151,7 +175,9 @@ def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[n
                 distance = np.maximum(whole, own)
             else:
                 continue
-            found = found + np.asarray(tensor.bytes, dtype=real) * resident_share(distance, profile.l2_bytes, low, high)
+            found = found + np.asarray(tensor.bytes, dtype=real) * resident_share(
+                distance, profile.l2_bytes, low, high
+            )
         touched = touched + own
         for tensor in (*op.reads, *op.writes):
             last[tensor.name] = touched
@@ -187,11 +213,14 @@ def _column(value: Number, length: int) -> np.ndarray:
 
 
 def _matmul(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, length: int) -> Terms:
-    """The matmul model's terms in the form of the others; its L2 model takes the bytes touched between two uses."""
+    """The matmul model's terms in the form of the others; its L2 model takes the bytes touched
+    between two uses."""
     layout = "linear" if isinstance(op.batch, int) and op.batch == 1 else "batched"
     c = matmul_constants(profile, op.dtype, layout)
     miss = np.clip(1 - l2_share, np.float32(1e-4), np.float32(1 - 1e-4))
-    touched = np.float32(profile.l2_bytes * c.l2_capacity) * (miss / (1 - miss)) ** np.float32(1 / c.l2_sharpness)
+    touched = np.float32(profile.l2_bytes * c.l2_capacity) * (miss / (1 - miss)) ** np.float32(
+        1 / c.l2_sharpness
+    )
     t = matmul_terms(
         profile, op.dtype, _column(op.batch, length), op.rows, op.cols, op.inner,
         layout=layout, launch="none", working_set_bytes=touched, constants=c,
@@ -219,12 +248,16 @@ def predict_lowered(
     cache: str = "warm",
     own: Lowered | None = None,
 ) -> Predictions:
-    """Predictions for an op list, by default one for which sizes are numbers; ``case`` says whose list it is.
+    """Predictions for an op list, by default one for which sizes are numbers; ``case`` says whose
+    list it is.
 
-    The list may be another's than this project's (see scripts/whole_cases.py); memory is that of the case's ``own``.
+    The list may be another's than this project's (see scripts/whole_cases.py); memory is that of
+    the case's ``own``.
     """
     own = own or lower_with_lifetimes(case, _device_of(profile))
-    predictions = predict_ops(ops, profile, launch=launch, cache=cache, length=length, held_until=own.held_until)
+    predictions = predict_ops(
+        ops, profile, launch=launch, cache=cache, length=length, held_until=own.held_until
+    )
     overlap = 0.0 if profile.kind == "cpu" else elementwise_constants(profile).host_overlap
     dispatch = _dispatch(profile, case.backend)
     total = host = device = np.zeros(length, dtype=np.float32)
@@ -237,7 +270,8 @@ def predict_lowered(
         op, terms = prediction.op, prediction.terms
         launch_s = np.float32(dispatch(terms.launch) if launch == "eager" else terms.launch)
         if launch == "eager" and profile.kind == "gpu":
-            # Two clocks: the host dispatches op after op, the device starts a kernel when it is dispatched and free.
+            # Two clocks: the host dispatches op after op, the device starts a kernel when it is
+            # dispatched and free.
             host = host + launch_s
             device = np.maximum(device, host - launch_s * np.float32(overlap)) + terms.kernel
             after = np.maximum(device, host)
@@ -271,12 +305,17 @@ def predict_lowered(
 def _dispatch(profile: Profile, backend: str) -> Callable[[float], float]:
     """The host's seconds from one op to the next, given those of the op's kind alone."""
     share = COMPILED_DISPATCH if backend == "compiled" else 1.0
-    own = profile.measured.get(DISPATCH_FIGURE) if profile.kind == "gpu" else None  # a CPU's is fitted with its rows
+    own = (
+        profile.measured.get(DISPATCH_FIGURE) if profile.kind == "gpu" else None
+    )  # a CPU's is fitted with its rows
     return lambda launch_s: share * (launch_s if own is None else own)
 
 
-def _attribute(waits: dict[str, np.ndarray], terms: Terms, spent: np.ndarray, on_kernel: np.ndarray) -> None:
-    """Adds an op's seconds to what they wait for: the launch's share, and the kernel's largest part."""
+def _attribute(
+    waits: dict[str, np.ndarray], terms: Terms, spent: np.ndarray, on_kernel: np.ndarray
+) -> None:
+    """Adds an op's seconds to what they wait for: the launch's share, and the kernel's largest
+    part."""
     compute, special = terms.compute, terms.special
     memory_bound = terms.memory > np.maximum(compute, special)
     special_bound = ~memory_bound & (special > compute)
@@ -291,27 +330,40 @@ def predict_many(
 ) -> Iterator[Predictions]:
     """Predictions of one case whose sizes are arrays of one length (or numbers), chunk by chunk.
 
-    Only a chunk's arrays are alive at a time, so ten million cases need no more memory than ``chunk``. Sizes that do not
-    vary in a chunk are taken as numbers. Raises RequestError for impossible sizes or arrays of different lengths.
+    Only a chunk's arrays are alive at a time, so ten million cases need no more memory than
+    ``chunk``. Sizes that do not vary in a chunk are taken as numbers. Raises RequestError for
+    impossible sizes or arrays of different lengths.
     """
-    arrays = {name: np.asarray(value) for name in _VARYING if isinstance(value := getattr(case, name), np.ndarray)}
+    arrays = {
+        name: np.asarray(value)
+        for name in _VARYING
+        if isinstance(value := getattr(case, name), np.ndarray)
+    }
     lengths = {len(array) for array in arrays.values()} or {1}
     if len(lengths) > 1:
         raise RequestError(f"all sizes must be arrays of one length, got lengths {sorted(lengths)}")
     for start in range(0, lengths.pop(), chunk):
         part = {name: array[start : start + chunk] for name, array in arrays.items()}
         length = len(next(iter(part.values()))) if part else 1
-        single = {name: int(array[0]) if (array == array[0]).all() else array for name, array in part.items()}
+        single = {
+            name: int(array[0]) if (array == array[0]).all() else array
+            for name, array in part.items()
+        }
         part_case = case.replace(**single)
         lowered = lower_with_lifetimes(part_case, _device_of(profile))
-        yield predict_lowered(lowered.ops, part_case, profile, length=length, launch=launch, cache=cache, own=lowered)
+        yield predict_lowered(
+            lowered.ops, part_case, profile, length=length, launch=launch, cache=cache, own=lowered
+        )
 
 
-def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", cache: str = "warm") -> list[Prediction]:
+def predict(
+    cases: Sequence[Case], profile: Profile, *, launch: str = "eager", cache: str = "warm"
+) -> list[Prediction]:
     """Predictions in the order of ``cases``, which may mix mechanisms, levels and sizes.
 
     Raises:
-        RequestError: a case is impossible (see ``mechanisms.canonical``), or an unknown launch or cache.
+        RequestError: a case is impossible (see ``mechanisms.canonical``), or an unknown launch or
+            cache.
     """
     cases = [canonical(case) for case in cases]
     groups: dict[tuple, list[int]] = {}
@@ -325,7 +377,9 @@ def predict(cases: Sequence[Case], profile: Profile, *, launch: str = "eager", c
     for members in groups.values():
         first = cases[members[0]]
         columns = {
-            name: np.array([getattr(cases[i], name) for i in members]) for name in _VARYING if getattr(first, name) is not None
+            name: np.array([getattr(cases[i], name) for i in members])
+            for name in _VARYING
+            if getattr(first, name) is not None
         }
         at = 0
         for part in predict_many(first.replace(**columns), profile, launch=launch, cache=cache):
@@ -347,11 +401,16 @@ def _row(case: Case, profile: Profile, part: Predictions, row: int) -> Predictio
 
 
 def speedup(a: Prediction, b: Prediction) -> uncertainty.Speedup:
-    """How many times faster ``a`` is than ``b`` on their device, with a 90 % band in which the device's scale cancels.
+    """How many times faster ``a`` is than ``b`` on their device, with a 90 % band in which the
+    device's scale cancels.
 
     Raises:
         RequestError: the two are predictions for different hardware, where no scale cancels.
     """
     if a.hardware != b.hardware:
-        raise RequestError(f"a speedup compares two cases on one device, got {a.hardware!r} and {b.hardware!r}")
-    return uncertainty.ratio_band(b.seconds / a.seconds, (a.log_scale, b.log_scale), (a.log_shape, b.log_shape))
+        raise RequestError(
+            f"a speedup compares two cases on one device, got {a.hardware!r} and {b.hardware!r}"
+        )
+    return uncertainty.ratio_band(
+        b.seconds / a.seconds, (a.log_scale, b.log_scale), (a.log_shape, b.log_shape)
+    )

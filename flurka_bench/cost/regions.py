@@ -1,7 +1,10 @@
-"""Where one mechanism needs fewer FLOPs than another, as inequalities derived from the op lists themselves.
+"""Where one mechanism needs fewer FLOPs than another, as inequalities derived from the op lists
+themselves.
 
-There are no formulas here: symbols go into ``mechanisms.lower``, the matmul FLOPs that come out are compared, and SymPy
-solves the comparison for the rank k and the number of features m. SymPy is imported only when a condition is asked for.
+There are no formulas here: symbols go into ``mechanisms.lower``, the matmul FLOPs that come out are
+    compared, and SymPy
+solves the comparison for the rank k and the number of features m. SymPy is imported only when a
+condition is asked for.
 """
 
 from dataclasses import dataclass
@@ -17,12 +20,14 @@ Expr = Any  # a sympy expression or relation; sympy is not imported with this mo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """When mechanism ``x`` needs fewer matmul FLOPs than ``y``, in the symbols N, D, d, k, m (h = D / d; b = 1 drops out).
+    """When mechanism ``x`` needs fewer matmul FLOPs than ``y``, in the symbols N, D, d, k, m (h = D
+    / d; b = 1 drops out).
 
-    ``inequality`` is ``flops_x < flops_y`` with everything common cancelled and nothing negative on either side.
-    ``solved_for_k`` and ``solved_for_m`` are the same condition as a bound, under k ≤ N: a relation, true or false where
-    it always or never holds, a disjunction where the sign of the coefficient is open, None where the variable does not
-    occur. At level core FLOPs are per batch and head.
+    ``inequality`` is ``flops_x < flops_y`` with everything common cancelled and nothing negative on
+    either side. ``solved_for_k`` and ``solved_for_m`` are the same condition as a bound, under k ≤
+    N: a relation, true or false where it always or never holds, a disjunction where the sign of the
+    coefficient is open, None where the variable does not occur. At level core FLOPs are per batch
+    and head.
     """
 
     x: str
@@ -42,8 +47,13 @@ class Condition:
         return sympy.latex(self.inequality)
 
     def holds(self, **sizes: int) -> bool:
-        """Whether the inequality holds for numbers given by symbol name: ``holds(N=8192, D=512, d=64, k=512, m=64)``."""
-        return bool(self.inequality.subs({symbol: sizes[symbol.name] for symbol in self.inequality.free_symbols}))
+        """Whether the inequality holds for numbers given by symbol name: ``holds(N=8192, D=512,
+        d=64, k=512, m=64)``."""
+        return bool(
+            self.inequality.subs(
+                {symbol: sizes[symbol.name] for symbol in self.inequality.free_symbols}
+            )
+        )
 
 
 def symbols() -> dict[str, Expr]:
@@ -58,7 +68,8 @@ def flops(
     name: str, level: str = "layer", order: str | None = None, *, pass_: str = "forward", share_kv: bool = False,
     share_heads: bool = True, compression: str = "dense",
 ) -> Expr:  # fmt: skip
-    """Matmul FLOPs of a mechanism for one batch (at level core: and one head), as an expanded expression."""
+    """Matmul FLOPs of a mechanism for one batch (at level core: and one head), as an expanded
+    expression."""
     import sympy
 
     of = symbols()
@@ -71,11 +82,17 @@ def flops(
 
 
 def conditions(
-    x: str, y: str, level: str = "layer", order_x: str | None = None, order_y: str | None = None, **options: Any
+    x: str,
+    y: str,
+    level: str = "layer",
+    order_x: str | None = None,
+    order_y: str | None = None,
+    **options: Any,
 ) -> Condition:
     """When ``x`` in its order beats ``y`` in its order by matmul FLOPs.
 
-    ``options`` are those of ``flops``: pass_, share_kv, share_heads, compression. Raises RequestError for unknown names
+    ``options`` are those of ``flops``: pass_, share_kv, share_heads, compression. Raises
+        RequestError for unknown names
     and for orders that a mechanism does not have.
     """
     import sympy
@@ -90,21 +107,32 @@ def conditions(
 
 
 def inequality(
-    x: str, y: str, level: str = "layer", order_x: str | None = None, order_y: str | None = None, **options: Any
+    x: str,
+    y: str,
+    level: str = "layer",
+    order_x: str | None = None,
+    order_y: str | None = None,
+    **options: Any,
 ) -> Expr:
     """The ``inequality`` of ``conditions`` alone, without solving it for k and m."""
     import sympy
 
-    return _cancelled(sympy.expand(flops(x, level, order_x, **options) - flops(y, level, order_y, **options)))
+    return _cancelled(
+        sympy.expand(flops(x, level, order_x, **options) - flops(y, level, order_y, **options))
+    )
 
 
 def holds(case_x: Case, case_y: Case) -> Number:
-    """Whether ``case_x`` needs fewer matmul FLOPs than ``case_y``: a bool, or an array of them for arrays."""
-    return total(lower(canonical(case_x)), "matmul_flops") < total(lower(canonical(case_y)), "matmul_flops")
+    """Whether ``case_x`` needs fewer matmul FLOPs than ``case_y``: a bool, or an array of them for
+    arrays."""
+    return total(lower(canonical(case_x)), "matmul_flops") < total(
+        lower(canonical(case_y)), "matmul_flops"
+    )
 
 
 def _cancelled(difference: Expr) -> Expr:
-    """``difference < 0`` with positive terms on the left, negative ones on the right, and common factors gone."""
+    """``difference < 0`` with positive terms on the left, negative ones on the right, and common
+    factors gone."""
     import sympy
 
     terms = sympy.Add.make_args(_numerator(difference))
@@ -149,7 +177,9 @@ def _solve(difference: Expr, name: str) -> Expr | None:
     if slope_sign is not None:
         return below if slope_sign > 0 else above
     rising, falling = _cancelled(-slope), _cancelled(slope)
-    if sympy.cancel(rest / slope).is_positive:  # then the bound is negative, and the slope alone decides
+    if sympy.cancel(
+        rest / slope
+    ).is_positive:  # then the bound is negative, and the slope alone decides
         return falling
     if rest_sign == 1:  # a rising difference that starts above zero stays there
         return sympy.And(falling, above)
@@ -159,11 +189,16 @@ def _solve(difference: Expr, name: str) -> Expr | None:
 
 
 def _sign(expression: Expr) -> int | None:
-    """The sign that ``expression`` has for all positive sizes with k ≤ N and d ≤ D, or None where both occur."""
+    """The sign that ``expression`` has for all positive sizes with k ≤ N and d ≤ D, or None where
+    both occur."""
     import sympy
 
     of = symbols()
     slack, heads = sympy.Symbol("s", nonnegative=True), sympy.Symbol("t", nonnegative=True)
-    widened = sympy.expand(expression.subs({of["N"]: of["k"] + slack, of["D"]: of["d"] * (1 + heads)}, simultaneous=True))
+    widened = sympy.expand(
+        expression.subs(
+            {of["N"]: of["k"] + slack, of["D"]: of["d"] * (1 + heads)}, simultaneous=True
+        )
+    )
     coefficients = {sympy.sign(term.as_coeff_Mul()[0]) for term in sympy.Add.make_args(widened)}
     return int(coefficients.pop()) if len(coefficients) == 1 else None

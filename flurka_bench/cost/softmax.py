@@ -1,9 +1,11 @@
-"""Seconds of a row softmax: passes over a row, rows in flight, and the two kernels that PyTorch switches between.
+"""Seconds of a row softmax: passes over a row, rows in flight, and the two kernels that PyTorch
+switches between.
 
-Up to 1,024 columns a warp keeps whole rows in registers: one read, one write, work padded to the next power of two. Above,
-a block of threads walks each row three times (maximum, sum, result). Its second and third reads come from L2 as long as
-the rows in flight fit there; its arithmetic, about 60 lane operations an element, bounds it on large caches; and its blocks
-fill the SMs in waves. Source of the launch rules: aten/src/ATen/native/cuda/SoftMax.cu and PersistentSoftmax.cuh.
+Up to 1,024 columns a warp keeps whole rows in registers: one read, one write, work padded to the
+next power of two. Above, a block of threads walks each row three times (maximum, sum, result). Its
+second and third reads come from L2 as long as the rows in flight fit there; its arithmetic, about
+60 lane operations an element, bounds it on large caches; and its blocks fill the SMs in waves.
+Source of the launch rules: aten/src/ATen/native/cuda/SoftMax.cu and PersistentSoftmax.cuh.
 """
 
 from collections.abc import Mapping
@@ -13,7 +15,14 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.cost.elementwise import dram_bandwidth_bytes_per_s
-from flurka_bench.cost.terms import Terms, constants_of, l2_bandwidth_bytes_per_s, launch_of, norm, resident_share
+from flurka_bench.cost.terms import (
+    Terms,
+    constants_of,
+    l2_bandwidth_bytes_per_s,
+    launch_of,
+    norm,
+    resident_share,
+)
 from flurka_bench.hardware.profile import Profile
 
 WARP_COLUMNS = 1024  # the widest row of the warp kernel
@@ -21,11 +30,14 @@ WARP_COLUMNS = 1024  # the widest row of the warp kernel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftmaxConstants:
-    """What the datasheet does not say. Lane operations are those of one vector lane in one clock."""
+    """What the datasheet does not say. Lane operations are those of one vector lane in one
+    clock."""
 
     dram_efficiency: float
     block_lane_ops_per_row: float
-    block_lane_ops_per_vector: float  # loads, index arithmetic and loop of 16 bytes, idle lanes of a last step included
+    block_lane_ops_per_vector: (
+        float  # loads, index arithmetic and loop of 16 bytes, idle lanes of a last step included
+    )
     block_lane_ops_per_element: float  # two exact exponentials, comparison, sums
     warp_lane_ops_per_row: float
     warp_lane_ops_per_element: float
@@ -35,7 +47,9 @@ class SoftmaxConstants:
     l2_low: float
     l2_high: float
     overlap_exponent: float
-    lockstep_waves: float  # rows of the first waves march in step, so that reading and arithmetic take turns
+    lockstep_waves: (
+        float  # rows of the first waves march in step, so that reading and arithmetic take turns
+    )
     latency_s: float
     launch_eager_s: float
     launch_graph_s: float
@@ -48,10 +62,11 @@ def softmax_constants(profile: Profile, table: Mapping[str, Any] | None = None) 
 
 
 def resident_threads(profile: Profile) -> int:
-    """Threads that one SM holds: CUDA C++ Programming Guide, technical specifications by compute capability.
+    """Threads that one SM holds: CUDA C++ Programming Guide, technical specifications by compute
+    capability.
 
-    2,048 from Pascal to Hopper and Blackwell, but 1,024 on Turing and 1,536 on the parts with 100 KB of shared memory
-    (compute capabilities 8.6, 8.9 and 12.0).
+    2,048 from Pascal to Hopper and Blackwell, but 1,024 on Turing and 1,536 on the parts with 100
+    KB of shared memory (compute capabilities 8.6, 8.9 and 12.0).
     """
     if profile.architecture == "turing":
         return 1024
@@ -72,35 +87,52 @@ def softmax_terms(
     constants: SoftmaxConstants | None = None,
     real: type = np.float32,
 ) -> Terms:
-    """Seconds of the softmax of ``rows`` rows of ``cols`` elements, elementwise over arrays that broadcast.
+    """Seconds of the softmax of ``rows`` rows of ``cols`` elements, elementwise over arrays that
+    broadcast.
 
     Args:
         profile: the hardware target.
         rows, cols: sizes, at least 1.
         itemsize: bytes of an element.
-        bytes_read, bytes_written: of the whole call, each operand once; by default one array in, one out.
+        bytes_read, bytes_written: of the whole call, each operand once; by default one array in,
+            one out.
         passes: walks over a row of the block kernel: 3 forward, 2 backward.
-        l2_share: share of the first read and the write found in L2; None: that of the same call again and again.
+        l2_share: share of the first read and the write found in L2; None: that of the same call
+            again and again.
         launch, constants, real: as for ``elementwise_terms``.
     """
     c = constants or softmax_constants(profile)
     rows, cols = np.broadcast_arrays(np.asarray(rows, dtype=real), np.asarray(cols, dtype=real))
     elements = rows * cols
     read = elements * real(itemsize) if bytes_read is None else np.asarray(bytes_read, dtype=real)
-    written = elements * real(itemsize) if bytes_written is None else np.asarray(bytes_written, dtype=real)
+    written = (
+        elements * real(itemsize)
+        if bytes_written is None
+        else np.asarray(bytes_written, dtype=real)
+    )
     moved = read + written
-    hit = resident_share(moved, profile.l2_bytes, c.l2_low, c.l2_high) if l2_share is None else l2_share
+    hit = (
+        resident_share(moved, profile.l2_bytes, c.l2_low, c.l2_high)
+        if l2_share is None
+        else l2_share
+    )
     bandwidth = dram_bandwidth_bytes_per_s(profile, c.dram_efficiency)
     per_dram = 1 / bandwidth
     per_l2 = 1 / max(l2_bandwidth_bytes_per_s(profile, c.l2_bytes_per_clock_per_sm), bandwidth)
     first = moved * (1 - hit) * real(per_dram)
     lanes = profile.num_sms * profile.vector_lanes_per_sm * profile.boost_clock_hz
-    compute, memory, walks, waves = _work(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes)
+    compute, memory, walks, waves = _work(
+        c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes
+    )
     l2 = (read * walks + written) * real(per_l2)
-    special = elements * real(1 / (profile.num_sms * profile.special_per_clock_per_sm * profile.boost_clock_hz))
+    special = elements * real(
+        1 / (profile.num_sms * profile.special_per_clock_per_sm * profile.boost_clock_hz)
+    )
     compute = np.maximum(compute, special)
     kernel = norm((memory, l2, compute), c.overlap_exponent)
-    kernel = kernel + (memory + l2 + compute - kernel) * np.minimum(real(c.lockstep_waves) / (waves + real(0.5)), 1)
+    kernel = kernel + (memory + l2 + compute - kernel) * np.minimum(
+        real(c.lockstep_waves) / (waves + real(0.5)), 1
+    )
     kernel = kernel + real(c.latency_s)
     return Terms(
         **launch_of(profile, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap),
@@ -111,10 +143,15 @@ def softmax_terms(
 
 
 def _work(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes):
-    """(compute, DRAM) seconds of whichever kernel the row length picks, how often it walks a row, and in how many waves."""
+    """(compute, DRAM) seconds of whichever kernel the row length picks, how often it walks a row,
+    and in how many waves."""
     real = rows.dtype.type
     padded = np.exp2(np.ceil(np.log2(cols)))
-    compute = rows * (padded * real(c.warp_lane_ops_per_element) + real(c.warp_lane_ops_per_row)) * real(1 / lanes)
+    compute = (
+        rows
+        * (padded * real(c.warp_lane_ops_per_element) + real(c.warp_lane_ops_per_row))
+        * real(1 / lanes)
+    )
     memory, walks = first, np.ones_like(cols)
     waves = rows * real(32 / (profile.num_sms * resident_threads(profile)))
     block_kernel = cols > WARP_COLUMNS
@@ -124,12 +161,21 @@ def _work(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes
         threads = np.clip(np.exp2(np.ceil(np.log2(np.maximum(half, 1)))), 32, 1024)
         walked = np.ceil(cols / (vector * threads)) * (vector * threads)
         slots = profile.num_sms * np.floor(resident_threads(profile) / threads)
-        # Blocks of one wave share the SM's lanes: a wave that is not full takes less, but a last, partial one does not.
-        in_waves = np.where(rows < slots, np.ceil(rows / profile.num_sms) * profile.num_sms, np.ceil(rows / slots) * slots)
-        work = walked * real(c.block_lane_ops_per_vector / vector) + cols * real(c.block_lane_ops_per_element)
+        # Blocks of one wave share the SM's lanes: a wave that is not full takes less, but a last,
+        # partial one does not.
+        in_waves = np.where(
+            rows < slots,
+            np.ceil(rows / profile.num_sms) * profile.num_sms,
+            np.ceil(rows / slots) * slots,
+        )
+        work = walked * real(c.block_lane_ops_per_vector / vector) + cols * real(
+            c.block_lane_ops_per_element
+        )
         work = work + real(c.block_lane_ops_per_row)
         in_flight = np.minimum(slots, rows) * (read / rows)
-        miss = np.clip((in_flight / real(profile.l2_bytes) - real(c.miss_low)) / real(c.miss_width), 0, 1)
+        miss = np.clip(
+            (in_flight / real(profile.l2_bytes) - real(c.miss_low)) / real(c.miss_width), 0, 1
+        )
         miss = miss * miss * (3 - 2 * miss)
         compute = np.where(block_kernel, in_waves * work * real(1 / lanes), compute)
         memory = np.where(block_kernel, first + (passes - 1) * miss * read * real(per_dram), first)

@@ -1,12 +1,15 @@
-"""How far a prediction can be trusted: bands by split conformal prediction, for one op, a sum of ops and a ratio of cases.
+"""How far a prediction can be trusted: bands by split conformal prediction, for one op, a sum of
+ops and a ratio of cases.
 
-The residual log(measured / predicted) of held-out rows has two parts. What all rows of a device share (its *scale*) is
-fully correlated between the ops of a case and cancels in a speedup; what is left (the *shape* noise) is only partly so.
-``constants/bands.json`` holds the half-widths that cover 90 % of held-out rows by kind of op, dtype class and regime:
-``datasheet`` and its shape part from devices left out one at a time, ``calibrated`` from the rows that 20 calibration rows
-did not touch. scripts/kernel_models.py writes the file and prints the coverage. Two entries have no such rows: ``dispatch``,
-the host's time for an op, spreads as far as the slowest of the five hosts in the data lies from their median, and ``cpu``
-is a CPU that nobody calibrated, whose memory bandwidth is not even known.
+The residual log(measured / predicted) of held-out rows has two parts. What all rows of a device
+share (its *scale*) is fully correlated between the ops of a case and cancels in a speedup; what is
+left (the *shape* noise) is only partly so. ``constants/bands.json`` holds the half-widths that
+cover 90 % of held-out rows by kind of op, dtype class and regime: ``datasheet`` and its shape part
+from devices left out one at a time, ``calibrated`` from the rows that 20 calibration rows did not
+touch. scripts/kernel_models.py writes the file and prints the coverage. Two entries have no such
+rows: ``dispatch``, the host's time for an op, spreads as far as the slowest of the five hosts in
+the data lies from their median, and ``cpu`` is a CPU that nobody calibrated, whose memory bandwidth
+is not even known.
 """
 
 import json
@@ -23,15 +26,17 @@ from flurka_bench.hardware.profile import Profile
 BANDS = Path(__file__).parent / "constants" / "bands.json"
 LEVEL = 0.9
 
-# Share of the shape noise that ops of one case have in common: residuals of neighbouring shapes go together, those of
-# different kernels hardly. Between the one case that adds them up (1) and the one that averages them out (0).
+# Share of the shape noise that ops of one case have in common: residuals of neighbouring shapes go
+# together, those of different kernels hardly. Between the one case that adds them up (1) and the
+# one that averages them out (0).
 SHAPE_CORRELATION = 0.5
 SMALL_SECONDS = 30e-6  # kernels shorter than this are mostly start, end and quantised timer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Band:
-    """Half-widths in log-seconds: ``scale`` for the device as a whole, ``shape`` for the single op."""
+    """Half-widths in log-seconds: ``scale`` for the device as a whole, ``shape`` for the single
+    op."""
 
     scale: float
     shape: float
@@ -44,13 +49,15 @@ def shipped_bands() -> dict[str, Any]:
 
 
 def conformal_half_width(residuals: np.ndarray, level: float = LEVEL) -> float:
-    """The split-conformal quantile of |residuals|: a new row lies within it with probability ``level`` at least."""
+    """The split-conformal quantile of |residuals|: a new row lies within it with probability
+    ``level`` at least."""
     magnitudes = np.sort(np.abs(residuals))
     return float(magnitudes[min(len(magnitudes), int(np.ceil((len(magnitudes) + 1) * level))) - 1])
 
 
 def family(kind: str, dtype: str, profile: Profile) -> str:
-    """Which entry of the table an op belongs to: its kind, matmuls apart by the unit that multiplies."""
+    """Which entry of the table an op belongs to: its kind, matmuls apart by the unit that
+    multiplies."""
     if profile.kind == "cpu":
         return "cpu"
     if kind == "matmul":
@@ -66,11 +73,18 @@ def regime(kernel_s: Any) -> np.ndarray:
 def bands(kind: str, dtype: str, profile: Profile) -> dict[bool, Band]:
     """The half-widths of an op, by regime (True: long kernels).
 
-    With calibrated constants for this kind the device's scale is known and only the calibrated width is left.
+    With calibrated constants for this kind the device's scale is known and only the calibrated
+    width is left.
     """
     name = family(kind, dtype, profile)
-    prefix = {"matmul": f"matmul.{dtype}.", "dispatch": "microbenchmark.launch_eager_s"}.get(kind, f"{name}.")
-    calibrated = bool(profile.measured) if name == "cpu" else any(key.startswith(prefix) for key in profile.measured)
+    prefix = {"matmul": f"matmul.{dtype}.", "dispatch": "microbenchmark.launch_eager_s"}.get(
+        kind, f"{name}."
+    )
+    calibrated = (
+        bool(profile.measured)
+        if name == "cpu"
+        else any(key.startswith(prefix) for key in profile.measured)
+    )
     result = {}
     for long, entry in ((False, "small"), (True, "large")):
         width = shipped_bands()[name][entry]
@@ -83,7 +97,8 @@ def bands(kind: str, dtype: str, profile: Profile) -> dict[bool, Band]:
 
 
 class Sum:
-    """Collects ops' seconds with their bands and carries the bands to the total (arrays of one shape)."""
+    """Collects ops' seconds with their bands and carries the bands to the total (arrays of one
+    shape)."""
 
     def __init__(self) -> None:
         self._scale: Any = 0.0
@@ -94,7 +109,9 @@ class Sum:
         """One op that takes ``seconds`` of the total and whose kernel alone takes ``kernel_s``."""
         long = regime(kernel_s)
         real = np.asarray(seconds).dtype.type
-        self._scale = self._scale + seconds * np.where(long, real(band[True].scale), real(band[False].scale))
+        self._scale = self._scale + seconds * np.where(
+            long, real(band[True].scale), real(band[False].scale)
+        )
         noise = seconds * np.where(long, real(band[True].shape), real(band[False].shape))
         self._shape = self._shape + noise
         self._squares = self._squares + noise * noise
@@ -113,7 +130,8 @@ def interval(seconds: Any, scale: Any, shape: Any) -> tuple[np.ndarray, np.ndarr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speedup:
-    """How many times faster the first of two cases is than the second, with its band and what the band allows to say."""
+    """How many times faster the first of two cases is than the second, with its band and what the
+    band allows to say."""
 
     ratio: float
     low: float
@@ -126,7 +144,8 @@ class Speedup:
 
 
 def ratio_band(ratio: float, scales: tuple[float, float], shapes: tuple[float, float]) -> Speedup:
-    """The band of seconds_b / seconds_a on one device: the common scale cancels, as far as both cases share it."""
+    """The band of seconds_b / seconds_a on one device: the common scale cancels, as far as both
+    cases share it."""
     width = float(np.exp(np.hypot(abs(scales[0] - scales[1]), np.hypot(*shapes))))
     return Speedup(ratio=ratio, low=ratio / width, high=ratio * width)
 

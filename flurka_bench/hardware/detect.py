@@ -1,4 +1,5 @@
-"""The device at hand as a profile: recognised by the driver's name, else put together from what the system reports.
+"""The device at hand as a profile: recognised by the driver's name, else put together from what the
+system reports.
 
 No torch here: whoever holds the device passes its properties in as plain numbers.
 """
@@ -12,14 +13,38 @@ from pathlib import Path
 from flurka_bench.hardware.files import FOLDER, load
 from flurka_bench.hardware.profile import Figure, Profile
 
-# float32 lanes of one core: two fused multiply-add units (one where the entry says so) of the widest vectors.
-# Source: uops.info and the vendors' optimisation manuals; a part with one 512-bit unit reaches half, which calibration finds.
+# float32 lanes of one core: two fused multiply-add units (one where the entry says so) of the
+# widest vectors. Source: uops.info and the vendors' optimisation manuals; a part with one 512-bit
+# unit reaches half, which calibration finds.
 _CPU_LANES = (("avx512f", 32), ("avx2", 16), ("avx", 8), ("asimd", 8))
 
-# CUDA cores an SM by compute capability: CUDA C++ Programming Guide, "Throughput of Native Arithmetic Instructions".
-_CUDA_LANES = {(6, 0): 64, (6, 1): 128, (7, 0): 64, (7, 5): 64, (8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128}
-_CUDA_GENERATION = {6: "pascal", 7: "volta", 8: "ampere", 9: "hopper", 10: "blackwell", 12: "blackwell-rtx"}
-_ATTENTION_KERNEL = {"ampere": "flash2", "ada": "flash2", "hopper": "flash3", "blackwell": "flash4", "blackwell-rtx": "flash2"}
+# CUDA cores an SM by compute capability: CUDA C++ Programming Guide, "Throughput of Native
+# Arithmetic Instructions".
+_CUDA_LANES = {
+    (6, 0): 64,
+    (6, 1): 128,
+    (7, 0): 64,
+    (7, 5): 64,
+    (8, 0): 64,
+    (8, 6): 128,
+    (8, 9): 128,
+    (9, 0): 128,
+}
+_CUDA_GENERATION = {
+    6: "pascal",
+    7: "volta",
+    8: "ampere",
+    9: "hopper",
+    10: "blackwell",
+    12: "blackwell-rtx",
+}
+_ATTENTION_KERNEL = {
+    "ampere": "flash2",
+    "ada": "flash2",
+    "hopper": "flash3",
+    "blackwell": "flash4",
+    "blackwell-rtx": "flash2",
+}
 
 
 def recognise(device_name: str) -> Profile | None:
@@ -65,22 +90,32 @@ def last_level_cache_bytes() -> tuple[float, str]:
         text = _read(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").strip()
         if text and text[-1] in units and text[:-1].isdigit():
             best = max(best, int(text[:-1]) * units[text[-1]])
-    return (best, "/sys/devices/system/cpu/cpu0/cache") if best else (8 * 2**20, "not reported by the system: 8 MiB assumed")
+    return (
+        (best, "/sys/devices/system/cpu/cpu0/cache")
+        if best
+        else (8 * 2**20, "not reported by the system: 8 MiB assumed")
+    )
 
 
 @lru_cache
 def detect_cpu(num_threads: int | None = None) -> Profile:
-    """This machine's CPU as a profile: what the system reports, with peaks from lanes, threads and clock.
+    """This machine's CPU as a profile: what the system reports, with peaks from lanes, threads and
+    clock.
 
-    ``num_threads`` is the number of threads that the benchmark uses; by default the CPUs this process may run on. Memory
-    bandwidth is not reported by any system: 10 GB/s a thread stand in until ``calibrate`` has measured it.
+    ``num_threads`` is the number of threads that the benchmark uses; by default the CPUs this
+    process may run on. Memory bandwidth is not reported by any system: 10 GB/s a thread stand in
+    until ``calibrate`` has measured it.
     """
-    threads = num_threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    threads = num_threads or (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     flags = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     lanes = next((count for flag, count in _CPU_LANES if flag in flags), 8)
     clock, clock_source = _clock_hz()
     cache, cache_source = last_level_cache_bytes()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8e9
+    memory = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8e9
+    )
     peak = 2.0 * threads * lanes * clock
 
     def figure(value: float, unit: str, source: str, note: str = "") -> Figure:
@@ -94,14 +129,21 @@ def detect_cpu(num_threads: int | None = None) -> Profile:
         architecture=platform.machine(),
         matmul_library="cpu",
         attention_kernel="cpu",
-        sources={"system": "what the operating system reports", "flags": "/proc/cpuinfo: widest vector unit, two a core"},
+        sources={
+            "system": "what the operating system reports",
+            "flags": "/proc/cpuinfo: widest vector unit, two a core",
+        },
         datasheet={
             "num_sms": figure(threads, "count", "system", "threads that the benchmark uses"),
             "vector_lanes_per_sm": figure(lanes, "count", "flags"),
-            "special_per_clock_per_sm": figure(lanes / 16, "count", "flags", "a vector exp takes about 16 multiply-adds"),
+            "special_per_clock_per_sm": figure(
+                lanes / 16, "count", "flags", "a vector exp takes about 16 multiply-adds"
+            ),
             "boost_clock_hz": figure(clock, "Hz", "system", clock_source),
             "memory_bytes": figure(max(memory, 1e9), "B", "system"),
-            "memory_bandwidth_bytes_per_s": figure(1e10 * threads, "B/s", "system", "assumed: 10 GB/s a thread"),
+            "memory_bandwidth_bytes_per_s": figure(
+                1e10 * threads, "B/s", "system", "assumed: 10 GB/s a thread"
+            ),
             "l2_bytes": figure(cache, "B", "system", cache_source),
         },
         peaks={
@@ -115,11 +157,15 @@ def from_cuda_properties(
     name: str, capability: tuple[int, int], num_sms: int, clock_hz: float, memory_bytes: float, l2_bytes: float,
     bandwidth_bytes_per_s: float, shared_memory_per_sm_bytes: float,
 ) -> Profile:  # fmt: skip
-    """A profile for a GPU that does not ship: from the driver's properties alone, and saying so in every source.
+    """A profile for a GPU that does not ship: from the driver's properties alone, and saying so in
+    every source.
 
-    Matrix peaks are taken at the rate of the generation's data-centre part and are corrected by calibration.
+    Matrix peaks are taken at the rate of the generation's data-centre part and are corrected by
+    calibration.
     """
-    architecture = {(7, 5): "turing", (8, 9): "ada"}.get(capability) or _CUDA_GENERATION.get(capability[0], "blackwell")
+    architecture = {(7, 5): "turing", (8, 9): "ada"}.get(capability) or _CUDA_GENERATION.get(
+        capability[0], "blackwell"
+    )
     lanes = _CUDA_LANES.get(capability, 128)
     rate = {"volta": 1024, "turing": 1024,
             "ampere": 2048 if capability == (8, 0) else 1024, "ada": 1024, "hopper": 4096, "blackwell": 8192,
@@ -130,7 +176,10 @@ def from_cuda_properties(
 
     tensor = {} if rate is None else {"tensor.float16": figure(num_sms * rate * clock_hz, "FLOP/s")}
     if rate is not None and capability[0] >= 8:
-        tensor |= {"tensor.bfloat16": tensor["tensor.float16"], "tensor.tf32": figure(num_sms * rate * clock_hz / 2, "FLOP/s")}
+        tensor |= {
+            "tensor.bfloat16": tensor["tensor.float16"],
+            "tensor.tf32": figure(num_sms * rate * clock_hz / 2, "FLOP/s"),
+        }
     return Profile(
         name=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "gpu",
         title=name,
@@ -140,7 +189,9 @@ def from_cuda_properties(
         matmul_library=architecture,
         attention_kernel=_ATTENTION_KERNEL.get(architecture, "none"),
         device_names=(name,),
-        sources={"driver": "device properties as the driver reports them; rates an SM by compute capability"},
+        sources={
+            "driver": "device properties as the driver reports them; rates an SM by compute capability"
+        },
         datasheet={
             "num_sms": figure(num_sms, "count"),
             "vector_lanes_per_sm": figure(lanes, "count"),

@@ -1,7 +1,7 @@
 """Hardware profiles as TOML: read, write, and the shipped ones by name.
 
-One file a target lies under ``profiles/``; a user's own file is taken by path. Nothing here is looked up by substring: a
-name or an alias matches exactly, or the error offers the nearest.
+One file a target lies under ``profiles/``; a user's own file is taken by path. Nothing here is
+looked up by substring: a name or an alias matches exactly, or the error offers the nearest.
 """
 
 import math
@@ -17,7 +17,14 @@ from flurka_bench.toml import parse_toml
 SCHEMA = 1
 FOLDER = Path(__file__).parent / "profiles"
 _WORDS = ("name", "title", "vendor", "kind", "architecture", "matmul_library", "attention_kernel")
-_TABLES = {"aliases": list, "device_names": list, "sources": dict, "datasheet": dict, "measured": dict, "measured_about": dict}
+_TABLES = {
+    "aliases": list,
+    "device_names": list,
+    "sources": dict,
+    "datasheet": dict,
+    "measured": dict,
+    "measured_about": dict,
+}
 
 
 def _figures(where: str, table: Any) -> dict[str, Figure]:
@@ -26,9 +33,20 @@ def _figures(where: str, table: Any) -> dict[str, Figure]:
     figures = {}
     for name, entry in table.items():
         here = f"{where}.{name}" if name.isprintable() else f"{where}.{name!r}"
-        if not isinstance(entry, dict) or not {"value", "unit", "source"} <= set(entry) <= {"value", "unit", "source", "note"}:
-            raise RequestError(f"{here} must be {{ value = …, unit = …, source = … }} (note is optional), got {short(entry)}")
-        if isinstance(entry["value"], bool) or not isinstance(entry["value"], (int, float)) or abs(entry["value"]) > LARGEST:
+        if not isinstance(entry, dict) or not {"value", "unit", "source"} <= set(entry) <= {
+            "value",
+            "unit",
+            "source",
+            "note",
+        }:
+            raise RequestError(
+                f"{here} must be {{ value = …, unit = …, source = … }} (note is optional), got {short(entry)}"
+            )
+        if (
+            isinstance(entry["value"], bool)
+            or not isinstance(entry["value"], (int, float))
+            or abs(entry["value"]) > LARGEST
+        ):
             raise RequestError(f"{here}: value must be a number, got {short(entry['value'])}")
         if not all(isinstance(entry.get(key, ""), str) for key in ("unit", "source", "note")):
             raise RequestError(f"{here}: unit, source and note must be text")
@@ -59,7 +77,9 @@ def parse_profile(text: str, where: str) -> Profile:
         words[key] = data[key]
     for key, kind in _TABLES.items():
         if not isinstance(data.get(key, kind()), kind):
-            raise RequestError(f"{where}: {key} must be a {'list' if kind is list else 'table'}, got {short(data[key])}")
+            raise RequestError(
+                f"{where}: {key} must be a {'list' if kind is list else 'table'}, got {short(data[key])}"
+            )
     datasheet = dict(data.get("datasheet", {}))
     peaks = _figures(f"{where}: [datasheet.peak_flops]", datasheet.pop("peak_flops", {}))
     for key in ("aliases", "device_names"):
@@ -87,14 +107,17 @@ def _read(path: Path) -> Profile:
 
 @lru_cache
 def _index() -> dict[str, str]:
-    """Name and alias -> file stem, read from the first lines of each file so that one look-up parses one file."""
+    """Name and alias -> file stem, read from the first lines of each file so that one look-up
+    parses one file."""
     index: dict[str, str] = {}
     for path in sorted(FOLDER.glob("*.toml")):
         index[path.stem] = path.stem
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.startswith("aliases"):
                 for alias in tomllib.loads(line)["aliases"]:
-                    assert alias not in index, f"alias {alias} of {path.stem} is taken by {index[alias]}"
+                    assert alias not in index, (
+                        f"alias {alias} of {path.stem} is taken by {index[alias]}"
+                    )
                     index[alias] = path.stem
             if line.startswith("["):
                 break
@@ -118,7 +141,9 @@ def load(name_or_path: str) -> Profile:
     stem = _index().get(name_or_path.lower())
     if stem is None:
         error = unknown("hardware", name_or_path, _index())
-        raise RequestError(f"{error}; or the path of a profile (.toml), as 'flurka-bench calibrate' writes it")
+        raise RequestError(
+            f"{error}; or the path of a profile (.toml), as 'flurka-bench calibrate' writes it"
+        )
     return _read(FOLDER / f"{stem}.toml")
 
 
@@ -130,13 +155,15 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml_value(entry) for entry in value) + "]"
     escaped = "".join(
-        f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c for c in str(value).replace("\\", "\\\\").replace('"', '\\"')
+        f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c
+        for c in str(value).replace("\\", "\\\\").replace('"', '\\"')
     )
     return f'"{escaped}"'
 
 
 def _number(value: float) -> str:
-    """A figure as people write it: small counts as integers, large ones with an exponent of a multiple of three."""
+    """A figure as people write it: small counts as integers, large ones with an exponent of a
+    multiple of three."""
     if value < 1e6:
         return f"{value:.12g}"
     exponent = 3 * int(math.log10(value) // 3)
@@ -157,9 +184,21 @@ def write_profile(profile: Profile) -> str:
         lines.append(f"{key} = {_toml_value(getattr(profile, key))}")
     lines.append(f"aliases = {_toml_value(profile.aliases)}")
     lines.append(f"device_names = {_toml_value(profile.device_names)}")
-    lines += ["", "[sources]", *[f"{_toml_value(key)} = {_toml_value(text)}" for key, text in profile.sources.items()]]
-    lines += ["", "[datasheet]", *[_figure_line(name, figure) for name, figure in profile.datasheet.items()]]
-    lines += ["", "[datasheet.peak_flops]", *[_figure_line(name, figure) for name, figure in profile.peaks.items()]]
+    lines += [
+        "",
+        "[sources]",
+        *[f"{_toml_value(key)} = {_toml_value(text)}" for key, text in profile.sources.items()],
+    ]
+    lines += [
+        "",
+        "[datasheet]",
+        *[_figure_line(name, figure) for name, figure in profile.datasheet.items()],
+    ]
+    lines += [
+        "",
+        "[datasheet.peak_flops]",
+        *[_figure_line(name, figure) for name, figure in profile.peaks.items()],
+    ]
     if profile.measured:
         lines += [
             "",
@@ -173,6 +212,9 @@ def write_profile(profile: Profile) -> str:
         lines += [
             "",
             "[measured_about]",
-            *[f"{_toml_value(key)} = {_toml_value(value)}" for key, value in profile.measured_about.items()],
+            *[
+                f"{_toml_value(key)} = {_toml_value(value)}"
+                for key, value in profile.measured_about.items()
+            ],
         ]
     return "\n".join(lines) + "\n"

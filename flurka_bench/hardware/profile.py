@@ -1,4 +1,5 @@
-"""A hardware target as data: datasheet figures, each with unit and source, and apart from them what was measured."""
+"""A hardware target as data: datasheet figures, each with unit and source, and apart from them what
+was measured."""
 
 import sys
 from collections.abc import Mapping
@@ -8,18 +9,30 @@ from typing import Any
 
 from flurka_bench.errors import RequestError, unknown
 
-# The figures of the [datasheet] table: unit, and the range outside which a value is a slip of the pen (a bandwidth in
-# GB/s, a clock in MHz), not a machine.
+# The figures of the [datasheet] table: unit, and the range outside which a value is a slip of the
+# pen (a bandwidth in GB/s, a clock in MHz), not a machine.
 FIGURES: dict[str, tuple[str, float, float]] = {
-    "num_sms": ("count", 1, 1024),  # streaming multiprocessors, compute units, GPU cores or CPU threads
+    "num_sms": (
+        "count",
+        1,
+        1024,
+    ),  # streaming multiprocessors, compute units, GPU cores or CPU threads
     "vector_lanes_per_sm": ("count", 1, 1024),  # float32 fused multiply-adds a clock
     "special_per_clock_per_sm": ("count", 0.05, 1024),  # exponentials a clock
     "boost_clock_hz": ("Hz", 2e8, 7e9),
-    "tensor_clock_hz": ("Hz", 2e8, 7e9),  # where the peak of the matrix units is quoted at another clock
+    "tensor_clock_hz": (
+        "Hz",
+        2e8,
+        7e9,
+    ),  # where the peak of the matrix units is quoted at another clock
     "base_clock_hz": ("Hz", 2e8, 7e9),
     "memory_bytes": ("B", 1e9, 4e12),
     "memory_bandwidth_bytes_per_s": ("B/s", 5e9, 3e13),
-    "memory_usable_share": ("ratio", 0.3, 1),  # of that bandwidth, where ECC in the same memory or an early controller takes some
+    "memory_usable_share": (
+        "ratio",
+        0.3,
+        1,
+    ),  # of that bandwidth, where ECC in the same memory or an early controller takes some
     "l2_bytes": ("B", 2.5e5, 1e9),  # the last cache before memory that all SMs share
     "shared_memory_per_sm_bytes": ("B", 1.6e4, 1e7),
     "tdp_w": ("W", 5, 3000),
@@ -45,12 +58,14 @@ PEAKS = (
 PEAK_RANGE_FLOPS = (1e10, 2e16)
 KINDS = ("gpu", "cpu")
 
-PEAK_TOLERANCE = 0.03  # vendors round: how far SMs x lanes x 2 x clock may be from the float32 peak that they quote
+# vendors round: how far SMs x lanes x 2 x clock may be from the float32 peak that they quote
+PEAK_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One number of a datasheet: value in SI units, the unit, where it is written, and what a reader must know."""
+    """One number of a datasheet: value in SI units, the unit, where it is written, and what a
+    reader must know."""
 
     value: float
     unit: str
@@ -62,12 +77,13 @@ class Figure:
 class Profile:
     """One hardware target.
 
-    Datasheet figures are attributes (``profile.num_sms``, ``profile.memory_bandwidth_bytes_per_s``) in SI units;
-    ``peak_flops`` maps ``"tensor.bfloat16"``, ``"vector.float32"``, ... to dense FLOP/s. ``measured`` holds the numbers
-    that calibration found, under the names that the cost model reads, and is empty where only the datasheet is known.
+    Datasheet figures are attributes (``profile.num_sms``, ``profile.memory_bandwidth_bytes_per_s``)
+    in SI units; ``peak_flops`` maps ``"tensor.bfloat16"``, ``"vector.float32"``, ... to dense
+    FLOP/s. ``measured`` holds the numbers that calibration found, under the names that the cost
+    model reads, and is empty where only the datasheet is known.
 
-    ``matmul_library`` and ``attention_kernel`` name the generation of the kernels that run on this architecture; the
-    cost model keeps a table of tiles for each generation, never for a device.
+    ``matmul_library`` and ``attention_kernel`` name the generation of the kernels that run on this
+    architecture; the cost model keeps a table of tiles for each generation, never for a device.
     """
 
     name: str
@@ -81,7 +97,9 @@ class Profile:
     peaks: Mapping[str, Figure]
     sources: Mapping[str, str] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
-    device_names: tuple[str, ...] = ()  # what the driver calls it, to recognise the device that is at hand
+    device_names: tuple[
+        str, ...
+    ] = ()  # what the driver calls it, to recognise the device that is at hand
     measured: Mapping[str, Any] = field(default_factory=dict)
     measured_about: Mapping[str, Any] = field(default_factory=dict)
 
@@ -114,7 +132,8 @@ class Profile:
 
     @cached_property
     def tensor_clock_hz(self) -> float:
-        """The clock that the matrix peaks are quoted at; the boost clock where the vendor names no other."""
+        """The clock that the matrix peaks are quoted at; the boost clock where the vendor names no
+        other."""
         return self._figure("tensor_clock_hz") or self.boost_clock_hz
 
     @cached_property
@@ -129,7 +148,8 @@ class Profile:
 
     @cached_property
     def memory_usable_share(self) -> float:
-        """Share of the peak bandwidth that ECC kept in the same memory, or an early memory controller, leaves."""
+        """Share of the peak bandwidth that ECC kept in the same memory, or an early memory
+        controller, leaves."""
         return self._figure("memory_usable_share") or 1.0
 
     @cached_property
@@ -153,10 +173,11 @@ class Profile:
         return {name: figure.value for name, figure in self.peaks.items()}
 
     def matmul_unit(self, dtype: str) -> str:
-        """The unit that multiplies matrices of a dtype: ``tensor.<dtype>`` where there is one, else ``vector.<dtype>``.
+        """The unit that multiplies matrices of a dtype: ``tensor.<dtype>`` where there is one, else
+        ``vector.<dtype>``.
 
-        float32 runs on the vector lanes (TF32 off, PyTorch's default); 16-bit dtypes without any unit of their own run
-        at the float32 rate, which is how the libraries emulate them.
+        float32 runs on the vector lanes (TF32 off, PyTorch's default); 16-bit dtypes without any
+        unit of their own run at the float32 rate, which is how the libraries emulate them.
         """
         for unit in (f"tensor.{dtype}", f"vector.{dtype}"):
             if unit in self.peaks and not (dtype == "float32" and unit.startswith("tensor")):
@@ -165,8 +186,11 @@ class Profile:
 
     @property
     def own_dtype(self) -> str:
-        """The dtype one would use there: bfloat16 or float16 where matrix units take it, else float32."""
-        return next((name for name in ("bfloat16", "float16") if f"tensor.{name}" in self.peaks), "float32")
+        """The dtype one would use there: bfloat16 or float16 where matrix units take it, else
+        float32."""
+        return next(
+            (name for name in ("bfloat16", "float16") if f"tensor.{name}" in self.peaks), "float32"
+        )
 
     @property
     def is_calibrated(self) -> bool:
@@ -185,7 +209,10 @@ def short(value: Any) -> str:
     """A value as an error shows it."""
     try:
         return repr(value)[:80]
-    except (ValueError, RecursionError):  # thousands of digits (from hexadecimal), or dotted keys nested too deeply
+    except (
+        ValueError,
+        RecursionError,
+    ):  # thousands of digits (from hexadecimal), or dotted keys nested too deeply
         return f"a {type(value).__name__} too long to show"
 
 
@@ -197,7 +224,8 @@ def is_measured(value: Any) -> bool:
 
 
 def _is_told(value: Any) -> bool:
-    """Whether it is what ``write_profile`` can write and read back: text, a flag, finite numbers, lists of those."""
+    """Whether it is what ``write_profile`` can write and read back: text, a flag, finite numbers,
+    lists of those."""
     if isinstance(value, (list, tuple)):
         return all(map(_is_told, value))
     return isinstance(value, (str, bool)) or is_measured(value)
@@ -218,7 +246,9 @@ def _check(profile: Profile) -> None:
         if figure.unit != unit:
             raise wrong(f"{name} must be in {unit}, got {figure.unit!r}")
         if not low <= figure.value <= high:
-            raise wrong(f"{name} must lie between {low:g} and {high:g} {unit}, got {figure.value:g}")
+            raise wrong(
+                f"{name} must lie between {low:g} and {high:g} {unit}, got {figure.value:g}"
+            )
         if not figure.source:
             raise wrong(f"{name} needs a source")
     missing = set(FIGURES) - OPTIONAL_FIGURES - set(profile.datasheet)
@@ -232,19 +262,27 @@ def _check(profile: Profile) -> None:
         if figure.unit != "FLOP/s":
             raise wrong(f"peak {name} must be in FLOP/s, got {figure.unit!r}")
         if not PEAK_RANGE_FLOPS[0] <= figure.value <= PEAK_RANGE_FLOPS[1]:
-            raise wrong(f"peak {name} must lie between {PEAK_RANGE_FLOPS[0]:g} and {PEAK_RANGE_FLOPS[1]:g} FLOP/s")
+            raise wrong(
+                f"peak {name} must lie between {PEAK_RANGE_FLOPS[0]:g} and {PEAK_RANGE_FLOPS[1]:g} FLOP/s"
+            )
         if not figure.source:
             raise wrong(f"peak {name} needs a source")
     lanes_peak = 2 * profile.num_sms * profile.vector_lanes_per_sm * profile.boost_clock_hz
     quoted = profile.peaks["vector.float32"].value
     if abs(lanes_peak / quoted - 1) > PEAK_TOLERANCE:
-        raise wrong(f"SMs x lanes x 2 x clock gives {lanes_peak:.4g} FLOP/s, but vector.float32 says {quoted:.4g}")
+        raise wrong(
+            f"SMs x lanes x 2 x clock gives {lanes_peak:.4g} FLOP/s, but vector.float32 says {quoted:.4g}"
+        )
     for name, value in profile.measured.items():
         if not is_measured(value):
-            raise wrong(f"measured {name!r} must be a finite number or rows of them, got {short(value)}")
+            raise wrong(
+                f"measured {name!r} must be a finite number or rows of them, got {short(value)}"
+            )
     for name, value in profile.sources.items():
         if not isinstance(value, str):
             raise wrong(f"source {name!r} must be text, got {short(value)}")
     for name, value in profile.measured_about.items():
         if not _is_told(value):
-            raise wrong(f"measured_about {name!r} must be text, a flag, a finite number or a list of them, got {short(value)}")
+            raise wrong(
+                f"measured_about {name!r} must be text, a flag, a finite number or a list of them, got {short(value)}"
+            )

@@ -5,5 +5,6 @@ Nothing here imports the cost model: prediction and measurement are independent 
 
 import os
 
-# Read when torch is loaded: its profiler, which measures memory and stages, else writes to stderr at each use.
+# Read when torch is loaded: its profiler, which measures memory and stages, else writes to stderr
+# at each use.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")

@@ -1,7 +1,8 @@
-"""The little that timers ask of a device: a clock, a queue, events, graphs, memory, a cache to flush, a throttle reading.
+"""The little that timers ask of a device: a clock, a queue, events, graphs, memory, a cache to
+flush, a throttle reading.
 
-``CpuDevice`` and ``CudaDevice`` implement it; the tests have a third, a simulated queue with its own clock, in which a
-timer that forgets to synchronise, to flush or to warm up reads a wrong time.
+``CpuDevice`` and ``CudaDevice`` implement it; the tests have a third, a simulated queue with its
+own clock, in which a timer that forgets to synchronise, to flush or to warm up reads a wrong time.
 """
 
 import contextlib
@@ -20,9 +21,14 @@ from flurka_bench.measure.probe import find_device
 # Below this share of the default clock a sample is not the device's speed (nvbench's rule).
 MIN_CLOCK_FRACTION = 0.75
 
-# nvml.h, nvmlClocksThrottleReasons. The power cap (0x4) is not among them: small boards run into it on every large
-# matmul, so it is how they are, and only shows as a clock below the fraction above.
-THROTTLE_REASONS = {0x8: "hardware slowdown", 0x20: "software thermal", 0x40: "hardware thermal", 0x80: "power brake"}
+# nvml.h, nvmlClocksThrottleReasons. The power cap (0x4) is not among them: small boards run into it
+# on every large matmul, so it is how they are, and only shows as a clock below the fraction above.
+THROTTLE_REASONS = {
+    0x8: "hardware slowdown",
+    0x20: "software thermal",
+    0x40: "hardware thermal",
+    0x80: "power brake",
+}
 
 _UNCOUNTED = "flurka_bench::uncounted"  # the profiler range around what is not part of the call
 
@@ -45,7 +51,8 @@ class Reading:
 
 
 class Device(Protocol):
-    """See the module's docstring. Times are nanoseconds of a monotonic host clock or seconds between two events."""
+    """See the module's docstring. Times are nanoseconds of a monotonic host clock or seconds
+    between two events."""
 
     name: str  # "cpu", "cuda:0"
     is_queue: bool  # calls return before their work is done; events and graphs exist
@@ -75,15 +82,19 @@ class Device(Protocol):
     def reading(self) -> Reading:
         """Clock and throttle reasons now."""
 
-    def profiled_s(self, call: Callable[[], Any], num_calls: int, before: Callable[[], Any] | None = None) -> float:
-        """Seconds the device was busy in ``num_calls`` calls, after ``before`` each, which is not counted."""
+    def profiled_s(
+        self, call: Callable[[], Any], num_calls: int, before: Callable[[], Any] | None = None
+    ) -> float:
+        """Seconds the device was busy in ``num_calls`` calls, after ``before`` each, which is not
+        counted."""
 
     def peak_memory_bytes(self, call: Callable[[], Any]) -> int:
         """Peak of live bytes during one call, above those that lived before it."""
 
 
 class CpuDevice:
-    """The host: calls are done when they return, so synchronising is free. ``clock_ns`` takes a fake clock in tests."""
+    """The host: calls are done when they return, so synchronising is free. ``clock_ns`` takes a
+    fake clock in tests."""
 
     name = "cpu"
     is_queue = False
@@ -124,16 +135,22 @@ class CpuDevice:
         self._flush_buffer += 1
 
     def reading(self) -> Reading:
-        """CPUs tell nothing that holds inside containers; drift is what the pairing of samples is for."""
+        """CPUs tell nothing that holds inside containers; drift is what the pairing of samples is
+        for."""
         return Reading()
 
-    def profiled_s(self, call: Callable[[], Any], num_calls: int, before: Callable[[], Any] | None = None) -> float:
+    def profiled_s(
+        self, call: Callable[[], Any], num_calls: int, before: Callable[[], Any] | None = None
+    ) -> float:
         """Raises RequestError: on a CPU the wall clock is the device time."""
         raise RequestError("profiler device time needs a CUDA device, got cpu; use the wall timer")
 
     def peak_memory_bytes(self, call: Callable[[], Any]) -> int:
-        """Exact, from the allocator's own events as torch's profiler sees them (resident size would hide reuse)."""
-        from torch.autograd.profiler import profile  # what torch.profiler wraps, without the seconds its first use imports for
+        """Exact, from the allocator's own events as torch's profiler sees them (resident size would
+        hide reuse)."""
+        from torch.autograd.profiler import (
+            profile,
+        )  # what torch.profiler wraps, without the seconds its first use imports for
 
         with profile(profile_memory=True, use_kineto=True) as profiler:
             result = call()
@@ -147,7 +164,8 @@ class CpuDevice:
 
 
 class Nvml:
-    """One GPU seen through nvidia-ml-py; ``open`` gives None where the package, the driver or the device is missing."""
+    """One GPU seen through nvidia-ml-py; ``open`` gives None where the package, the driver or the
+    device is missing."""
 
     def __init__(self, library: Any, handle: Any):
         self.library, self.handle = library, handle
@@ -161,7 +179,9 @@ class Nvml:
             pynvml.nvmlInit()
             full = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
             return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(full))
-        except Exception:  # any failure of an optional witness means the same: it has nothing to say
+        except (
+            Exception
+        ):  # any failure of an optional witness means the same: it has nothing to say
             return None
 
     def ask(self, function: str, *arguments: Any) -> Any:
@@ -175,14 +195,19 @@ class Nvml:
     def default_clock_mhz(self) -> float | None:
         """The default application clock, or the maximum where there is none."""
         sm = self.library.NVML_CLOCK_SM
-        return self.ask("nvmlDeviceGetDefaultApplicationsClock", sm) or self.ask("nvmlDeviceGetMaxClockInfo", sm)
+        return self.ask("nvmlDeviceGetDefaultApplicationsClock", sm) or self.ask(
+            "nvmlDeviceGetMaxClockInfo", sm
+        )
 
     def reading(self) -> Reading:
         """Clock fraction and throttle reasons now."""
         clock = self.ask("nvmlDeviceGetClockInfo", self.library.NVML_CLOCK_SM)
         bits = self.ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0
         fraction = clock / self.default_clock_mhz if clock and self.default_clock_mhz else None
-        return Reading(clock_fraction=fraction, reasons=tuple(text for bit, text in THROTTLE_REASONS.items() if bits & bit))
+        return Reading(
+            clock_fraction=fraction,
+            reasons=tuple(text for bit, text in THROTTLE_REASONS.items() if bits & bit),
+        )
 
 
 class CudaDevice:
@@ -221,8 +246,12 @@ class CudaDevice:
 
     @contextlib.contextmanager
     def side_stream(self) -> Iterator[None]:
-        """As torch's documentation of graphs asks: warm up apart from the default stream, then join."""
-        side, current = self.torch.cuda.Stream(self.index), self.torch.cuda.current_stream(self.index)
+        """As torch's documentation of graphs asks: warm up apart from the default stream, then
+        join."""
+        side, current = (
+            self.torch.cuda.Stream(self.index),
+            self.torch.cuda.current_stream(self.index),
+        )
         side.wait_stream(current)
         with self.torch.cuda.stream(side):
             yield
@@ -243,8 +272,11 @@ class CudaDevice:
         """From NVML, or an empty reading without it."""
         return self.nvml.reading() if self.nvml else Reading()
 
-    def profiled_s(self, call: Callable[[], Any], num_calls: int, before: Callable[[], Any] | None = None) -> float:
-        """The sum of all kernels less those of ``before``; a range around ``call`` would miss autograd's own thread."""
+    def profiled_s(
+        self, call: Callable[[], Any], num_calls: int, before: Callable[[], Any] | None = None
+    ) -> float:
+        """The sum of all kernels less those of ``before``; a range around ``call`` would miss
+        autograd's own thread."""
         from torch.profiler import ProfilerActivity, profile, record_function
 
         self.synchronize()
@@ -269,18 +301,22 @@ class CudaDevice:
 
 
 def kernel_time_s(events: Iterable[Any]) -> float:
-    """Device seconds of all kernels and copies among a profiler's events, less those launched under ``_UNCOUNTED``."""
+    """Device seconds of all kernels and copies among a profiler's events, less those launched under
+    ``_UNCOUNTED``."""
     total_us = 0.0
     for event in events:
         if "CPU" not in str(event.device_type):
-            total_us += 0.0 if getattr(event, "is_user_annotation", False) else event.device_time_total
+            total_us += (
+                0.0 if getattr(event, "is_user_annotation", False) else event.device_time_total
+            )
         elif event.name == _UNCOUNTED:
             total_us -= event.device_time_total
     return total_us * 1e-6
 
 
 def open_device(request: str = "auto") -> Device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises RequestError for what the driver or torch does not have here."""
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``. Raises RequestError for what the driver or torch
+    does not have here."""
     found = find_device(request)
     if found.kind == "cpu":
         return CpuDevice()

@@ -1,7 +1,9 @@
-"""What a measurement stands on: recorded once per run (``capture``), stamped per case (``stamp``), judged (``judge``).
+"""What a measurement stands on: recorded once per run (``capture``), stamped per case (``stamp``),
+judged (``judge``).
 
-Everything is asked of the system and nothing assumed: what a machine does not tell is None in the record and "not
-reported" in the judgement. Environment variables are recorded by name from a fixed list, never wholesale.
+Everything is asked of the system and nothing assumed: what a machine does not tell is None in the
+record and "not reported" in the judgement. Environment variables are recorded by name from a fixed
+list, never wholesale.
 """
 
 import contextlib
@@ -33,9 +35,7 @@ _VARIABLES = (
 )  # fmt: skip
 _PACKAGES = ("torch", "triton", "numpy", "nvidia-ml-py")
 _POWER_CAP = 0x4  # nvmlClocksThrottleReasonSwPowerCap
-_ALLOCATOR_ADVICE = (
-    f"page faults are timed, now more, now fewer: unset {allocator.CHOICE} and MALLOC_*, or preload jemalloc or tcmalloc"
-)
+_ALLOCATOR_ADVICE = f"page faults are timed, now more, now fewer: unset {allocator.CHOICE} and MALLOC_*, or preload jemalloc or tcmalloc"
 _JUDGEMENTS = ("ok", "warn", "bad")
 
 
@@ -55,7 +55,8 @@ def allowed_cpus() -> int:
 
 
 def _cpu_quota() -> float | None:
-    """CPUs' worth of time that the control group grants (version 2, then 1), None without a limit."""
+    """CPUs' worth of time that the control group grants (version 2, then 1), None without a
+    limit."""
     text = _read("/sys/fs/cgroup/cpu.max")
     if text:
         quota, _, period = text.partition(" ")
@@ -71,11 +72,15 @@ def _container() -> str | None:
             return name
     if "KUBERNETES_SERVICE_HOST" in os.environ:
         return "kubernetes"
-    return next((name for name in ("docker", "kubepods", "lxc") if name in (_read("/proc/1/cgroup") or "")), None)
+    return next(
+        (name for name in ("docker", "kubepods", "lxc") if name in (_read("/proc/1/cgroup") or "")),
+        None,
+    )
 
 
 def _own_seconds() -> float:
-    """CPU time of this process and of the one that started it: the runner plans while its worker looks around."""
+    """CPU time of this process and of the one that started it: the runner plans while its worker
+    looks around."""
     total = 0.0
     with contextlib.suppress(psutil.Error, AttributeError):
         for process in (me := psutil.Process(), me.parent()):
@@ -89,9 +94,15 @@ def _cpu(watch_s: float) -> dict[str, Any]:
     before = psutil.cpu_times()
     time.sleep(watch_s)
     after = psutil.cpu_times()
-    spent = {name: max(getattr(after, name) - getattr(before, name), 0.0) for name in before._fields if "guest" not in name}
+    spent = {
+        name: max(getattr(after, name) - getattr(before, name), 0.0)
+        for name in before._fields
+        if "guest" not in name
+    }
     total = max(sum(spent.values()), watch_s)  # of all CPUs; guests' time is part of user time
-    busy_s = sum(spent.values()) - spent["idle"] - spent.get("iowait", 0.0) - (_own_seconds() - own_s)  # by others
+    busy_s = (
+        sum(spent.values()) - spent["idle"] - spent.get("iowait", 0.0) - (_own_seconds() - own_s)
+    )  # by others
     return {
         "model": cpu_name(),
         "num_logical": os.cpu_count(),
@@ -135,9 +146,12 @@ def _gpu_now(nvml: Nvml) -> dict[str, Any]:
         "memory_clock_mhz": nvml.ask("nvmlDeviceGetClockInfo", library.NVML_CLOCK_MEM),
         "temperature_c": nvml.ask("nvmlDeviceGetTemperature", library.NVML_TEMPERATURE_GPU),
         "power_w": power / 1e3 if power is not None else None,
-        "throttle_reasons": ", ".join(text for bit, text in THROTTLE_REASONS.items() if bits & bit) or None,
+        "throttle_reasons": ", ".join(text for bit, text in THROTTLE_REASONS.items() if bits & bit)
+        or None,
         "power_capped": bool(bits & _POWER_CAP),
-        "num_other_processes": None if processes is None else sum(process.pid != own for process in processes),
+        "num_other_processes": None
+        if processes is None
+        else sum(process.pid != own for process in processes),
     }
 
 
@@ -157,7 +171,10 @@ def _gpu(device: Device) -> dict[str, Any] | None:
     }
     if device.nvml is not None:
         nvml = device.nvml
-        limit, default = nvml.ask("nvmlDeviceGetPowerManagementLimit"), nvml.ask("nvmlDeviceGetPowerManagementDefaultLimit")
+        limit, default = (
+            nvml.ask("nvmlDeviceGetPowerManagementLimit"),
+            nvml.ask("nvmlDeviceGetPowerManagementDefaultLimit"),
+        )
         mode = nvml.ask("nvmlDeviceGetMigMode")
         with contextlib.suppress(Exception):  # as in Nvml.ask: a driver that cannot tell
             found["driver"] = nvml.library.nvmlSystemGetDriverVersion()
@@ -173,19 +190,29 @@ def _gpu(device: Device) -> dict[str, Any] | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the source this runs from and whether it was changed since; None outside a checkout."""
+    """Commit of the source this runs from and whether it was changed since; None outside a
+    checkout."""
 
     def ask(*arguments: str) -> str | None:
         folder = str(Path(flurka_bench.__file__).parent)
         try:
-            done = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=10, check=False)
+            done = subprocess.run(
+                ["git", "-C", folder, *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=False,
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
     if not ask("ls-files", "__init__.py"):
         return None  # installed into something that is a checkout of another project
-    return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
+    return {
+        "commit": ask("rev-parse", "HEAD"),
+        "dirty": bool(ask("status", "--porcelain", "--untracked-files=no")),
+    }
 
 
 def _version(package: str) -> str | None:
@@ -195,7 +222,8 @@ def _version(package: str) -> str | None:
 
 
 def capture(device: Device, *, watch_s: float = 0.3) -> dict[str, Any]:
-    """All of it, once per run. Watches the CPUs for ``watch_s`` seconds to see who else is busy. Imports torch."""
+    """All of it, once per run. Watches the CPUs for ``watch_s`` seconds to see who else is busy.
+    Imports torch."""
     memory = psutil.virtual_memory()
     return {
         "captured": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -242,7 +270,9 @@ class Finding:
 
     def __post_init__(self) -> None:
         assert self.judgement in _JUDGEMENTS
-        assert (self.judgement == "ok") or self.advice, f"{self.name}: a complaint must name the next action"
+        assert (self.judgement == "ok") or self.advice, (
+            f"{self.name}: a complaint must name the next action"
+        )
 
 
 def _finding(name: str, value: Any, *complaints: tuple[bool, str, str]) -> Finding:
@@ -255,7 +285,8 @@ def _finding(name: str, value: Any, *complaints: tuple[bool, str, str]) -> Findi
 
 
 def judge(environment: dict[str, Any]) -> list[Finding]:
-    """Each part of a captured environment with a judgement and, where it is not ok, the next action."""
+    """Each part of a captured environment with a judgement and, where it is not ok, the next
+    action."""
     return [*_judge_cpu(environment), *_judge_software(environment), *_judge_gpu(environment)]
 
 
@@ -271,21 +302,38 @@ def _judge_cpu(environment: dict[str, Any]) -> Iterator[Finding]:
     free, total = environment["memory_available_bytes"], environment["memory_bytes"]
     stop = "stop other programs, or expect wide intervals and AMBIGUOUS verdicts"
     yield _finding("cpu", f"{cpu['model']}, {allowed} of {cpu['num_logical']} CPUs allowed")
-    yield _finding("other load", f"{_percent(busy)} of all CPUs busy", (busy > 0.5, "bad", stop), (busy > 0.15, "warn", stop))
+    yield _finding(
+        "other load",
+        f"{_percent(busy)} of all CPUs busy",
+        (busy > 0.5, "bad", stop),
+        (busy > 0.15, "warn", stop),
+    )
     yield _finding(
         "stolen time",
         _percent(steal),
-        (steal > 0.02, "warn", "the host gives this virtual machine's CPUs to others: repeat the run"),
+        (
+            steal > 0.02,
+            "warn",
+            "the host gives this virtual machine's CPUs to others: repeat the run",
+        ),
     )
     yield _finding(
         "governor",
         governor,
-        (governor not in (None, "performance", "schedutil"), "warn", "sudo cpupower frequency-set -g performance"),
+        (
+            governor not in (None, "performance", "schedutil"),
+            "warn",
+            "sudo cpupower frequency-set -g performance",
+        ),
     )
     yield _finding(
         "threads",
         f"{threads} torch threads",
-        (threads > usable, "bad", f"more threads than CPUs: set OMP_NUM_THREADS={max(int(usable), 1)}"),
+        (
+            threads > usable,
+            "bad",
+            f"more threads than CPUs: set OMP_NUM_THREADS={max(int(usable), 1)}",
+        ),
     )
     yield _finding(
         "cpu quota", f"{cpu['quota']:g} CPUs" if cpu["quota"] else "none",
@@ -293,7 +341,13 @@ def _judge_cpu(environment: dict[str, Any]) -> Iterator[Finding]:
     )  # fmt: skip
     source = cpu["clock_source"]
     yield _finding(
-        "clock source", source, (source in ("hpet", "acpi_pm", "jiffies"), "warn", "a slow clock: boot with clocksource=tsc")
+        "clock source",
+        source,
+        (
+            source in ("hpet", "acpi_pm", "jiffies"),
+            "warn",
+            "a slow clock: boot with clocksource=tsc",
+        ),
     )
     yield _finding(
         "memory",
@@ -303,23 +357,43 @@ def _judge_cpu(environment: dict[str, Any]) -> Iterator[Finding]:
     reuses = environment.get("reuses_memory")  # records of before do not say
     yield _finding(
         "allocator",
-        None if reuses is None else "freed memory is used again" if reuses else "large results are mapped anew at each call",
+        None
+        if reuses is None
+        else "freed memory is used again"
+        if reuses
+        else "large results are mapped anew at each call",
         (reuses is False, "warn", _ALLOCATOR_ADVICE),
     )
     disk = environment["disk_free_bytes"]
     yield _finding(
-        "disk", f"{format_bytes(disk)} free", (disk < 1e8, "bad", "make room: results are appended and synced as they are found")
+        "disk",
+        f"{format_bytes(disk)} free",
+        (disk < 1e8, "bad", "make room: results are appended and synced as they are found"),
     )
 
 
 def _judge_software(environment: dict[str, Any]) -> Iterator[Finding]:
-    torch, packages, variables = environment["torch"], environment["packages"], environment["variables"]
+    torch, packages, variables = (
+        environment["torch"],
+        environment["packages"],
+        environment["variables"],
+    )
     version = packages["torch"] or "0"
-    old = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit()) < (2, 6)
-    yield _finding("python", environment["python"], (sys.version_info < (3, 11), "bad", "install Python 3.11 or newer"))
+    old = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit()) < (
+        2,
+        6,
+    )
+    yield _finding(
+        "python",
+        environment["python"],
+        (sys.version_info < (3, 11), "bad", "install Python 3.11 or newer"),
+    )
     yield _finding("torch", version, (old, "bad", "pip install 'torch>=2.6'"))
     precision = torch["float32_matmul_precision"]
-    override = any(variables.get(name) == "1" for name in ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"))
+    override = any(
+        variables.get(name) == "1"
+        for name in ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
+    )
     yield _finding(
         "float32 matmuls",
         f"{precision} precision{', TF32 forced by the environment' if override else ''}",
@@ -332,12 +406,22 @@ def _judge_software(environment: dict[str, Any]) -> Iterator[Finding]:
     yield _finding(
         "environment variables",
         ", ".join(f"{name}={value}" for name, value in variables.items()) or "none that matter",
-        (variables.get("CUDA_LAUNCH_BLOCKING") == "1", "bad", "unset CUDA_LAUNCH_BLOCKING: it synchronises after each launch"),
-        (variables.get("TRITON_INTERPRET") == "1", "bad", "unset TRITON_INTERPRET: fused kernels would run in the interpreter"),
+        (
+            variables.get("CUDA_LAUNCH_BLOCKING") == "1",
+            "bad",
+            "unset CUDA_LAUNCH_BLOCKING: it synchronises after each launch",
+        ),
+        (
+            variables.get("TRITON_INTERPRET") == "1",
+            "bad",
+            "unset TRITON_INTERPRET: fused kernels would run in the interpreter",
+        ),
     )
     git = environment["git"]
     value = (
-        "not a checkout" if git is None else f"{(git['commit'] or 'no commit')[:12]}{', changed since' if git['dirty'] else ''}"
+        "not a checkout"
+        if git is None
+        else f"{(git['commit'] or 'no commit')[:12]}{', changed since' if git['dirty'] else ''}"
     )
     dirty = git is not None and git["dirty"]
     yield _finding("source", value, (dirty, "warn", "commit before a run that you will cite"))
@@ -351,12 +435,26 @@ def _judge_gpu(environment: dict[str, Any]) -> Iterator[Finding]:
         driver = _read("/proc/driver/nvidia/version")
         built = torch["cuda_build"]
         unused = driver is not None and not torch["cuda_available"]
-        advice = "install a CUDA build of torch (pytorch.org)" if not built else "check nvidia-smi and CUDA_VISIBLE_DEVICES"
-        yield _finding("gpu", "an NVIDIA driver, but torch sees no device" if unused else "none in use", (unused, "bad", advice))
+        advice = (
+            "install a CUDA build of torch (pytorch.org)"
+            if not built
+            else "check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )
+        yield _finding(
+            "gpu",
+            "an NVIDIA driver, but torch sees no device" if unused else "none in use",
+            (unused, "bad", advice),
+        )
         return
-    yield _finding("gpu", f"{gpu['name']}, {gpu['num_sms']} SMs, {format_bytes(gpu['l2_bytes'])} L2")
+    yield _finding(
+        "gpu", f"{gpu['name']}, {gpu['num_sms']} SMs, {format_bytes(gpu['l2_bytes'])} L2"
+    )
     triton = environment["packages"]["triton"]
-    yield _finding("triton", triton, (triton is None, "warn", "pip install triton: fused backends are unsupported without it"))
+    yield _finding(
+        "triton",
+        triton,
+        (triton is None, "warn", "pip install triton: fused backends are unsupported without it"),
+    )
     if not gpu["nvml"]:
         yield _finding(
             "gpu state",
@@ -369,32 +467,62 @@ def _judge_gpu(environment: dict[str, Any]) -> Iterator[Finding]:
     yield _finding("sm clock", f"{clock} of {default} MHz by default")
     reasons = gpu["throttle_reasons"]
     yield _finding(
-        "throttling", reasons or "none", (bool(reasons), "bad", "let the device cool, check its fans and supply, then run again")
+        "throttling",
+        reasons or "none",
+        (bool(reasons), "bad", "let the device cool, check its fans and supply, then run again"),
     )
     limit, usual = gpu["power_limit_w"], gpu["default_power_limit_w"]
     lowered = bool(limit and usual and limit < 0.95 * usual)
     yield _finding(
         "power",
         f"{gpu['power_w']} W of {limit} W",
-        (lowered, "warn", f"the power limit is below its default: sudo nvidia-smi -pl {usual or 0:.0f}"),
+        (
+            lowered,
+            "warn",
+            f"the power limit is below its default: sudo nvidia-smi -pl {usual or 0:.0f}",
+        ),
     )
     hot = (gpu["temperature_c"] or 0) >= 83
-    yield _finding("temperature", f"{gpu['temperature_c']} °C", (hot, "warn", "let the device cool: it is about to throttle"))
+    yield _finding(
+        "temperature",
+        f"{gpu['temperature_c']} °C",
+        (hot, "warn", "let the device cool: it is about to throttle"),
+    )
     others = gpu["num_other_processes"]
     yield _finding(
         "other processes on the gpu",
         others,
-        (bool(others), "bad", "stop them (nvidia-smi lists them), or choose another device: --device cuda:N"),
+        (
+            bool(others),
+            "bad",
+            "stop them (nvidia-smi lists them), or choose another device: --device cuda:N",
+        ),
     )
     yield _finding(
         "persistence mode",
         "on" if gpu["persistence_mode"] else "off",
-        (not gpu["persistence_mode"], "warn", "sudo nvidia-smi -pm 1: else the driver unloads between processes"),
+        (
+            not gpu["persistence_mode"],
+            "warn",
+            "sudo nvidia-smi -pm 1: else the driver unloads between processes",
+        ),
     )
     if gpu["mig"]:
-        yield _finding("mig", "on", (True, "warn", "this is a slice of the device: predictions for the whole one do not hold"))
+        yield _finding(
+            "mig",
+            "on",
+            (
+                True,
+                "warn",
+                "this is a slice of the device: predictions for the whole one do not hold",
+            ),
+        )
 
 
 def warnings(environment: dict[str, Any]) -> list[str]:
     """One line per finding that is not ok, with the next action."""
-    return [f"{found.name}: {found.value} ({found.advice})" for found in judge(environment) if found.judgement != "ok"]
+    return [
+        f"{found.name}: {found.value} ({found.advice})"
+        for found in judge(environment)
+        if found.judgement != "ok"
+    ]

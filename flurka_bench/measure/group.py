@@ -1,7 +1,7 @@
 """The competitors of one workload: built, checked, warmed up, raced (``race``), and reported.
 
-They are entered from the one with the fewest FLOPs upwards: where the time budget does not suffice for all, it is the
-slowest that are skipped.
+They are entered from the one with the fewest FLOPs upwards: where the time budget does not suffice
+for all, it is the slowest that are skipped.
 """
 
 import contextlib
@@ -20,7 +20,14 @@ from flurka_bench.measure.timers import Timer, make_timer
 from flurka_bench.workload import Case
 
 _PHASE_INTERVAL_S = 0.5
-_KEPT_ON_FAILURE = ("peak_memory_bytes", "warmup_s", "num_dropped", "dropped_s", "dropped_round_ids", "drop_reason")
+_KEPT_ON_FAILURE = (
+    "peak_memory_bytes",
+    "warmup_s",
+    "num_dropped",
+    "dropped_s",
+    "dropped_round_ids",
+    "drop_reason",
+)
 
 
 class Built(Protocol):
@@ -42,7 +49,9 @@ class Tools:
     resident_bytes: Callable[[Built], int]  # what it holds between calls
     incorrect: tuple[type[Exception], ...]
     unsupported: tuple[type[Exception], ...]
-    release: Callable[[], Any] = gc.collect  # gives memory of what is no longer held back to the device
+    release: Callable[[], Any] = (
+        gc.collect
+    )  # gives memory of what is no longer held back to the device
     stamp: Callable[[], dict[str, Any]] = dict
     stages: Callable[[Built], dict[str, float]] | None = None
 
@@ -50,9 +59,21 @@ class Tools:
 class GroupRun:
     """One group being measured. ``say`` sends a message, ``beat`` marks the case in execution."""
 
-    def __init__(self, tools: Tools, options: Options, say: Callable[[dict], None], beat: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        tools: Tools,
+        options: Options,
+        say: Callable[[dict], None],
+        beat: Callable[[int], None],
+    ) -> None:
         self.tools, self.options, self.say, self.beat = tools, options, say, beat
-        self.calls_s: dict[str, float] = {"gate": 0.0, "warmup": 0.0, "memory": 0.0, "timed": 0.0, "extra": 0.0}
+        self.calls_s: dict[str, float] = {
+            "gate": 0.0,
+            "warmup": 0.0,
+            "memory": 0.0,
+            "timed": 0.0,
+            "extra": 0.0,
+        }
         self._inner_s = 0.0
         self._started = time.monotonic()
         self._last_phase = -math.inf
@@ -60,12 +81,14 @@ class GroupRun:
         self.timer: Timer = make_timer("auto", tools.device, cold=cold)
 
     def measure(self, cases: list[Case]) -> None:
-        """Measure all cases and say an outcome for each. Lets a poisoned context's exception through."""
+        """Measure all cases and say an outcome for each. Lets a poisoned context's exception
+        through."""
         competitors: list[Competitor] = []
         again: list[tuple[int, Case]] = []
         last_s = 0.0
         for index, case in enumerate(cases):
-            # The next takes at least as long as the last, and what is entered must still get through its rounds.
+            # The next takes at least as long as the last, and what is entered must still get
+            # through its rounds.
             rounds_s = MIN_ROUNDS * sum(competitor.block_s for competitor in competitors)
             if index and self._is_late(last_s + rounds_s):
                 self._say_failure(index, "skipped", LATE, {})
@@ -96,10 +119,13 @@ class GroupRun:
     def _is_late(self, needed_s: float) -> bool:
         """Whether what takes ``needed_s`` would end after the deadline."""
         elapsed_s = time.monotonic() - self._started
-        return self.options.deadline_s is not None and elapsed_s + needed_s > self.options.deadline_s
+        return (
+            self.options.deadline_s is not None and elapsed_s + needed_s > self.options.deadline_s
+        )
 
     def _enter(self, index: int, case: Case, *, alone: bool) -> Competitor | str | None:
-        """Build, check and warm up; None when an outcome was said, "again" when memory was short beside the others."""
+        """Build, check and warm up; None when an outcome was said, "again" when memory was short
+        beside the others."""
         self.beat(index)
         outcome: dict[str, Any] = {}
         device = self.tools.device
@@ -119,12 +145,16 @@ class GroupRun:
                 held = self.tools.resident_bytes(built)
                 outcome["peak_memory_bytes"] = held + device.peak_memory_bytes(first_warm_up)
             with self._counting("warmup"):
-                prepared = self.timer.prepare(built.run, warmup_budget_s=self.options.case_time_s / 8, called=True)
+                prepared = self.timer.prepare(
+                    built.run, warmup_budget_s=self.options.case_time_s / 8, called=True
+                )
         except Exception as error:
             return self._refused(index, error, outcome, alone)
         return Competitor(index=index, case=case, built=built, outcome=outcome, prepared=prepared)
 
-    def _refused(self, index: int, error: Exception, outcome: dict[str, Any], alone: bool) -> str | None:
+    def _refused(
+        self, index: int, error: Exception, outcome: dict[str, Any], alone: bool
+    ) -> str | None:
         if is_poisoned(error):
             raise error
         error.__traceback__ = None  # its frames hold the tensors that did not fit
@@ -199,16 +229,22 @@ class GroupRun:
         self.say({"say": "outcome", "index": competitor.index, "status": "ok", **outcome})
 
     def _other_latencies(self, competitor: Competitor) -> dict[str, Any]:
-        """Graph replay and profiler device time of a call, where the device has them, with their samples."""
+        """Graph replay and profiler device time of a call, where the device has them, with their
+        samples."""
         found: dict[str, Any] = {}
         for key, name, num_samples in (("graph", "graph", 5), ("device", "profiler", 3)):
             try:
                 with self._counting("extra"):
-                    timer = make_timer(name, self.tools.device, cold=self.timer.cold)  # the verdict compares it with eager
+                    timer = make_timer(
+                        name, self.tools.device, cold=self.timer.cold
+                    )  # the verdict compares it with eager
                     prepared = timer.prepare(competitor.built.run, warmup_budget_s=0.05)
                     samples = [prepared.sample() for _ in range(num_samples)]
                 kept = [sample.seconds for sample in samples if not sample.dropped]
-                found |= {f"{key}_samples_s": kept, f"{key}_s": statistics.median(kept) if kept else None}
+                found |= {
+                    f"{key}_samples_s": kept,
+                    f"{key}_s": statistics.median(kept) if kept else None,
+                }
             except Exception as error:  # a call that cannot be captured still has its eager time
                 if is_poisoned(error):
                     raise
@@ -217,7 +253,15 @@ class GroupRun:
 
     def _say_failure(self, index: int, status: str, error: str, outcome: dict[str, Any]) -> None:
         kept = {key: outcome[key] for key in _KEPT_ON_FAILURE if key in outcome}
-        self.say({"say": "outcome", "index": index, "status": status, "error": error.splitlines()[0], **kept})
+        self.say(
+            {
+                "say": "outcome",
+                "index": index,
+                "status": status,
+                "error": error.splitlines()[0],
+                **kept,
+            }
+        )
 
     def _phase(self, case: Case, phase: str) -> None:
         now = time.monotonic()
@@ -227,7 +271,8 @@ class GroupRun:
 
     @contextlib.contextmanager
     def _counting(self, what: str) -> Iterator[None]:
-        """Add the time inside the block to that entry of ``calls_s``, less what a block within it counts for itself."""
+        """Add the time inside the block to that entry of ``calls_s``, less what a block within it
+        counts for itself."""
         started, outer_s = time.monotonic(), self._inner_s
         self._inner_s = 0.0
         try:

@@ -1,4 +1,5 @@
-"""What the runner knows of a case without a clock: whether to try it, what its record holds, which times are impossible."""
+"""What the runner knows of a case without a clock: whether to try it, what its record holds, which
+times are impossible."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from flurka_bench.workload import SIZES, Case
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peaks:
-    """What a device can do at most in a case's dtype, None where nobody knows; beyond ``margin`` times that is impossible."""
+    """What a device can do at most in a case's dtype, None where nobody knows; beyond ``margin``
+    times that is impossible."""
 
     flops_per_s: float
     bandwidth_bytes_per_s: float | None
@@ -34,7 +36,12 @@ class Figures:
 def figures(case: Case) -> Figures:
     """A case's figures, from its op list."""
     ops = mechanisms.lower(case)
-    kept = {tensor.name: tensor for op in ops for tensor in op.reads if tensor.role in ("input", "parameter", "buffer")}
+    kept = {
+        tensor.name: tensor
+        for op in ops
+        for tensor in op.reads
+        if tensor.role in ("input", "parameter", "buffer")
+    }
     return Figures(
         flops=float(sum(op.flops for op in ops)),
         matmul_flops=float(sum(op.matmul_flops for op in ops)),
@@ -45,9 +52,12 @@ def figures(case: Case) -> Figures:
 
 
 def reason_to_skip(case: Case, too_large: Sequence[Case], memory_bytes: int | None) -> str | None:
-    """Why not to try a case: a smaller one of its family ran out of memory, or it needs more than ``memory_bytes``."""
+    """Why not to try a case: a smaller one of its family ran out of memory, or it needs more than
+    ``memory_bytes``."""
     for other in too_large:
-        if _same_family(case, other) and all(_size(case, name) >= _size(other, name) for name in SIZES):
+        if _same_family(case, other) and all(
+            _size(case, name) >= _size(other, name) for name in SIZES
+        ):
             return f"skipped: larger than an OOM ({other.case_id})"
     needed = figures(case).peak_bytes
     if memory_bytes is not None and needed > memory_bytes:
@@ -64,7 +74,8 @@ def make_record(
     predict: Callable[[Case], dict[str, Any]] | None,
     peaks: Callable[[Case], Peaks | None] | None,
 ) -> dict[str, Any]:
-    """A case's final record: the worker's outcome, its prediction beside it, invalid if it beats physics."""
+    """A case's final record: the worker's outcome, its prediction beside it, invalid if it beats
+    physics."""
     found = figures(case)
     record: dict[str, Any] = {
         "case_id": case.case_id,
@@ -76,14 +87,18 @@ def make_record(
         "round_ids": [],
         "flops": found.flops,
         "bytes": found.bytes,
-        **dict.fromkeys(("median_s", "peak_memory_bytes", "predicted_s", "error")),  # each record has them, null or not
+        **dict.fromkeys(
+            ("median_s", "peak_memory_bytes", "predicted_s", "error")
+        ),  # each record has them, null or not
     }
     if predict is not None:
         record |= predict(case)
     record |= outcome
     limits = peaks(case) if peaks is not None and record["status"] == "ok" else None
     if limits is not None:
-        if impossible := _impossible(found, record["median_s"], limits, float(hello.get("cache_bytes", 0))):
+        if impossible := _impossible(
+            found, record["median_s"], limits, float(hello.get("cache_bytes", 0))
+        ):
             record |= {"status": "invalid", "error": impossible}
         if limits.bandwidth_bytes_per_s is not None:
             record["limited_by"] = diagnose(
@@ -101,15 +116,20 @@ def _impossible(found: Figures, seconds: float, peaks: Peaks, cache_bytes: float
     """By which physical bound the measured time is too short, if any."""
     if found.matmul_flops / seconds > peaks.margin * peaks.flops_per_s:
         return f"faster than peak FLOPs: {found.matmul_flops / seconds:.3g} FLOP/s, the device has {peaks.flops_per_s:.3g}"
-    # What must come from memory at least once: inputs and parameters, less what the cache may still hold.
+    # What must come from memory at least once: inputs and parameters, less what the cache may still
+    # hold.
     moved = found.resident_bytes - cache_bytes
-    if peaks.bandwidth_bytes_per_s is not None and moved / seconds > peaks.margin * peaks.bandwidth_bytes_per_s:
+    if (
+        peaks.bandwidth_bytes_per_s is not None
+        and moved / seconds > peaks.margin * peaks.bandwidth_bytes_per_s
+    ):
         return f"faster than peak bandwidth: {moved / seconds:.3g} B/s, the device has {peaks.bandwidth_bytes_per_s:.3g}"
     return None
 
 
 def weight(group: Sequence[Case]) -> float:
-    """How much of the time budget a group asks for: its FLOPs, and a constant for each case's own overheads."""
+    """How much of the time budget a group asks for: its FLOPs, and a constant for each case's own
+    overheads."""
     return sum(figures(case).flops / 1e11 + 0.02 for case in group)
 
 

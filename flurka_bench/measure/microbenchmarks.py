@@ -1,14 +1,17 @@
-"""What ``calibrate`` measures on the device at hand: single operators, never the mechanisms that will be predicted.
+"""What ``calibrate`` measures on the device at hand: single operators, never the mechanisms that
+will be predicted.
 
-Two things come out. *Rows*, one per operator and shape, with the columns of published operator files (latency_ms by
-device, op, dtype and shape), so that the same fitting eats them. *Figures*, one number each, read by people and by checks
-of plausibility: launch time, bandwidth of memory and cache, the cache's capacity, matmul throughput by dtype, the share of
-it that is sustained.
+Two things come out. *Rows*, one per operator and shape, with the columns of published operator
+files (latency_ms by device, op, dtype and shape), so that the same fitting eats them. *Figures*,
+one number each, read by people and by checks of plausibility: launch time, bandwidth of memory and
+cache, the cache's capacity, matmul throughput by dtype, the share of it that is sustained.
 
-A row is timed the way the published rows of its dtype were, because the cost model's constants are learnt from those:
-float32 with the host's dispatch, float16 between device events, bfloat16 as calls with operands of their own in a replayed
-graph; caches warm in all three. On a CPU all are timed by the wall clock, warm. Where the host's clock is in it, a row is the
-mean of the fastest fifth of its samples, as in the float32 files: on a loaded machine the median is the scheduler's time slice.
+A row is timed the way the published rows of its dtype were, because the cost model's constants are
+learnt from those: float32 with the host's dispatch, float16 between device events, bfloat16 as
+calls with operands of their own in a replayed graph; caches warm in all three. On a CPU all are
+timed by the wall clock, warm. Where the host's clock is in it, a row is the mean of the fastest
+fifth of its samples, as in the float32 files: on a loaded machine the median is the scheduler's
+time slice.
 """
 
 import csv
@@ -27,7 +30,11 @@ from flurka_bench.measure.device import Device
 from flurka_bench.measure.shapes import CPU_ONLY, Probe, probes_for
 from flurka_bench.measure.timers import EventTimer, Timer, make_timer
 
-MATMUL, ROW, ATTENTION = ("B", "M", "N", "K"), ("B", "H"), ("batch", "num_heads", "seq_len", "head_dim")
+MATMUL, ROW, ATTENTION = (
+    ("B", "M", "N", "K"),
+    ("B", "H"),
+    ("batch", "num_heads", "seq_len", "head_dim"),
+)
 CROSS = (*ATTENTION, "num_keys")  # fused attention to keys of another length
 _TIMERS = {"float32": "eager", "float64": "eager", "float16": "events", "bfloat16": "graph"}
 _GRAPH_CALLS = 6  # calls a graph, each with its own operands
@@ -36,7 +43,8 @@ _MIN_SAMPLES, _MAX_SAMPLES = 5, 50
 
 @dataclass(kw_only=True)
 class Calibration:
-    """Rows and figures of one device, what was left out for lack of time or memory, and how long it took."""
+    """Rows and figures of one device, what was left out for lack of time or memory, and how long it
+    took."""
 
     device: str
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -45,9 +53,15 @@ class Calibration:
     seconds: float = 0.0
 
     def write_rows(self, stem: Path) -> list[Path]:
-        """As CSV files that ``calibrate --from`` reads, one for each set of shape columns: STEM.matmul.csv and so on."""
+        """As CSV files that ``calibrate --from`` reads, one for each set of shape columns:
+        STEM.matmul.csv and so on."""
         written = []
-        for name, columns in (("matmul", MATMUL), ("rows", ROW), ("attention", ATTENTION), ("cross", CROSS)):
+        for name, columns in (
+            ("matmul", MATMUL),
+            ("rows", ROW),
+            ("attention", ATTENTION),
+            ("cross", CROSS),
+        ):
             rows = [row for row in self.rows if tuple(row)[3:-1] == columns]
             if rows:
                 written.append(stem.with_name(f"{stem.name}.{name}.csv"))
@@ -71,14 +85,20 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
             x, weight = tensor(size["B"] * size["M"], size["N"]), tensor(size["K"], size["N"])
             return lambda: functional.linear(x, weight)
         case "bmm":
-            left, right = tensor(size["B"], size["M"], size["N"]), tensor(size["B"], size["N"], size["K"])
+            left, right = (
+                tensor(size["B"], size["M"], size["N"]),
+                tensor(size["B"], size["N"], size["K"]),
+            )
             return lambda: torch.bmm(left, right)
         case "bmm_shared":
             left, right = tensor(size["M"], size["N"]), tensor(size["B"], size["N"], size["K"])
             return lambda: torch.bmm(left.expand(size["B"], -1, -1), right)
         case "attention" | "attention_backward":
             keys = size.get("num_keys", size["seq_len"])
-            q, k, v = (tensor(size["batch"], size["num_heads"], n, size["head_dim"]) for n in (size["seq_len"], keys, keys))
+            q, k, v = (
+                tensor(size["batch"], size["num_heads"], n, size["head_dim"])
+                for n in (size["seq_len"], keys, keys)
+            )
             if probe.op == "attention":
                 return lambda: functional.scaled_dot_product_attention(q, k, v)
             out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
@@ -123,7 +143,9 @@ def _cpu_rows(torch: Any, probe: Probe, x: Any) -> Callable[[], Any]:
     return calls[probe.op]
 
 
-def _call_and_timer(torch: Any, device: Device, probe: Probe) -> tuple[Callable[[], Any], Timer, int]:
+def _call_and_timer(
+    torch: Any, device: Device, probe: Probe
+) -> tuple[Callable[[], Any], Timer, int]:
     """The call to time, how, and how many operator calls it holds."""
     if not device.is_queue:
         return _operands(torch, device, probe), make_timer("wall", device, cold=False), 1
@@ -148,7 +170,9 @@ def time_call(timer: Timer, call: Callable[[], Any], budget_s: float) -> float |
     samples, attempts = [], 0
     while attempts < _MAX_SAMPLES:
         spent_s = time.monotonic() - start
-        if spent_s > budget_s and (attempts >= _MIN_SAMPLES or (samples and spent_s > 2 * budget_s)):
+        if spent_s > budget_s and (
+            attempts >= _MIN_SAMPLES or (samples and spent_s > 2 * budget_s)
+        ):
             break
         sample = prepared.sample()
         attempts += 1
@@ -171,7 +195,8 @@ def measure(
 ) -> Calibration:
     """Measure figures and rows within the time bound (120 s on a GPU, 60 s on a CPU).
 
-    Probes that the bound or the memory leaves no room for are named in ``left_out``; nothing is measured in part.
+    Probes that the bound or the memory leaves no room for are named in ``left_out``; nothing is
+    measured in part.
     """
     import torch
 
@@ -205,7 +230,9 @@ def measure(
                 call, timer, count = _call_and_timer(torch, device, probe)
                 seconds = time_call(timer, call, 0.8 * share_s)
             except (RuntimeError, MemoryError) as error:  # out of memory, a dtype without a kernel
-                found.left_out.append(f"{probe.text}: {str(error).splitlines()[0] or type(error).__name__}")
+                found.left_out.append(
+                    f"{probe.text}: {str(error).splitlines()[0] or type(error).__name__}"
+                )
                 continue
             finally:
                 call = timer = None
@@ -248,10 +275,17 @@ def _figure_probes(
         elements = (10**9 if device.is_queue else 2 * 10**8) // 4
         x, y = torch.ones(elements, device=device.name), torch.ones(elements, device=device.name)
         timer = EventTimer(device, cold=False) if device.is_queue else wall
-        copied, added = (time_call(timer, call, budget_s / 2) for call in (lambda: y.copy_(x), lambda: y.add_(x)))
+        copied, added = (
+            time_call(timer, call, budget_s / 2) for call in (lambda: y.copy_(x), lambda: y.add_(x))
+        )
         found = {"copy_bandwidth_bytes_per_s": copied and 8 * elements / copied}
         return {
-            key: value for key, value in {**found, "add_bandwidth_bytes_per_s": added and 12 * elements / added}.items() if value
+            key: value
+            for key, value in {
+                **found,
+                "add_bandwidth_bytes_per_s": added and 12 * elements / added,
+            }.items()
+            if value
         }
 
     yield "launch of an empty op", launch
@@ -264,25 +298,35 @@ def _figure_probes(
     for dtype in dtypes:
         yield (
             f"large matmuls, {dtype}",
-            lambda budget_s, dtype=dtype: _matmul_figures(torch, device, device_timer, dtype, budget_s),
+            lambda budget_s, dtype=dtype: _matmul_figures(
+                torch, device, device_timer, dtype, budget_s
+            ),
         )
     yield "sustained clock", lambda budget_s: _sustained(torch, device, dtypes[0], budget_s)
 
 
-def _matmul_figures(torch: Any, device: Device, timer: Timer, dtype: str, budget_s: float) -> dict[str, float]:
+def _matmul_figures(
+    torch: Any, device: Device, timer: Timer, dtype: str, budget_s: float
+) -> dict[str, float]:
     """The best of three large square matmuls of random numbers: zeros would draw less power."""
     rates = []
     for size in (4096, 6144, 8192) if device.is_queue else (768, 1024, 1536):
-        x, y = (torch.randn(size, size, device=device.name, dtype=getattr(torch, dtype)) for _ in range(2))
+        x, y = (
+            torch.randn(size, size, device=device.name, dtype=getattr(torch, dtype))
+            for _ in range(2)
+        )
         seconds = time_call(timer, lambda x=x, y=y: x @ y, budget_s / 3)
         rates += [2 * size**3 / seconds] if seconds else []
     return {f"matmul_flops_per_s.{dtype}": max(rates)} if rates else {}
 
 
 def _sustained(torch: Any, device: Device, dtype: str, budget_s: float) -> dict[str, float]:
-    """Matmul throughput of the last third of a loop over that of its fastest tenth, and the clock at its end."""
+    """Matmul throughput of the last third of a loop over that of its fastest tenth, and the clock
+    at its end."""
     size = 8192 if device.is_queue else 1024
-    x, y = (torch.randn(size, size, device=device.name, dtype=getattr(torch, dtype)) for _ in range(2))
+    x, y = (
+        torch.randn(size, size, device=device.name, dtype=getattr(torch, dtype)) for _ in range(2)
+    )
     seconds: list[float] = []
     start = time.monotonic()
     while time.monotonic() - start < budget_s or len(seconds) < 10:
@@ -297,9 +341,12 @@ def _sustained(torch: Any, device: Device, dtype: str, budget_s: float) -> dict[
 
 
 def _cache_figures(torch: Any, device: Device, timer: Timer, budget_s: float) -> dict[str, float]:
-    """Additions in place over growing footprints, 1 to 200 MB and past the cache; outputs of their own would time page faults."""
+    """Additions in place over growing footprints, 1 to 200 MB and past the cache; outputs of their
+    own would time page faults."""
     sweep = []
-    footprints = np.geomspace(min(1e6, device.cache_bytes / 8), max(200e6, 4 * device.cache_bytes), 12)
+    footprints = np.geomspace(
+        min(1e6, device.cache_bytes / 8), max(200e6, 4 * device.cache_bytes), 12
+    )
     for footprint in footprints:
         x, y = (torch.ones(int(footprint) // 8, device=device.name) for _ in range(2))
         seconds = time_call(timer, lambda x=x, y=y: x.add_(y), budget_s / len(footprints))
@@ -309,10 +356,15 @@ def _cache_figures(torch: Any, device: Device, timer: Timer, budget_s: float) ->
 
 
 def knee(footprints: Sequence[float], rates: Sequence[float]) -> dict[str, float]:
-    """Bandwidth of the cache and its capacity: the largest footprint whose rate is nearer to the best than to the last."""
+    """Bandwidth of the cache and its capacity: the largest footprint whose rate is nearer to the
+    best than to the last."""
     cache, memory = max(rates), float(np.median(rates[-2:]))
     found = {"cache_bandwidth_bytes_per_s": float(cache)}
     if cache > 1.2 * memory:  # else no knee shows
-        inside = [footprint for footprint, rate in zip(footprints, rates) if rate > math.sqrt(cache * memory)]
+        inside = [
+            footprint
+            for footprint, rate in zip(footprints, rates)
+            if rate > math.sqrt(cache * memory)
+        ]
         found["cache_capacity_bytes"] = float(max(inside))
     return found

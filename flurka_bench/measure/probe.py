@@ -1,4 +1,5 @@
-"""Which device a request means, asked of the CUDA driver itself, so that planning a run needs no torch."""
+"""Which device a request means, asked of the CUDA driver itself, so that planning a run needs no
+torch."""
 
 import ctypes
 import re
@@ -10,7 +11,8 @@ from flurka_bench.errors import RequestError, unknown
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundDevice:
-    """``device`` is cpu or cuda:N, ``kind`` cpu or cuda, ``name`` what the driver calls it (None for a CPU)."""
+    """``device`` is cpu or cuda:N, ``kind`` cpu or cuda, ``name`` what the driver calls it (None
+    for a CPU)."""
 
     device: str
     kind: str
@@ -23,7 +25,8 @@ class FoundDevice:
 
 
 def find_device(request: str) -> FoundDevice:
-    """The device that ``request`` (auto, cpu, cuda, cuda:N) means here. Raises RequestError if it is not here."""
+    """The device that ``request`` (auto, cpu, cuda, cuda:N) means here. Raises RequestError if it
+    is not here."""
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,3}))?", request)
     if match is None:
         raise unknown("device", request, ("auto", "cpu", "cuda", "cuda:0"))
@@ -34,8 +37,13 @@ def find_device(request: str) -> FoundDevice:
         return FoundDevice(device="cpu", kind="cpu")
     index = int(match[1] or 0)
     if index >= len(names):
-        here = ", ".join(f"cuda:{number} ({name})" for number, name in enumerate(names)) or "no CUDA device"
-        raise RequestError(f"device {request!r} is not here: the driver knows {here}; use --device cpu or auto")
+        here = (
+            ", ".join(f"cuda:{number} ({name})" for number, name in enumerate(names))
+            or "no CUDA device"
+        )
+        raise RequestError(
+            f"device {request!r} is not here: the driver knows {here}; use --device cpu or auto"
+        )
     return FoundDevice(device=f"cuda:{index}", kind="cuda", name=names[index])
 
 
@@ -47,7 +55,8 @@ def _torch_is_cpu_only() -> bool:
 
 
 def cuda_device_names() -> list[str]:
-    """Names of the CUDA devices that this process may use, in CUDA's own order; none without a driver."""
+    """Names of the CUDA devices that this process may use, in CUDA's own order; none without a
+    driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -58,7 +67,9 @@ def cuda_device_names() -> list[str]:
     names = []
     for index in range(count.value):
         handle, buffer = ctypes.c_int(), ctypes.create_string_buffer(256)
-        if driver.cuDeviceGet(ctypes.byref(handle), index) or driver.cuDeviceGetName(buffer, len(buffer), handle):
+        if driver.cuDeviceGet(ctypes.byref(handle), index) or driver.cuDeviceGetName(
+            buffer, len(buffer), handle
+        ):
             break
         names.append(buffer.value.decode("utf-8", "replace"))
     return names

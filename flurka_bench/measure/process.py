@@ -1,4 +1,5 @@
-"""The worker as a process: started, listened to, found dead or hanging, killed. And the signals that stop a run."""
+"""The worker as a process: started, listened to, found dead or hanging, killed. And the signals
+that stop a run."""
 
 import contextlib
 import json
@@ -20,7 +21,8 @@ _LOOK_INTERVAL_S = 1.0  # how often the runner wakes to see whether the worker s
 
 
 class Stopper:
-    """Turns SIGINT, SIGTERM and SIGHUP into a readable descriptor; a second one ends the process at once."""
+    """Turns SIGINT, SIGTERM and SIGHUP into a readable descriptor; a second one ends the process at
+    once."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -54,7 +56,8 @@ class StopError(Exception):
 
 
 class WorkerDeathError(Exception):
-    """The worker ended: ``status`` and ``error`` say how, ``index`` while executing which case of its group, if any."""
+    """The worker ended: ``status`` and ``error`` say how, ``index`` while executing which case of
+    its group, if any."""
 
     def __init__(self, status: str, error: str, index: int) -> None:
         super().__init__(error)
@@ -62,9 +65,12 @@ class WorkerDeathError(Exception):
 
 
 class Worker:
-    """A worker process in a session of its own: signals of the terminal do not reach it, and its children die with it."""
+    """A worker process in a session of its own: signals of the terminal do not reach it, and its
+    children die with it."""
 
-    def __init__(self, command: Sequence[str], device: str, memory_limit: int | None, stopper: Stopper) -> None:
+    def __init__(
+        self, command: Sequence[str], device: str, memory_limit: int | None, stopper: Stopper
+    ) -> None:
         self.stopper, self.heartbeat, self._buffer = stopper, Heartbeat(), b""
         self.reply, reply_end = os.pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker)
@@ -90,10 +96,13 @@ class Worker:
             self.process.stdin.flush()
 
     def receive(self, timeout_s: float) -> dict[str, Any]:
-        """The next message. Raises StopError for a signal, WorkerDeathError at the worker's end or when it stops beating."""
+        """The next message. Raises StopError for a signal, WorkerDeathError at the worker's end or
+        when it stops beating."""
         beats, deadline = self.heartbeat.read(), time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
-            ready, _, _ = select.select([self.reply, self.stopper.descriptor], [], [], _LOOK_INTERVAL_S)
+            ready, _, _ = select.select(
+                [self.reply, self.stopper.descriptor], [], [], _LOOK_INTERVAL_S
+            )
             if self.stopper.descriptor in ready:
                 raise StopError
             if self.reply in ready:
@@ -106,7 +115,9 @@ class Worker:
             elif time.monotonic() > deadline:
                 self.kill()
                 raise WorkerDeathError(
-                    "timeout", f"no sign of life for {timeout_s:.3g} s (budget.timeout in the suite)", beats[0]
+                    "timeout",
+                    f"no sign of life for {timeout_s:.3g} s (budget.timeout in the suite)",
+                    beats[0],
                 )
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)
@@ -121,15 +132,21 @@ class Worker:
         if code < 0:
             name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
             likely = " (often the system's out-of-memory killer)" if -code == signal.SIGKILL else ""
-            return WorkerDeathError("crashed", f"the worker was killed by {name}{likely}{self._tail()}", index)
-        return WorkerDeathError("crashed", f"the worker ended with status {code}{self._tail()}", index)
+            return WorkerDeathError(
+                "crashed", f"the worker was killed by {name}{likely}{self._tail()}", index
+            )
+        return WorkerDeathError(
+            "crashed", f"the worker ended with status {code}{self._tail()}", index
+        )
 
     def _tail(self) -> str:
         """The last line of what the worker printed."""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - 2000))
         lines = [line.strip() for line in self._log.read().decode("utf-8", "replace").splitlines()]
-        lines = [line for line in lines if line and not line.startswith("USDT:")]  # torch's profiler marks its sessions
+        lines = [
+            line for line in lines if line and not line.startswith("USDT:")
+        ]  # torch's profiler marks its sessions
         return f"; it last said: {lines[-1][:200]}" if lines else ""
 
     def close(self, grace_s: float = 5.0) -> None:
@@ -142,7 +159,8 @@ class Worker:
         self.kill()
 
     def signal_kill(self) -> None:
-        """Kill its whole session and return at once: waiting here could deadlock in a signal handler."""
+        """Kill its whole session and return at once: waiting here could deadlock in a signal
+        handler."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 

@@ -1,11 +1,12 @@
 """How the runner and its worker talk: JSON lines over pipes, and a heartbeat in shared memory.
 
-The runner says ``{"do": "measure", "cases": [...], "options": {...}}`` and closes the pipe when there is no more. The
-worker answers with lines that have ``say``: ``hello`` (its device and environment), ``phase`` (what it is busy with),
-``outcome`` (one case's part of a record, ``index`` into the cases), ``done`` (the group is finished), ``fatal`` (it cannot
-go on: a poisoned context).
+The runner says ``{"do": "measure", "cases": [...], "options": {...}}`` and closes the pipe when
+there is no more. The worker answers with lines that have ``say``: ``hello`` (its device and
+environment), ``phase`` (what it is busy with), ``outcome`` (one case's part of a record, ``index``
+into the cases), ``done`` (the group is finished), ``fatal`` (it cannot go on: a poisoned context).
 
-The heartbeat says which case is being executed even after the worker is gone, at the cost of two stores a sample.
+The heartbeat says which case is being executed even after the worker is gone, at the cost of two
+stores a sample.
 """
 
 import json
@@ -23,7 +24,13 @@ LATE = "skipped: time budget"  # the error of a case for which the budget left n
 _OOM_TEXTS = (
     "out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "failed to allocate", "alloc_failed",
 )  # fmt: skip
-_POISON_TEXTS = ("cuda error", "device-side assert", "illegal memory access", "unspecified launch failure", "hip error")
+_POISON_TEXTS = (
+    "cuda error",
+    "device-side assert",
+    "illegal memory access",
+    "unspecified launch failure",
+    "hip error",
+)
 
 
 class Heartbeat:
@@ -74,13 +81,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception means that memory, of the device or the host, did not suffice."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OOM_TEXTS)
+    return isinstance(error, RuntimeError) and any(
+        text in str(error).lower() for text in _OOM_TEXTS
+    )
 
 
 def is_poisoned(error: BaseException) -> bool:
     """Whether an exception means that no later call on this device can succeed in this process."""
     text = str(error).lower()
-    if is_out_of_memory(error) or "captur" in text:  # what cannot be captured in a graph ends the capture alone
+    if (
+        is_out_of_memory(error) or "captur" in text
+    ):  # what cannot be captured in a graph ends the capture alone
         return False
     return isinstance(error, RuntimeError) and any(poison in text for poison in _POISON_TEXTS)
 

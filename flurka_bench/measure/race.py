@@ -1,9 +1,10 @@
 """The race of a group's competitors: interleaved rounds, and when each competitor leaves.
 
-In each round every competitor still in the race is sampled once, in an order drawn anew, so drift hits all alike and samples
-of one round are pairs. The *reference* is the fastest FLuRKA (or the fastest of all): it takes part in every round, and a
-competitor leaves when the interval of its ratio to the reference is narrow enough, or its own time is spent. Slow
-baselines so cost a few rounds, and close rivals get many.
+In each round every competitor still in the race is sampled once, in an order drawn anew, so drift
+hits all alike and samples of one round are pairs. The *reference* is the fastest FLuRKA (or the
+fastest of all): it takes part in every round, and a competitor leaves when the interval of its
+ratio to the reference is narrow enough, or its own time is spent. Slow baselines so cost a few
+rounds, and close rivals get many.
 """
 
 import math
@@ -29,8 +30,8 @@ _STOPPING_RESAMPLES = 300  # to decide when to stop; the analysis takes its own,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """How to measure a group. Times in seconds; ``budget_s`` is the whole group's share, ``deadline_s`` the moment of the
-    group after which nothing more is begun (None: never).
+    """How to measure a group. Times in seconds; ``budget_s`` is the whole group's share,
+    ``deadline_s`` the moment of the group after which nothing more is begun (None: never).
     """
 
     seed: int = 0
@@ -80,11 +81,16 @@ class Competitor:
             self.round_ids.append(round_id)
 
 
-def race(competitors: list[Competitor], options: Options, started: float, sample: Callable[[Competitor, int], None]) -> None:
+def race(
+    competitors: list[Competitor],
+    options: Options,
+    started: float,
+    sample: Callable[[Competitor, int], None],
+) -> None:
     """Interleaved rounds until every competitor has left with a ``stop_reason``.
 
-    ``started`` is when the group was begun, on the monotonic clock. ``sample`` takes one sample of a competitor in a round;
-    it may set a ``stop_reason`` of its own.
+    ``started`` is when the group was begun, on the monotonic clock. ``sample`` takes one sample of
+    a competitor in a round; it may set a ``stop_reason`` of its own.
     """
     if not competitors:
         return
@@ -92,7 +98,8 @@ def race(competitors: list[Competitor], options: Options, started: float, sample
     racing = list(competitors)
     rng = random.Random(options.seed)
     num_rounds, next_look = 0, _FIRST_LOOK
-    # What building and warming up left of the budget, but never so little that the preparation was for nothing.
+    # What building and warming up left of the budget, but never so little that the preparation was
+    # for nothing.
     racing_since = time.monotonic()
     budget_s = max(options.budget_s - (racing_since - started), options.budget_s / 4)
     deadline = math.inf if options.deadline_s is None else started + options.deadline_s
@@ -122,12 +129,17 @@ def race(competitors: list[Competitor], options: Options, started: float, sample
 
 
 def _choose_reference(competitors: list[Competitor]) -> Competitor:
-    flurkas = [competitor for competitor in competitors if mechanisms.get(competitor.case.mechanism).is_flurka]
+    flurkas = [
+        competitor
+        for competitor in competitors
+        if mechanisms.get(competitor.case.mechanism).is_flurka
+    ]
     return min(flurkas or competitors, key=lambda competitor: min(competitor.prepared.warmup_s))
 
 
 def _too_slow(competitor: Competitor, racing: list[Competitor], options: Options) -> bool:
-    """Whether it leaves before it has an interval: twice its own time is spent, and another goes on."""
+    """Whether it leaves before it has an interval: twice its own time is spent, and another goes
+    on."""
     if competitor.spent_s < 2 * options.case_time_s or len(racing) == 1:
         return False
     competitor.stop_reason = "budget"
@@ -135,7 +147,8 @@ def _too_slow(competitor: Competitor, racing: list[Competitor], options: Options
 
 
 def _retire(racing: list[Competitor], reference: Competitor, options: Options) -> list[Competitor]:
-    """Let those leave whose interval is narrow enough or whose time is spent; the reference leaves last."""
+    """Let those leave whose interval is narrow enough or whose time is spent; the reference leaves
+    last."""
     for competitor in racing:
         if competitor is reference and len(racing) > 1:
             continue
@@ -147,13 +160,16 @@ def _retire(racing: list[Competitor], reference: Competitor, options: Options) -
     rest = [competitor for competitor in racing if competitor.stop_reason is None]
     if rest == [reference] and len(racing) > 1:
         # it was only still here for the others, and leaves with the last of them
-        reference.stop_reason = next(competitor.stop_reason for competitor in racing if competitor is not reference)
+        reference.stop_reason = next(
+            competitor.stop_reason for competitor in racing if competitor is not reference
+        )
         rest = []
     return rest
 
 
 def _look(competitor: Competitor, reference: Competitor, options: Options) -> None:
-    """Update ``ratio_error``: the width of the interval over the ratio to the reference (for it: over its own median)."""
+    """Update ``ratio_error``: the width of the interval over the ratio to the reference (for it:
+    over its own median)."""
     samples_s, round_ids = competitor.samples_s, competitor.round_ids
     competitor.ratio_error = math.inf
     if competitor is reference:
@@ -162,15 +178,33 @@ def _look(competitor: Competitor, reference: Competitor, options: Options) -> No
             competitor.ratio_error = (high - low) / median
         return
     shared = dict(zip(reference.round_ids, reference.samples_s))
-    logs = np.log([seconds / shared[round_id] for seconds, round_id in zip(samples_s, round_ids) if round_id in shared])
+    logs = np.log(
+        [
+            seconds / shared[round_id]
+            for seconds, round_id in zip(samples_s, round_ids)
+            if round_id in shared
+        ]
+    )
     if len(logs) < MIN_ROUNDS:
         return
     # Far from narrow by the normal approximation: not worth a bootstrap.
-    rough = 2 * 1.96 * 1.2533 * 1.4826 * float(np.median(np.abs(logs - np.median(logs)))) / math.sqrt(len(logs))
+    rough = (
+        2
+        * 1.96
+        * 1.2533
+        * 1.4826
+        * float(np.median(np.abs(logs - np.median(logs))))
+        / math.sqrt(len(logs))
+    )
     if rough > 2 * options.target:
         competitor.ratio_error = rough
         return
     ratio = paired_ratio(
-        reference.samples_s, samples_s, reference.round_ids, round_ids, seed=options.seed, num_resamples=_STOPPING_RESAMPLES
+        reference.samples_s,
+        samples_s,
+        reference.round_ids,
+        round_ids,
+        seed=options.seed,
+        num_resamples=_STOPPING_RESAMPLES,
     )
     competitor.ratio_error = ratio.relative_width

@@ -1,7 +1,8 @@
 """The parent of a run: hands out groups, writes records, survives its worker. Imports no torch.
 
-One *group* is all competitors of one workload (of what memory holds at once). Whatever happens to the worker in a
-group, the case it was executing gets the blame and a record, and the others are measured again by a fresh worker.
+One *group* is all competitors of one workload (of what memory holds at once). Whatever happens to
+the worker in a group, the case it was executing gets the blame and a record, and the others are
+measured again by a fresh worker.
 """
 
 import contextlib
@@ -32,7 +33,8 @@ _MAX_STRAY_DEATHS = 2  # deaths between cases before the rest of a group is give
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something to show: ``kind`` is note, phase, record or group (its records). ``left_s`` is None where unknown."""
+    """Something to show: ``kind`` is note, phase, record or group (its records). ``left_s`` is None
+    where unknown."""
 
     kind: str
     text: str = ""
@@ -45,8 +47,9 @@ class Event:
 
 @dataclass(slots=True, kw_only=True)
 class Summary:
-    """What a run did. ``wall_s`` counts from when the worker was up; ``time_in_calls_s`` is the part spent inside calls of the
-    cases, of every kind: timed, warm-up and gate, for the peak memory, and extra (stages, graph and device time).
+    """What a run did. ``wall_s`` counts from when the worker was up; ``time_in_calls_s`` is the
+    part spent inside calls of the cases, of every kind: timed, warm-up and gate, for the peak
+    memory, and extra (stages, graph and device time).
     """
 
     folder: Path
@@ -83,8 +86,10 @@ def run_suite(
         suite: what to run.
         device: cpu, cuda or cuda:N, as the worker opens it.
         out: the run folder; made if it does not exist.
-        predict: gives a case's fields predicted_s, predicted_low_s, predicted_high_s, bound (and predicted_stages_s).
-        peaks: gives what the device cannot exceed; faster cases are recorded as invalid. None: not checked.
+        predict: gives a case's fields predicted_s, predicted_low_s, predicted_high_s, bound (and
+            predicted_stages_s).
+        peaks: gives what the device cannot exceed; faster cases are recorded as invalid. None: not
+            checked.
         on_event: called with everything worth showing.
         seed: of inputs, parameters and the order of rounds.
         cache: auto, cold or warm; see ``measure.timers``.
@@ -97,7 +102,8 @@ def run_suite(
         What was done.
 
     Raises:
-        RequestError: the folder is in use, of another suite or device, not writable, or the worker cannot start.
+        RequestError: the folder is in use, of another suite or device, not writable, or the worker
+            cannot start.
         Interrupted: stopped by a signal; the same call goes on from there.
     """
     with RunWriter(out) as writer, Stopper() as stopper:
@@ -113,7 +119,8 @@ def run_suite(
             cache=cache,
             stages=stages,
             budget_s=budget_s or suite.budget.time_s,
-            memory_limit=memory_limit_bytes or (suite.budget.memory_bytes if device == "cpu" else None),
+            memory_limit=memory_limit_bytes
+            or (suite.budget.memory_bytes if device == "cpu" else None),
             command=worker_command,
         )
         return run.go()
@@ -147,7 +154,9 @@ class _Run:
             self._show("note", text=repair)
         todo = [case for case in cases if case.case_id not in self.writer.done]
         self.too_large = [case for case in cases if self.writer.done.get(case.case_id) == "oom"]
-        self.summary = Summary(folder=self.writer.folder, num_cases=len(cases), num_before=len(cases) - len(todo))
+        self.summary = Summary(
+            folder=self.writer.folder, num_cases=len(cases), num_before=len(cases) - len(todo)
+        )
         if self.writer.meta:
             self._check_suite()
         if not todo:
@@ -156,7 +165,9 @@ class _Run:
             self._start_worker()
             self._measure_all(todo)
         except StopError:
-            where = f"{len(self.writer.done)} of {len(cases)} cases are in {str(self.writer.folder)!r}"
+            where = (
+                f"{len(self.writer.done)} of {len(cases)} cases are in {str(self.writer.folder)!r}"
+            )
             raise Interrupted(f"stopped; {where}; the same command goes on from there") from None
         finally:
             self._end()
@@ -167,7 +178,11 @@ class _Run:
         self.writer.start({**self.writer.meta, "suite": self._suite_meta(), "seed": self.seed})
 
     def _suite_meta(self) -> dict[str, Any]:
-        return {"name": self.suite.name, "text": self.suite.text, "device_kind": self.suite.device_kind}
+        return {
+            "name": self.suite.name,
+            "text": self.suite.text,
+            "device_kind": self.suite.device_kind,
+        }
 
     def _start_worker(self) -> Worker:
         worker = self.worker = Worker(self.command, self.device, self.memory_limit, self.stopper)
@@ -175,7 +190,9 @@ class _Run:
         try:
             message = worker.receive(_START_TIMEOUT_S)
         except WorkerDeathError as death:
-            raise RequestError(f"the worker process did not start on {self.device}: {death.error}") from None
+            raise RequestError(
+                f"the worker process did not start on {self.device}: {death.error}"
+            ) from None
         if message["say"] == "refused":
             raise RequestError(message["error"])
         self.hello = message
@@ -218,27 +235,39 @@ class _Run:
         meta["sessions"] = [*meta.get("sessions", []), session]
         for key in ("wall_s", "time_in_calls_s"):
             meta[key] = sum(entry[key] for entry in meta["sessions"])
-        with contextlib.suppress(RequestError):  # a full disk has already been reported by the record that did not fit
+        with contextlib.suppress(
+            RequestError
+        ):  # a full disk has already been reported by the record that did not fit
             self.writer.save_meta()
 
     def _measure_all(self, todo: list[Case]) -> None:
-        groups = [chunk for _, group in groupby(todo, key=lambda case: case.workload_key) for chunk in self._chunks(list(group))]
+        groups = [
+            chunk
+            for _, group in groupby(todo, key=lambda case: case.workload_key)
+            for chunk in self._chunks(list(group))
+        ]
         weights = [weight(group) for group in groups]
         for number, group in enumerate(groups):
             self._measure_group(group, weights[number] / sum(weights[number:]))
         if self.num_late:
             hint = "raise it with --budget and give another --out to measure them"
             self._show(
-                "note", text=f"the time budget of {self.budget_s:.4g} s was spent, {self.num_late} cases were skipped ({hint})"
+                "note",
+                text=f"the time budget of {self.budget_s:.4g} s was spent, {self.num_late} cases were skipped ({hint})",
             )
 
     def _left_s(self) -> float:
         """What is left of the run's time budget; infinite without one."""
         assert self.up_since is not None
-        return math.inf if self.budget_s is None else self.budget_s - (time.monotonic() - self.up_since)
+        return (
+            math.inf
+            if self.budget_s is None
+            else self.budget_s - (time.monotonic() - self.up_since)
+        )
 
     def _chunks(self, group: list[Case]) -> Iterator[list[Case]]:
-        """Split a group where its parameters and inputs, and the largest working set, would not fit in memory together."""
+        """Split a group where its parameters and inputs, and the largest working set, would not fit
+        in memory together."""
         memory = self.memory_limit or self.hello.get("memory_bytes") or math.inf
         chunk: list[Case] = []
         resident, peak = 0.0, 0.0
@@ -256,7 +285,8 @@ class _Run:
     def _measure_group(self, group: list[Case], fraction: float) -> None:
         """Measure a group on ``fraction`` of the time that is left.
 
-        Where gate, warm-up and the fewest rounds take more, it may take twice its share: beyond, cases are skipped.
+        Where gate, warm-up and the fewest rounds take more, it may take twice its share: beyond,
+        cases are skipped.
         """
         outcomes: dict[Case, dict[str, Any]] = {}
         share_s = self._left_s() * fraction
@@ -273,7 +303,9 @@ class _Run:
             if deadline_s <= 0:
                 outcomes |= {case: {"status": "skipped", "error": LATE} for case in pending}
                 break
-            found, death = self._exchange(pending, share_s - (time.monotonic() - started), deadline_s)
+            found, death = self._exchange(
+                pending, share_s - (time.monotonic() - started), deadline_s
+            )
             if death is not None:
                 self.worker = None
                 if death.index is not None and death.index not in found:
@@ -281,17 +313,31 @@ class _Run:
                 elif not found:
                     stray_deaths += 1
                     if stray_deaths >= _MAX_STRAY_DEATHS:
-                        found = {index: {"status": death.status, "error": death.error} for index in range(len(pending))}
+                        found = {
+                            index: {"status": death.status, "error": death.error}
+                            for index in range(len(pending))
+                        }
             outcomes |= {pending[index]: outcome for index, outcome in found.items()}
-            self.too_large += [pending[index] for index, outcome in found.items() if outcome["status"] == "oom"]
+            self.too_large += [
+                pending[index] for index, outcome in found.items() if outcome["status"] == "oom"
+            ]
             pending = [case for index, case in enumerate(pending) if index not in found]
         records = []
         for case in group:
             self.num_late += outcomes[case].get("error") == LATE
-            record = make_record(case, outcomes[case], hello=self.hello, seed=self.seed, predict=self.predict, peaks=self.peaks)
+            record = make_record(
+                case,
+                outcomes[case],
+                hello=self.hello,
+                seed=self.seed,
+                predict=self.predict,
+                peaks=self.peaks,
+            )
             self.writer.append(record)
             records.append(record)
-            self.summary.statuses[record["status"]] = self.summary.statuses.get(record["status"], 0) + 1
+            self.summary.statuses[record["status"]] = (
+                self.summary.statuses.get(record["status"], 0) + 1
+            )
             self._show("record", record=record)
         self._show("group", records=tuple(records))
 
@@ -303,7 +349,9 @@ class _Run:
         budget = self.suite.budget
         options = {
             "seed": self.seed,
-            "budget_s": max(share_s, 0.0) if math.isfinite(share_s) else budget.case_time_s * len(pending) + 1.0,
+            "budget_s": max(share_s, 0.0)
+            if math.isfinite(share_s)
+            else budget.case_time_s * len(pending) + 1.0,
             "deadline_s": deadline_s if math.isfinite(deadline_s) else None,
             "case_time_s": budget.case_time_s,
             "target": budget.target,
@@ -312,7 +360,13 @@ class _Run:
             "stages": self.stages,
         }
         outcomes: dict[int, dict] = {}
-        worker.send({"do": "measure", "cases": [case_to_message(case) for case in pending], "options": options})
+        worker.send(
+            {
+                "do": "measure",
+                "cases": [case_to_message(case) for case in pending],
+                "options": options,
+            }
+        )
         while True:
             try:
                 message = worker.receive(budget.timeout_s)
@@ -340,7 +394,11 @@ class _Run:
     def _show(self, kind: str, **content: Any) -> None:
         if self.on_event is None:
             return
-        done, total, left_s = len(self.writer.done), self.summary.num_cases if hasattr(self, "summary") else 0, None
+        done, total, left_s = (
+            len(self.writer.done),
+            self.summary.num_cases if hasattr(self, "summary") else 0,
+            None,
+        )
         if self.up_since is not None:
             elapsed_s, fresh = time.monotonic() - self.up_since, sum(self.summary.statuses.values())
             if self.budget_s is not None:

@@ -1,4 +1,5 @@
-"""Which operators ``calibrate`` times, at which shapes: spread over what attention asks for, the same on every machine."""
+"""Which operators ``calibrate`` times, at which shapes: spread over what attention asks for, the
+same on every machine."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -44,26 +45,34 @@ def _log_uniform(rng: np.random.Generator, low: int, high: int, multiple: int) -
     return max(multiple, round(value / multiple) * multiple)
 
 
-def _stratified(candidates: list[Probe], cost: Callable[[Probe], float], low: float, high: float, count: int) -> list[Probe]:
-    """``count`` of the candidates whose cost lies between the bounds, evenly spaced by rank of cost."""
+def _stratified(
+    candidates: list[Probe], cost: Callable[[Probe], float], low: float, high: float, count: int
+) -> list[Probe]:
+    """``count`` of the candidates whose cost lies between the bounds, evenly spaced by rank of
+    cost."""
     fitting = sorted((probe for probe in candidates if low <= cost(probe) <= high), key=cost)
     picks = np.unique(np.linspace(0, len(fitting) - 1, count).round().astype(int))
     return [fitting[pick] for pick in picks]
 
 
 def matmul_probes(dtype: str, *, max_flops: float, count: int, seed: int = 0) -> list[Probe]:
-    """Linear and batched matmuls as attention has them: long in rows, with head dims, ranks and widths on the other sides."""
+    """Linear and batched matmuls as attention has them: long in rows, with head dims, ranks and
+    widths on the other sides."""
     rng = np.random.default_rng(seed)
     linear, batched = [], []
     for _ in range(400):
         inner, cols = (int(rng.choice([64, 128, 256, 512, 1024, 2048, 4096])) for _ in range(2))
         rows = _log_uniform(rng, 64, 16384, 16)
-        linear.append(Probe(op="linear", dtype=dtype, shape={"B": 1, "M": rows, "N": inner, "K": cols}))
+        linear.append(
+            Probe(op="linear", dtype=dtype, shape={"B": 1, "M": rows, "N": inner, "K": cols})
+        )
         heads, head_dim = int(rng.choice([1, 4, 8, 16, 32])), int(rng.choice([32, 64, 128]))
         other = int(rng.choice([16, 32, 64, 128, 256, 512]))
         length = _log_uniform(rng, 128, 16384, 16)
         # (N, d) @ (d, k or m), (N, k or m) @ (k or m, d), (k or m, N) @ (N, d)
-        m, n, k = [(length, head_dim, other), (length, other, head_dim), (other, length, head_dim)][int(rng.integers(3))]
+        m, n, k = [(length, head_dim, other), (length, other, head_dim), (other, length, head_dim)][
+            int(rng.integers(3))
+        ]
         batched.append(Probe(op="bmm", dtype=dtype, shape={"B": heads, "M": m, "N": n, "K": k}))
 
     def flops(probe: Probe) -> float:
@@ -75,8 +84,11 @@ def matmul_probes(dtype: str, *, max_flops: float, count: int, seed: int = 0) ->
     ]
 
 
-def streaming_probes(dtype: str, *, cache_bytes: int, large_bytes: int, count: int, seed: int = 0) -> list[Probe]:
-    """Elementwise and softmax rows: footprints through the cache's capacity and up to ``large_bytes``."""
+def streaming_probes(
+    dtype: str, *, cache_bytes: int, large_bytes: int, count: int, seed: int = 0
+) -> list[Probe]:
+    """Elementwise and softmax rows: footprints through the cache's capacity and up to
+    ``large_bytes``."""
     rng = np.random.default_rng(seed)
     itemsize = DTYPE_BYTES[dtype]
     probes = []
@@ -86,14 +98,24 @@ def streaming_probes(dtype: str, *, cache_bytes: int, large_bytes: int, count: i
     for op in ("mul", "addu", "relu", "exp", "tanh", "gelu", "softmax"):
         for footprint in np.geomspace(64e3, large_bytes / 4, 8):
             width = int(rng.choice([64, 128, 256, 512, 1024, 4096]))
-            probes.append(Probe(op=op, dtype=dtype, shape={"B": max(1, int(footprint / 2 / itemsize / width)), "H": width}))
+            probes.append(
+                Probe(
+                    op=op,
+                    dtype=dtype,
+                    shape={"B": max(1, int(footprint / 2 / itemsize / width)), "H": width},
+                )
+            )
     return probes
 
 
 def attention_probes(dtype: str, *, max_flops: float, count: int) -> list[Probe]:
     """Fused attention from short to long, two head dims."""
     candidates = [
-        Probe(op="attention", dtype=dtype, shape={"batch": batch, "num_heads": heads, "seq_len": length, "head_dim": width})
+        Probe(
+            op="attention",
+            dtype=dtype,
+            shape={"batch": batch, "num_heads": heads, "seq_len": length, "head_dim": width},
+        )
         for batch in (1, 4)
         for heads in (4, 8, 16)
         for length in (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -108,8 +130,9 @@ def _attention_flops(probe: Probe) -> float:
 
 
 def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
-    """What a CPU's model asks for: products with short sides, rows that broadcast, in place or into fresh memory, and keys
-    shorter than the queries. Operands reach past the cache, and past the size from which an allocator may map results anew.
+    """What a CPU's model asks for: products with short sides, rows that broadcast, in place or into
+    fresh memory, and keys shorter than the queries. Operands reach past the cache, and past the
+    size from which an allocator may map results anew.
     """
     rng = np.random.default_rng(seed)
 
@@ -118,7 +141,11 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
 
     candidates = []
     for _ in range(600):
-        heads, length, width = pick(1, 2, 4, 8, 16, 32), _log_uniform(rng, 256, 8192, 16), pick(32, 64, 96, 128)
+        heads, length, width = (
+            pick(1, 2, 4, 8, 16, 32),
+            _log_uniform(rng, 256, 8192, 16),
+            pick(32, 64, 96, 128),
+        )
         other, model = pick(16, 32, 48, 64, 128, 256), pick(128, 256, 512, 1024)
         for m, n, k in (
             (length, width, other),
@@ -127,11 +154,19 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
             (length, width, length),
             (length, length, width),
         ):  # fmt: skip
-            candidates.append(Probe(op="bmm", dtype=dtype, shape={"B": heads, "M": m, "N": n, "K": k}))
+            candidates.append(
+                Probe(op="bmm", dtype=dtype, shape={"B": heads, "M": m, "N": n, "K": k})
+            )
         shape = {"B": max(2, heads), "M": other, "N": length, "K": width}
         candidates.append(Probe(op="bmm_shared", dtype=dtype, shape=shape))
-        for m, n, k in ((other, length, model), (length, other * heads, model), (length, model, model)):
-            candidates.append(Probe(op="bmm", dtype=dtype, shape={"B": pick(1, 2, 4), "M": m, "N": n, "K": k}))
+        for m, n, k in (
+            (other, length, model),
+            (length, other * heads, model),
+            (length, model, model),
+        ):
+            candidates.append(
+                Probe(op="bmm", dtype=dtype, shape={"B": pick(1, 2, 4), "M": m, "N": n, "K": k})
+            )
         for n, k in ((model, model), (width, other), (model, other * heads)):
             shape = {"B": 1, "M": length * (heads if n == width else 1), "N": n, "K": k}
             candidates.append(Probe(op="linear", dtype=dtype, shape=shape))
@@ -139,26 +174,47 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
     def flops(probe: Probe) -> float:
         return 2.0 * math.prod(probe.shape.values())
 
-    candidates = [candidates[index] for index in rng.permutation(len(candidates))]  # equal costs: any of the forms
+    candidates = [
+        candidates[index] for index in rng.permutation(len(candidates))
+    ]  # equal costs: any of the forms
     found = [each for op, count in (("bmm", 52), ("bmm_shared", 10), ("linear", 24)) for each in _stratified(
         [probe for probe in candidates if probe.op == op and probe.num_bytes < 4e8], flops, 2e5, 6e9, count
     )]  # fmt: skip
-    # Few features or a small head: what streams from memory decides, where the sizes above are bound by arithmetic.
-    skinny = [probe for probe in candidates if min(probe.shape[side] for side in "MNK") <= 64 and flops(probe) < 2e9]
+    # Few features or a small head: what streams from memory decides, where the sizes above are
+    # bound by arithmetic.
+    skinny = [
+        probe
+        for probe in candidates
+        if min(probe.shape[side] for side in "MNK") <= 64 and flops(probe) < 2e9
+    ]
     skinny = [probe for probe in skinny if probe.op != "bmm_shared" and probe not in found]
     found += _stratified(skinny, lambda probe: probe.num_bytes, 1e7, 1.2e8, 16)
     for op in CPU_ROWS:
-        # Small only as far as calls in attention are; the fourth leaves the cache, the last is mapped.
+        # Small only as far as calls in attention are; the fourth leaves the cache, the last is
+        # mapped.
         for footprint in np.array([2e5, 3e6, 1e7, 2.3e7, 6e7]) * rng.uniform(0.7, 1.3, 5):
-            widths = (32, 64, 128, 256, 1024, 4096) if op.startswith("softmax") else (16, 32, 64, 128)
+            widths = (
+                (32, 64, 128, 256, 1024, 4096) if op.startswith("softmax") else (16, 32, 64, 128)
+            )
             width = pick(*(widths if op != "amax_columns" else (16, 24, 64)))
             rows = max(16, int(footprint / DTYPE_BYTES[dtype] / width) // 16 * 16)
             found.append(Probe(op=op, dtype=dtype, shape={"B": rows, "H": width}))
     for op, count in (("attention", 14), ("attention_backward", 6)):
         for at in range(count):
             length = _log_uniform(rng, 256, 8192 if at % 2 else 1500, 16)
-            shape = {"batch": pick(1, 2), "num_heads": pick(2, 4, 8), "seq_len": length, "head_dim": pick(32, 64, 96, 128)}
-            found.append(Probe(op=op, dtype=dtype, shape=shape | {"num_keys": pick(32, 64, 128, 256) if at % 2 else length}))
+            shape = {
+                "batch": pick(1, 2),
+                "num_heads": pick(2, 4, 8),
+                "seq_len": length,
+                "head_dim": pick(32, 64, 96, 128),
+            }
+            found.append(
+                Probe(
+                    op=op,
+                    dtype=dtype,
+                    shape=shape | {"num_keys": pick(32, 64, 128, 256) if at % 2 else length},
+                )
+            )
     return found
 
 
@@ -169,7 +225,8 @@ CPU_ONLY = set(CPU_ROWS) - {"add", "mul", "div", "relu", "exp", "gelu", "tanh", 
 
 
 def probes_for(device: Device, dtypes: Sequence[str]) -> list[Probe]:
-    """The whole list for a device, shuffled: what the time bound cuts off is then a fair sample, and drift no shape's."""
+    """The whole list for a device, shuffled: what the time bound cuts off is then a fair sample,
+    and drift no shape's."""
     gpu = device.is_queue
     found: list[Probe] = []
     for position, dtype in enumerate(dtypes):
@@ -179,7 +236,11 @@ def probes_for(device: Device, dtypes: Sequence[str]) -> list[Probe]:
         max_flops = 1e12 if DTYPE_BYTES[dtype] == 2 else 2e11
         found += matmul_probes(dtype, max_flops=max_flops, count=30)
         if position == 0:
-            found += streaming_probes(dtype, cache_bytes=device.cache_bytes, large_bytes=10**9, count=14)
-        if dtype != "float32":  # on a GPU float32 attention has no fast kernel, and the model no rows of it
+            found += streaming_probes(
+                dtype, cache_bytes=device.cache_bytes, large_bytes=10**9, count=14
+            )
+        if (
+            dtype != "float32"
+        ):  # on a GPU float32 attention has no fast kernel, and the model no rows of it
             found += attention_probes(dtype, max_flops=2 * max_flops, count=16)
     return [found[index] for index in np.random.default_rng(0).permutation(len(found))]

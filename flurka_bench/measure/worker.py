@@ -1,4 +1,5 @@
-"""The process that measures: it imports torch, owns the device, and may die. What it says is in ``protocol``."""
+"""The process that measures: it imports torch, owns the device, and may die. What it says is in
+``protocol``."""
 
 import argparse
 import gc
@@ -18,7 +19,8 @@ POISONED_EXIT = 70
 
 
 def _die_with_parent() -> None:
-    """Have Linux kill this process when the runner dies; elsewhere the closed pipe ends it after the group in hand."""
+    """Have Linux kill this process when the runner dies; elsewhere the closed pipe ends it after
+    the group in hand."""
     if sys.platform == "linux":
         import ctypes
 
@@ -27,7 +29,8 @@ def _die_with_parent() -> None:
 
 
 def _limit_memory(num_bytes: int) -> None:
-    """Bound the memory this process may still take. Private pages, not address space: mapped libraries cost nothing."""
+    """Bound the memory this process may still take. Private pages, not address space: mapped
+    libraries cost nothing."""
     import resource
 
     with open("/proc/self/status") as status:
@@ -62,7 +65,12 @@ def torch_tools(device_name: str) -> tuple[Tools, dict[str, Any]]:
         stages=lambda bench: _stages(device, bench),
     )
     seen = environment.capture(device)
-    hello = {"device": name, "memory_bytes": memory, "cache_bytes": device.cache_bytes, "environment": seen}
+    hello = {
+        "device": name,
+        "memory_bytes": memory,
+        "cache_bytes": device.cache_bytes,
+        "environment": seen,
+    }
     return tools, {**hello, "warnings": environment.warnings(seen)}
 
 
@@ -87,7 +95,9 @@ def _resident_bytes(bench: Any) -> int:
     return sum(tensor.nbytes for tensor in [*tensors, *gradients])
 
 
-def serve(open_tools: Callable[[str], tuple[Tools, dict[str, Any]]], arguments: list[str] | None = None) -> int:
+def serve(
+    open_tools: Callable[[str], tuple[Tools, dict[str, Any]]], arguments: list[str] | None = None
+) -> int:
     """Answer the runner's groups until it closes the pipe; returns the exit status."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--device", default="cpu")
@@ -110,7 +120,8 @@ def serve(open_tools: Callable[[str], tuple[Tools, dict[str, Any]]], arguments: 
         if options.memory_limit:
             _limit_memory(options.memory_limit)
         gc.collect()
-        gc.freeze()  # torch's own million objects stay: collecting between groups need not look at them
+        # torch's own million objects stay: collecting between groups need not look at them
+        gc.freeze()
         say({"say": "hello", **hello})
         for line in sys.stdin.buffer:
             order = json.loads(line)

@@ -1,4 +1,5 @@
-"""Mechanisms as arithmetic: their names, the canonical form of a case, op lists and peak memory. No torch."""
+"""Mechanisms as arithmetic: their names, the canonical form of a case, op lists and peak memory. No
+torch."""
 
 from flurka_bench.mechanisms.lowering import lower
 from flurka_bench.mechanisms.memory import peak_memory_bytes

@@ -1,7 +1,9 @@
-"""A small tape: symbolic tensors in, ops out; the backward pass is derived from the forward, never written by hand.
+"""A small tape: symbolic tensors in, ops out; the backward pass is derived from the forward, never
+written by hand.
 
-Every method of ``Tape`` appends the ``Op`` its eager kernel is and, where a gradient is needed, tells the recorder how it
-flows, kernel by kernel, as PyTorch's derivative formulas do (tools/autograd/derivatives.yaml).
+Every method of ``Tape`` appends the ``Op`` its eager kernel is and, where a gradient is needed,
+tells the recorder how it flows, kernel by kernel, as PyTorch's derivative formulas do
+(tools/autograd/derivatives.yaml).
 """
 
 from dataclasses import replace
@@ -9,21 +11,28 @@ from dataclasses import replace
 from flurka_bench.mechanisms.recorder import Recorder, Shape, Var, broadcast
 from flurka_bench.workload import Number
 
-# Floating-point operations of an element of a softmax: comparison, subtraction, sum, product with 1 / sum; and one exponential.
+# Floating-point operations of an element of a softmax: comparison, subtraction, sum, product with 1
+# / sum; and one exponential.
 SOFTMAX_VECTOR_FLOPS = 4
 SOFTMAX_BACKWARD_VECTOR_FLOPS = 4  # product, sum, subtraction, product
 
 
 class Tape(Recorder):
-    """The kernels: each method is one launch in PyTorch's eager mode, its gradient those of the derivative formula."""
+    """The kernels: each method is one launch in PyTorch's eager mode, its gradient those of the
+    derivative formula."""
 
     def view(self, x: Var, *shape: Number, copied_back: bool = False) -> Var:
         """The same memory under another shape: reshape, transpose, expand, slice.
 
-        With ``copied_back`` the gradient is laid out anew on its way back, as reshaping a transposed tensor needs.
+        With ``copied_back`` the gradient is laid out anew on its way back, as reshaping a
+        transposed tensor needs.
         """
         out = Var(x.tensor, shape, x.requires_grad)
-        self._step(out, (x,), lambda g: (self.copy(g, *x.shape) if copied_back else Var(g.tensor, x.shape),))
+        self._step(
+            out,
+            (x,),
+            lambda g: (self.copy(g, *x.shape) if copied_back else Var(g.tensor, x.shape),),
+        )
         return out
 
     def transpose(self, x: Var) -> Var:
@@ -34,14 +43,20 @@ class Tape(Recorder):
         """The same numbers in new, contiguous memory, under ``shape``."""
         out = self._new(name, shape, requires_grad=x.requires_grad)
         self._emit("copy", name, self._flat(out.shape), (x,), (out,))
-        self._step(out, (x,), lambda g: (self.copy(g, *x.shape) if copied_back else Var(g.tensor, x.shape),))
+        self._step(
+            out,
+            (x,),
+            lambda g: (self.copy(g, *x.shape) if copied_back else Var(g.tensor, x.shape),),
+        )
         return out
 
     def matmul(self, a: Var, b: Var, name: str) -> Var:
-        """(…, r, i) @ (…, i, c) -> (…, r, c), batch dimensions broadcast; the gradients are the chain rule's two products.
+        """(…, r, i) @ (…, i, c) -> (…, r, c), batch dimensions broadcast; the gradients are the
+        chain rule's two products.
 
-        A right operand without batch dimensions makes it one tall product, as torch folds it. A left one is expanded over
-        the batch (``torch.bmm`` of a view), so that its gradient is a product a batch, summed afterwards.
+        A right operand without batch dimensions makes it one tall product, as torch folds it. A
+        left one is expanded over the batch (``torch.bmm`` of a view), so that its gradient is a
+        product a batch, summed afterwards.
         """
         rows, inner, cols = a.shape[-2], a.shape[-1], b.shape[-1]
         lead = broadcast(a.shape[:-2], b.shape[:-2])
@@ -58,16 +73,31 @@ class Tape(Recorder):
         self._step(out, (a, b), pull)
         return out
 
-    def _matmul_op(self, name: str, lead: Shape, dims: Shape, reads: tuple[Var, ...], out: Var, *, tall: bool) -> None:
+    def _matmul_op(
+        self, name: str, lead: Shape, dims: Shape, reads: tuple[Var, ...], out: Var, *, tall: bool
+    ) -> None:
         rows, inner, cols = dims
         flops = 2 * self.size(*lead, rows, inner, cols)
-        whole = (1, self.size(*lead, rows), inner, cols) if tall else (self.size(*lead), rows, inner, cols)
+        whole = (
+            (1, self.size(*lead, rows), inner, cols)
+            if tall
+            else (self.size(*lead), rows, inner, cols)
+        )
         self._emit("matmul", name, whole, reads, (out,), matmul_flops=flops)
 
     def _matmul_grad(
-        self, of: Var, name: str, lead: Shape, dims: Shape, reads: tuple[Var, Var], *, tall: bool = False, summed: bool = False
+        self,
+        of: Var,
+        name: str,
+        lead: Shape,
+        dims: Shape,
+        reads: tuple[Var, Var],
+        *,
+        tall: bool = False,
+        summed: bool = False,
     ) -> Var | None:
-        """The product that is the gradient of one operand; ``summed`` over the batch inside the product."""
+        """The product that is the gradient of one operand; ``summed`` over the batch inside the
+        product."""
         if not of.requires_grad:
             return None
         rows, inner, cols = dims
@@ -75,7 +105,14 @@ class Tape(Recorder):
         if summed:  # one product whose inner dimension runs over the batch too
             out = self._grad(of)
             flops = 2 * self.size(*lead, rows, inner, cols)
-            self._emit("matmul", name, (1, rows, self.size(*lead, inner), cols), reads, (out,), matmul_flops=flops)
+            self._emit(
+                "matmul",
+                name,
+                (1, rows, self.size(*lead, inner), cols),
+                reads,
+                (out,),
+                matmul_flops=flops,
+            )
             return out
         out = self._new(f"grad_{of.tensor.name}", (*lead, rows, cols))
         self._matmul_op(name, lead, dims, reads, out, tall=tall)
@@ -87,7 +124,15 @@ class Tape(Recorder):
         batch, rows, cols = self.size(*x.shape[:-2]), x.shape[-2], x.shape[-1]
         dims, numel = (batch, rows, 1, cols), out.tensor.numel
         special = numel + self.size(*x.shape[:-1])  # the exponentials and a reciprocal a row
-        self._emit("softmax", name, dims, (x,), (out,), vector_flops=SOFTMAX_VECTOR_FLOPS * numel, special_flops=special)
+        self._emit(
+            "softmax",
+            name,
+            dims,
+            (x,),
+            (out,),
+            vector_flops=SOFTMAX_VECTOR_FLOPS * numel,
+            special_flops=special,
+        )
 
         def pull(g: Var) -> tuple[Var]:
             grad = self._grad(x, of_view=True)
@@ -99,12 +144,16 @@ class Tape(Recorder):
         return out
 
     def attention(self, q: Var, k: Var, v: Var, name: str = "attention") -> Var:
-        """Fused softmax(Q Kᵀ / √d) V: q (…, N, d), k and v (…, M, d) -> (…, N, d); the scores never reach memory.
+        """Fused softmax(Q Kᵀ / √d) V: q (…, N, d), k and v (…, M, d) -> (…, N, d); the scores never
+        reach memory.
 
-        Backward: four products that the algorithm asks for, and Q Kᵀ once more, which the fused kernel recomputes.
+        Backward: four products that the algorithm asks for, and Q Kᵀ once more, which the fused
+            kernel recomputes.
         """
         lead, rows, inner, cols = q.shape[:-2], q.shape[-2], q.shape[-1], k.shape[-2]
-        out = self._new(name, q.shape, requires_grad=q.requires_grad or k.requires_grad or v.requires_grad)
+        out = self._new(
+            name, q.shape, requires_grad=q.requires_grad or k.requires_grad or v.requires_grad
+        )
         scores = self.size(*lead, rows, cols)
         dims = (self.size(*lead), rows, inner, cols)
         product = 2 * scores * inner
@@ -115,7 +164,11 @@ class Tape(Recorder):
         )  # fmt: skip
 
         def pull(g: Var) -> tuple[Var, Var, Var]:
-            grads = (self._grad(q, of_view=True), self._grad(k, of_view=True), self._grad(v, of_view=True))
+            grads = (
+                self._grad(q, of_view=True),
+                self._grad(k, of_view=True),
+                self._grad(v, of_view=True),
+            )
             self._emit(
                 "attention", f"{name}_backward", dims, (g, q, k, v, out, statistics), grads,
                 matmul_flops=4 * product, recomputed_flops=product,
@@ -126,20 +179,38 @@ class Tape(Recorder):
         self._step(out, (q, k, v), pull)
         return out
 
-    def fused(self, name: str, dims: Shape, inputs: tuple[Var, ...], *outs: tuple[str, Shape, str], **flops: Number) -> list[Var]:
-        """A kernel of our own that is shaped like fused attention: outputs as (name, shape, dtype). It has no way back."""
+    def fused(
+        self,
+        name: str,
+        dims: Shape,
+        inputs: tuple[Var, ...],
+        *outs: tuple[str, Shape, str],
+        **flops: Number,
+    ) -> list[Var]:
+        """A kernel of our own that is shaped like fused attention: outputs as (name, shape, dtype).
+        It has no way back."""
         results = [self._new(out, shape, dtype=dtype) for out, shape, dtype in outs]
         self._emit("attention", name, dims, inputs, tuple(results), **flops)
         return results
 
     def pointwise(
-        self, name: str, *inputs: Var, vector: int = 0, special: int = 0, in_place: bool = False, dtype: str = ""
+        self,
+        name: str,
+        *inputs: Var,
+        vector: int = 0,
+        special: int = 0,
+        in_place: bool = False,
+        dtype: str = "",
     ) -> Var:
-        """One elementwise kernel over the broadcast of its inputs, with FLOPs an element. Carries no gradient by itself.
+        """One elementwise kernel over the broadcast of its inputs, with FLOPs an element. Carries
+        no gradient by itself.
 
         ``in_place`` puts the result in the first input's memory.
         """
-        shape, requires_grad = broadcast(*(x.shape for x in inputs), ()), any(x.requires_grad for x in inputs)
+        shape, requires_grad = (
+            broadcast(*(x.shape for x in inputs), ()),
+            any(x.requires_grad for x in inputs),
+        )
         if in_place:
             out = Var(inputs[0].tensor, shape, requires_grad)
         else:
@@ -156,8 +227,17 @@ class Tape(Recorder):
         self._step(out, (a, b), lambda g: (g, g))
         return out
 
-    def subtract(self, a: Var, b: Var, name: str = "subtract", *, scaled: bool = False, in_place: bool = False) -> Var:
-        """a - b, or a - s b: as ``add``; the second gradient is negated and scaled by kernels of their own."""
+    def subtract(
+        self,
+        a: Var,
+        b: Var,
+        name: str = "subtract",
+        *,
+        scaled: bool = False,
+        in_place: bool = False,
+    ) -> Var:
+        """a - b, or a - s b: as ``add``; the second gradient is negated and scaled by kernels of
+        their own."""
         out = self.pointwise(name, a, b, vector=2 if scaled else 1, in_place=in_place)
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
@@ -175,7 +255,9 @@ class Tape(Recorder):
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
             first = self.pointwise(f"{name}_backward", g, b, vector=1) if a.requires_grad else None
-            return first, self.pointwise(f"{name}_backward", g, a, vector=1) if b.requires_grad else None
+            return first, self.pointwise(
+                f"{name}_backward", g, a, vector=1
+            ) if b.requires_grad else None
 
         self._step(out, (a, b), pull)
         return out
@@ -188,10 +270,19 @@ class Tape(Recorder):
             second = None
             if b.requires_grad:
                 start = len(self.ops)
-                ratio = self.pointwise(f"{name}_backward", self.pointwise(f"{name}_backward", a, b, special=1), b, special=1)
-                second = self.pointwise(f"{name}_backward", self.pointwise("negate", g, vector=1), ratio, vector=1)
+                ratio = self.pointwise(
+                    f"{name}_backward",
+                    self.pointwise(f"{name}_backward", a, b, special=1),
+                    b,
+                    special=1,
+                )
+                second = self.pointwise(
+                    f"{name}_backward", self.pointwise("negate", g, vector=1), ratio, vector=1
+                )
                 self._hold(self.ops[start:])  # one C++ expression, whose temporaries die at its end
-            return self.pointwise(f"{name}_backward", g, b, special=1) if a.requires_grad else None, second
+            return self.pointwise(
+                f"{name}_backward", g, b, special=1
+            ) if a.requires_grad else None, second
 
         self._step(out, (a, b), pull)
         return out
@@ -200,12 +291,17 @@ class Tape(Recorder):
         self, name: str, x: Var, *, vector: int = 0, special: int = 0, saves: str | None = "output",
         backward_vector: int = 1, backward_special: int = 0, in_place: bool = False,
     ) -> Var:  # fmt: skip
-        """f(x) elementwise, in one kernel each way; the way back reads what it ``saves``: "output", "input", or None."""
+        """f(x) elementwise, in one kernel each way; the way back reads what it ``saves``: "output",
+        "input", or None."""
         out = self.pointwise(name, x, vector=vector, special=special, in_place=in_place)
         saved = {"output": (out,), "input": (x,), None: ()}[saves]
 
         def pull(g: Var) -> tuple[Var]:
-            return (self.pointwise(f"{name}_backward", g, *saved, vector=backward_vector, special=backward_special),)
+            return (
+                self.pointwise(
+                    f"{name}_backward", g, *saved, vector=backward_vector, special=backward_special
+                ),
+            )
 
         self._step(out, (x,), pull)
         return out
@@ -236,10 +332,14 @@ class Tape(Recorder):
         self._step(out, (x,), pull)
         return out
 
-    def reduce(self, x: Var, dim: int, name: str, *, keepdim: bool = True, mean: bool = False) -> Var:
-        """Sum, mean or (where no gradient is asked for) maximum over one dimension, one FLOP an element read.
+    def reduce(
+        self, x: Var, dim: int, name: str, *, keepdim: bool = True, mean: bool = False
+    ) -> Var:
+        """Sum, mean or (where no gradient is asked for) maximum over one dimension, one FLOP an
+        element read.
 
-        The gradient of a sum is a view that repeats it; that of a mean is divided, element by element.
+        The gradient of a sum is a view that repeats it; that of a mean is divided, element by
+        element.
         """
         axis = dim % len(x.shape)
         out = self._reduced(x, (axis,), name, keepdim=keepdim)
@@ -257,18 +357,29 @@ class Tape(Recorder):
 
     def gelu(self, x: Var, name: str = "gelu") -> Var:
         """x Φ(x), by the error function; its derivative takes an exponential too."""
-        return self.unary(name, x, vector=4, special=1, saves="input", backward_vector=8, backward_special=2)
+        return self.unary(
+            name, x, vector=4, special=1, saves="input", backward_vector=8, backward_special=2
+        )
 
     def embedding(self, tokens: Var, weight: Var, name: str = "embedding") -> Var:
-        """Rows of ``weight`` (V, D) by tokens (b, N) -> (b, N, D); the gradient is a whole table, zeros included."""
+        """Rows of ``weight`` (V, D) by tokens (b, N) -> (b, N, D); the gradient is a whole table,
+        zeros included."""
         out = self._new(name, (*tokens.shape, weight.shape[-1]), requires_grad=weight.requires_grad)
-        picked = Var(replace(weight.tensor, name=f"{weight.tensor.name}_rows", numel=out.tensor.numel), out.shape)
+        picked = Var(
+            replace(weight.tensor, name=f"{weight.tensor.name}_rows", numel=out.tensor.numel),
+            out.shape,
+        )
         self._emit("copy", name, self._flat(out.shape), (tokens, picked), (out,))
 
         def pull(g: Var) -> tuple[Var]:
             grad = self._grad(weight)
             self._emit(
-                "elementwise", f"{name}_backward", self._flat(weight.shape), (g, tokens), (grad,), vector_flops=g.tensor.numel
+                "elementwise",
+                f"{name}_backward",
+                self._flat(weight.shape),
+                (g, tokens),
+                (grad,),
+                vector_flops=g.tensor.numel,
             )
             return (grad,)
 
@@ -276,17 +387,40 @@ class Tape(Recorder):
         return out
 
     def layer_norm(self, x: Var, weight: Var, bias: Var, name: str = "layer_norm") -> Var:
-        """Normalisation over the last dimension with gain and offset; saves a mean and a reciprocal deviation a row."""
+        """Normalisation over the last dimension with gain and offset; saves a mean and a reciprocal
+        deviation a row."""
         out = self._new(name, x.shape, requires_grad=x.requires_grad or weight.requires_grad)
         numel, rows = out.tensor.numel, self.size(*x.shape[:-1])
         statistics = self._new(f"{name}_statistics", (2, rows))
         dims = (1, rows, 1, x.shape[-1])
-        self._emit("softmax", name, dims, (x, weight, bias), (out, statistics), vector_flops=7 * numel, special_flops=rows)
+        self._emit(
+            "softmax",
+            name,
+            dims,
+            (x, weight, bias),
+            (out, statistics),
+            vector_flops=7 * numel,
+            special_flops=rows,
+        )
 
         def pull(g: Var) -> tuple[Var, Var, Var]:
             grads = (self._grad(x, of_view=True), self._grad(weight), self._grad(bias))
-            self._emit("softmax", f"{name}_backward", dims, (g, x, statistics, weight), grads[:1], vector_flops=9 * numel)
-            self._emit("reduction", f"{name}_backward_parameters", dims, (g, x, statistics), grads[1:], vector_flops=4 * numel)
+            self._emit(
+                "softmax",
+                f"{name}_backward",
+                dims,
+                (g, x, statistics, weight),
+                grads[:1],
+                vector_flops=9 * numel,
+            )
+            self._emit(
+                "reduction",
+                f"{name}_backward_parameters",
+                dims,
+                (g, x, statistics),
+                grads[1:],
+                vector_flops=4 * numel,
+            )
             return grads
 
         self._step(out, (x, weight, bias), pull)

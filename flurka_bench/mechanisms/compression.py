@@ -1,6 +1,8 @@
-"""Compression of N rows of keys and values to k, as ops: the three forms that ``attention.compression`` runs.
+"""Compression of N rows of keys and values to k, as ops: the three forms that
+``attention.compression`` runs.
 
-Shapes as there: E is (k, N), or (h, k, N) where heads do not share it; a convolution has one tap vector of N / k weights
+Shapes as there: E is (k, N), or (h, k, N) where heads do not share it; a convolution has one tap
+    vector of N / k weights
 (a head).
 """
 
@@ -10,13 +12,22 @@ from flurka_bench.workload import Case
 
 
 class Compression:
-    """E and F of one case on a tape. ``of_values`` picks F where it is not E; ``any_strides`` is what reads the rows."""
+    """E and F of one case on a tape. ``of_values`` picks F where it is not E; ``any_strides`` is
+    what reads the rows."""
 
     def __init__(self, tape: Tape, case: Case, *, any_strides: bool) -> None:
         self.tape, self.case, self.any_strides = tape, case, any_strides
-        self.window = case.seq_len / case.rank if not isinstance(case.seq_len, int) else case.seq_len // case.rank
+        self.window = (
+            case.seq_len / case.rank
+            if not isinstance(case.seq_len, int)
+            else case.seq_len // case.rank
+        )
         heads = () if case.share_heads else (case.num_heads,)
-        shape = {"dense": (*heads, case.rank, case.seq_len), "conv": (*heads, self.window), "mean-pool": None}[case.compression]
+        shape = {
+            "dense": (*heads, case.rank, case.seq_len),
+            "conv": (*heads, self.window),
+            "mean-pool": None,
+        }[case.compression]
         self.keys = None if shape is None else tape.leaf("E", *shape)
         self.values = self.keys if shape is None or case.share_kv else tape.leaf("F", *shape)
 
@@ -40,7 +51,8 @@ class Compression:
         return tape.matmul(weight, x, name)
 
     def head_rows(self, x: Var, of_values: bool = False, *, tokens_first: bool = False) -> Var:
-        """E_h x_h: (b, h, N, d) -> (b, h, k, d), whether heads share E or not; ``tokens_first`` says how x lies in memory."""
+        """E_h x_h: (b, h, N, d) -> (b, h, k, d), whether heads share E or not; ``tokens_first``
+        says how x lies in memory."""
         if self.case.share_heads:
             return self.shared_rows(x, of_values)
         tape, case, name = self.tape, self.case, self._name(of_values)
@@ -57,7 +69,8 @@ class Compression:
         return tape.view(rows, *shape) if is_one(b) or self.any_strides else tape.copy(rows, *shape)
 
     def input_rows(self, x: Var, of_values: bool = False) -> Var:
-        """E_h x of the layer's input: (b, N, D) -> (b, h, k, D), every head compressing all of x."""
+        """E_h x of the layer's input: (b, N, D) -> (b, h, k, D), every head compressing all of
+        x."""
         tape, case, name = self.tape, self.case, self._name(of_values)
         b, n, width = x.shape
         weight = self._weight(of_values)

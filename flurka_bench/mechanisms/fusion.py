@@ -1,8 +1,10 @@
-"""What a compiler makes of an eager op list: neighbours that only pass elements on become one kernel.
+"""What a compiler makes of an eager op list: neighbours that only pass elements on become one
+kernel.
 
-The rules are those that decide in TorchInductor's default mode (torch/_inductor/scheduler.py): matrix products and fused
-attention call a library, so nothing joins them; elementwise kernels, reductions and copies over the same elements join,
-and so does what works element by element on such a kernel's result. A tensor that only its own kernel reads is never written.
+The rules are those that decide in TorchInductor's default mode (torch/_inductor/scheduler.py):
+matrix products and fused attention call a library, so nothing joins them; elementwise kernels,
+reductions and copies over the same elements join, and so does what works element by element on such
+a kernel's result. A tensor that only its own kernel reads is never written.
 """
 
 from collections.abc import Sequence
@@ -38,7 +40,8 @@ def _joinable(groups: list[list[Op]], op: Op) -> int | None:
     for i in range(len(groups) - 1, -1, -1):
         made = {tensor.name for member in groups[i] for tensor in member.writes} & reads.keys()
         if not made:
-            continue  # what lies between makes nothing that op reads, so op may move up to the group
+            # what lies between makes nothing that op reads, so op may move up to the group
+            continue
         first = groups[i][0]
         if first.kind not in FUSIBLE_KINDS or first.phase != op.phase:
             return None
@@ -65,7 +68,9 @@ def _merge(group: list[Op], index: int, readers: dict[str, set[int]]) -> Op:
     for op in group:
         reads |= {tensor.name: tensor for tensor in op.reads if tensor.name not in made}
         made |= {tensor.name for tensor in op.writes}
-        writes |= {tensor.name: tensor for tensor in op.writes if readers.get(tensor.name) != {index}}
+        writes |= {
+            tensor.name: tensor for tensor in op.writes if readers.get(tensor.name) != {index}
+        }
     kinds = [op.kind for op in group]
     widest = max(FUSIBLE_KINDS.index(kind) for kind in kinds)
     shaped = group[kinds.index(FUSIBLE_KINDS[widest])]

@@ -17,11 +17,12 @@ from flurka_bench.workload import Case
 def lower(case: Case, device: str = "cuda") -> list[Op]:
     """The kernels that ``case`` launches, in order.
 
-    ``case`` is brought into canonical form first (RequestError if impossible). Its sizes may be ints, SymPy symbols, or
-    arrays of one shape: then the list is that of all cases at once (in float64, which is exact to 2^53). Arrays
-    of batches hold either ones alone or none: a batch of one launches fewer copies, which is another list.
-    Pass "train" is forward and backward from a given gradient of the result, and at level model AdamW's step in a phase of
-    its own ("optimizer"), so that a reader can leave it out. ``device`` is "cuda" or "cpu", for the little
+    ``case`` is brought into canonical form first (RequestError if impossible). Its sizes may be
+    ints, SymPy symbols, or arrays of one shape: then the list is that of all cases at once (in
+    float64, which is exact to 2^53). Arrays of batches hold either ones alone or none: a batch of
+    one launches fewer copies, which is another list. Pass "train" is forward and backward from a
+    given gradient of the result, and at level model AdamW's step in a phase of its own
+    ("optimizer"), so that a reader can leave it out. ``device`` is "cuda" or "cpu", for the little
     in which their kernels differ: fused attention's gradients come tokens first on a CPU.
     """
     return lower_with_lifetimes(case, device).ops
@@ -31,8 +32,8 @@ def lower(case: Case, device: str = "cuda") -> list[Op]:
 class Lowered:
     """What a case launches, and what it keeps in memory meanwhile.
 
-    ``leaves`` are there before the first op. ``held_until`` gives the op up to which a variable keeps a tensor that nobody
-    needs; compiled code has no variables and frees at the last use.
+    ``leaves`` are there before the first op. ``held_until`` gives the op up to which a variable
+    keeps a tensor that nobody needs; compiled code has no variables and frees at the last use.
     """
 
     ops: list[Op]
@@ -78,5 +79,7 @@ def _one_batch(case: Case) -> Case:
     if np.all(ones):
         return case.replace(batch=1)
     if np.any(ones):
-        raise RequestError("an array of batches must be 1 everywhere or nowhere: other copies are launched (split the cases)")
+        raise RequestError(
+            "an array of batches must be 1 everywhere or nowhere: other copies are launched (split the cases)"
+        )
     return case

@@ -1,7 +1,9 @@
-"""The ten mechanisms: what each is called, which knobs it has, and the one form in which a request is computed.
+"""The ten mechanisms: what each is called, which knobs it has, and the one form in which a request
+is computed.
 
-A mechanism is a compression of the keys and values (none, or to ``rank`` rows) and a similarity (softmax or a feature
-map). FLuRKA (arXiv 2306.15799) is the pair with both choices made; its parents are the two cells beside it.
+A mechanism is a compression of the keys and values (none, or to ``rank`` rows) and a similarity
+(softmax or a feature map). FLuRKA (arXiv 2306.15799) is the pair with both choices made; its
+parents are the two cells beside it.
 """
 
 import numbers
@@ -12,9 +14,14 @@ import numpy as np
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.workload import CHOICES, Case, Number
 
-LARGEST_INPUT = 2**62  # elements: what is counted on it still fits the integers and floats that count it
+LARGEST_INPUT = (
+    2**62
+)  # elements: what is counted on it still fits the integers and floats that count it
 SOFTMAX = ("softmax", "sdpa")
-RANDOM_FEATURES = ("favor", "relu")  # products with Ω: their number is a knob, and projections can be absorbed into them
+RANDOM_FEATURES = (
+    "favor",
+    "relu",
+)  # products with Ω: their number is a knob, and projections can be absorbed into them
 SIMILARITIES = (*SOFTMAX, *RANDOM_FEATURES, "elu")
 
 
@@ -22,8 +29,8 @@ SIMILARITIES = (*SOFTMAX, *RANDOM_FEATURES, "elu")
 class Mechanism:
     """One cell of compression × similarity.
 
-    ``orders`` are those it has at levels layer and model. ``parents`` gives the mechanisms it descends from under the
-    keys "low_rank", "kernel" and "full"; None where it has no such parent.
+    ``orders`` are those it has at levels layer and model. ``parents`` gives the mechanisms it
+    descends from under the keys "low_rank", "kernel" and "full"; None where it has no such parent.
     """
 
     name: str
@@ -34,12 +41,14 @@ class Mechanism:
 
     @property
     def uses_features(self) -> bool:
-        """Whether ``num_features`` is one of its knobs (elu + 1 has as many features as ``head_dim``: no choice)."""
+        """Whether ``num_features`` is one of its knobs (elu + 1 has as many features as
+        ``head_dim``: no choice)."""
         return self.similarity in RANDOM_FEATURES
 
     @property
     def is_kernel(self) -> bool:
-        """Whether the similarity is a feature map, so that the cost grows with N·m instead of N·N."""
+        """Whether the similarity is a feature map, so that the cost grows with N·m instead of
+        N·N."""
         return self.similarity not in SOFTMAX
 
     @property
@@ -75,7 +84,9 @@ def _cell(compressed: bool, similarity: str) -> Mechanism:
 
 
 MECHANISMS: dict[str, Mechanism] = {
-    cell.name: cell for compressed in (False, True) for cell in (_cell(compressed, similarity) for similarity in SIMILARITIES)
+    cell.name: cell
+    for compressed in (False, True)
+    for cell in (_cell(compressed, similarity) for similarity in SIMILARITIES)
 }
 
 
@@ -89,10 +100,12 @@ def get(name: str) -> Mechanism:
 def canonical(case: Case) -> Case:
     """The form of ``case`` in which equal computations are equal cases.
 
-    Knobs that do not apply are dropped: rank, compression and sharing where nothing is compressed, num_features for
-    softmax, the order at level core, layers, feed-forward and vocabulary outside level model. elu + 1 gets
-    ``num_features = head_dim``. Mean-pooling has no matrix, so it is always shared. Raises RequestError for what cannot
-    be computed, naming the accepted values and the flag. Arrays are checked element by element, SymPy symbols not.
+    Knobs that do not apply are dropped: rank, compression and sharing where nothing is compressed,
+        num_features for
+    softmax, the order at level core, layers, feed-forward and vocabulary outside level model. elu +
+    1 gets ``num_features = head_dim``. Mean-pooling has no matrix, so it is always shared. Raises
+    RequestError for what cannot be computed, naming the accepted values and the flag. Arrays are
+    checked element by element, SymPy symbols not.
     """
     mechanism = get(case.mechanism)
     _check_names(case)
@@ -106,7 +119,9 @@ def canonical(case: Case) -> Case:
         _check_count(name, getattr(case, name))
     num_elements = case.batch * case.num_heads * case.seq_len * case.head_dim
     if isinstance(num_elements, int) and num_elements > LARGEST_INPUT:
-        raise RequestError("the input would hold more than 2^62 elements (--batch, --num-heads, --seq-len, --head-dim)")
+        raise RequestError(
+            "the input would hold more than 2^62 elements (--batch, --num-heads, --seq-len, --head-dim)"
+        )
 
     if not mechanism.compressed:
         changes |= {"rank": None, "compression": "dense", "share_kv": False, "share_heads": True}
@@ -119,7 +134,9 @@ def canonical(case: Case) -> Case:
 
     if mechanism.uses_features:
         if case.num_features is None:
-            raise RequestError(f"{case.mechanism} needs a number of random features (--num-features)")
+            raise RequestError(
+                f"{case.mechanism} needs a number of random features (--num-features)"
+            )
         _check_count("num_features", case.num_features)
     else:
         changes["num_features"] = case.head_dim if mechanism.similarity == "elu" else None
@@ -127,7 +144,9 @@ def canonical(case: Case) -> Case:
     if case.level == "core":
         changes["order"] = None
     elif not mechanism.compressed and not mechanism.uses_features:
-        changes["order"] = "project_first"  # nothing to reorder, so a sweep over orders collapses to one case
+        changes["order"] = (
+            "project_first"  # nothing to reorder, so a sweep over orders collapses to one case
+        )
     else:
         changes["order"] = _order(case, mechanism)
 
@@ -138,7 +157,11 @@ def canonical(case: Case) -> Case:
         _check_count("num_layers", case.num_layers)
         _check_count("ffn_dim", case.ffn_dim, least=0)
         _check_count("vocab_size", case.vocab_size, least=0)
-        changes["ffn_dim"] = 4 * case.model_dim if isinstance(case.ffn_dim, int) and case.ffn_dim == 0 else case.ffn_dim
+        changes["ffn_dim"] = (
+            4 * case.model_dim
+            if isinstance(case.ffn_dim, int) and case.ffn_dim == 0
+            else case.ffn_dim
+        )
     else:
         changes |= {"num_layers": 1, "ffn_dim": 0, "vocab_size": 0}
     return case.replace(**changes)
@@ -151,13 +174,19 @@ def _check_names(case: Case) -> None:
             raise unknown(name, value, accepted)
     for name in ("share_kv", "share_heads"):
         if not isinstance(getattr(case, name), bool):
-            raise RequestError(f"{name} must be true or false, got {getattr(case, name)!r} (--{name.replace('_', '-')})")
+            raise RequestError(
+                f"{name} must be true or false, got {getattr(case, name)!r} (--{name.replace('_', '-')})"
+            )
 
 
 def _check_count(name: str, value: Number, least: int = 1) -> None:
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "iuf" or not np.all(value == np.floor(value)) or not np.all(value >= least):
+        if (
+            value.dtype.kind not in "iuf"
+            or not np.all(value == np.floor(value))
+            or not np.all(value >= least)
+        ):
             raise RequestError(f"{name} must hold integers of at least {least} ({flag})")
     elif isinstance(value, (numbers.Number, str, type(None))) and (
         isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least
@@ -167,13 +196,21 @@ def _check_count(name: str, value: Number, least: int = 1) -> None:
 
 def _check_rank(case: Case) -> None:
     if case.rank is None:
-        raise RequestError(f"{case.mechanism} needs the rank its keys and values are compressed to (--rank)")
+        raise RequestError(
+            f"{case.mechanism} needs the rank its keys and values are compressed to (--rank)"
+        )
     _check_count("rank", case.rank)
     plain = (numbers.Number, np.ndarray)
-    if isinstance(case.rank, plain) and isinstance(case.seq_len, plain) and np.any(case.rank > case.seq_len):
+    if (
+        isinstance(case.rank, plain)
+        and isinstance(case.seq_len, plain)
+        and np.any(case.rank > case.seq_len)
+    ):
         if isinstance(case.rank, np.ndarray) or isinstance(case.seq_len, np.ndarray):
             raise RequestError("rank must be at most seq_len in every case (--rank, --seq-len)")
-        raise RequestError(f"rank must be at most seq_len, got rank {case.rank} > seq_len {case.seq_len} (--rank, --seq-len)")
+        raise RequestError(
+            f"rank must be at most seq_len, got rank {case.rank} > seq_len {case.seq_len} (--rank, --seq-len)"
+        )
 
 
 def _check_fused(case: Case, mechanism: Mechanism) -> None:
@@ -196,13 +233,19 @@ def _order(case: Case, mechanism: Mechanism) -> str:
     if case.order is None:
         return "project_first"
     if case.order not in mechanism.orders:
-        raise RequestError(f"{mechanism.name} has no order {case.order!r}; accepted: {', '.join(mechanism.orders)} (--order)")
+        raise RequestError(
+            f"{mechanism.name} has no order {case.order!r}; accepted: {', '.join(mechanism.orders)} (--order)"
+        )
     return case.order
 
 
 def _check_window(case: Case) -> None:
     plain = (numbers.Number, np.ndarray)
-    if isinstance(case.rank, plain) and isinstance(case.seq_len, plain) and np.any(case.seq_len % case.rank != 0):
+    if (
+        isinstance(case.rank, plain)
+        and isinstance(case.seq_len, plain)
+        and np.any(case.seq_len % case.rank != 0)
+    ):
         raise RequestError(
             f"compression {case.compression!r} needs a rank that divides seq_len, got rank {case.rank}, seq_len {case.seq_len}"
             " (--rank, --seq-len)"
@@ -210,7 +253,8 @@ def _check_window(case: Case) -> None:
 
 
 def as_floats(case: Case) -> Case:
-    """The case with integer arrays as float64, so that products of large sizes round instead of wrapping around."""
+    """The case with integer arrays as float64, so that products of large sizes round instead of
+    wrapping around."""
     changes = {
         field.name: value.astype(np.float64)
         for field in fields(case)

@@ -1,6 +1,8 @@
-"""The recorder under the tape: symbolic tensors, the ops they go through, and the walk back that derives gradients.
+"""The recorder under the tape: symbolic tensors, the ops they go through, and the walk back that
+derives gradients.
 
-Sizes may be ints, NumPy arrays or SymPy symbols: nothing here compares them, except that a literal 1 broadcasts.
+Sizes may be ints, NumPy arrays or SymPy symbols: nothing here compares them, except that a literal
+1 broadcasts.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,12 +14,15 @@ from flurka_bench.workload import Number
 
 Shape = tuple[Number, ...]
 
-ADAMW_VECTOR_FLOPS = 12  # weight decay 1, first moment 3, second moment 4, both corrections 2, epsilon and update 2
+ADAMW_VECTOR_FLOPS = (
+    12  # weight decay 1, first moment 3, second moment 4, both corrections 2, epsilon and update 2
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Var:
-    """A tensor as the code sees it: a shape over a piece of memory. A view shares its ``tensor`` with its base."""
+    """A tensor as the code sees it: a shape over a piece of memory. A view shares its ``tensor``
+    with its base."""
 
     tensor: Tensor
     shape: Shape
@@ -42,7 +47,8 @@ def broadcast(*shapes: Shape) -> Shape:
 class Recorder:
     """Collects the ops of one case and remembers how gradients flow back through them.
 
-    ``dtype`` is that of tensors unless said otherwise; with ``train`` the gradient's way back is remembered.
+    ``dtype`` is that of tensors unless said otherwise; with ``train`` the gradient's way back is
+    remembered.
     """
 
     def __init__(self, dtype: str, train: bool) -> None:
@@ -52,7 +58,9 @@ class Recorder:
         self.leaves: list[Tensor] = []
         self._stage = "other"
         self._phase = "forward"
-        self._steps: list[tuple[str, Var, tuple[Var, ...], Callable[[Var], tuple[Var | None, ...]]]] = []
+        self._steps: list[
+            tuple[str, Var, tuple[Var, ...], Callable[[Var], tuple[Var | None, ...]]]
+        ] = []
         self.held_until: dict[str, int] = {}
         self._frames: list[list[str]] = []
         self._parameters: list[Var] = []
@@ -64,7 +72,8 @@ class Recorder:
     # What tensors and sizes are
 
     def size(self, *sizes: Number) -> Number:
-        """The product of sizes. Remembered, since with arrays each product is a pass over memory."""
+        """The product of sizes. Remembered, since with arrays each product is a pass over
+        memory."""
         sizes = tuple(size for size in sizes if not is_one(size))
         if len(sizes) < 2:
             return sizes[0] if sizes else 1
@@ -73,7 +82,14 @@ class Recorder:
             self._products[key] = (sizes, self.size(*sizes[:-1]) * sizes[-1])
         return self._products[key][1]
 
-    def leaf(self, name: str, *shape: Number, role: str = "parameter", requires_grad: bool | None = None, dtype: str = "") -> Var:
+    def leaf(
+        self,
+        name: str,
+        *shape: Number,
+        role: str = "parameter",
+        requires_grad: bool | None = None,
+        dtype: str = "",
+    ) -> Var:
         """A tensor that exists before the first op: a parameter, an input or a buffer.
 
         In training all but buffers require a gradient unless ``requires_grad`` says otherwise.
@@ -85,17 +101,30 @@ class Recorder:
             self._parameters.append(out)
         return out
 
-    def _new(self, name: str, shape: Shape, *, role: str = "activation", requires_grad: bool = False, dtype: str = "") -> Var:
+    def _new(
+        self,
+        name: str,
+        shape: Shape,
+        *,
+        role: str = "activation",
+        requires_grad: bool = False,
+        dtype: str = "",
+    ) -> Var:
         count = self._names.get(name, 0) + 1
         while (unique := name if count == 1 else f"{name}.{count}") in self._unique:
             count += 1
         self._names[name] = count
         self._unique.add(unique)
-        return Var(Tensor(name=unique, numel=self.size(*shape), dtype=dtype or self.dtype, role=role), shape, requires_grad)
+        return Var(
+            Tensor(name=unique, numel=self.size(*shape), dtype=dtype or self.dtype, role=role),
+            shape,
+            requires_grad,
+        )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Ops appended inside belong to this stage, and so do the backward ops derived from them."""
+        """Ops appended inside belong to this stage, and so do the backward ops derived from
+        them."""
         before, self._stage = self._stage, name
         yield
         self._stage = before
@@ -111,7 +140,15 @@ class Recorder:
         """Local variables of the innermost frame."""
         self._frames[-1].extend(x.tensor.name for x in held)
 
-    def _emit(self, kind: str, name: str, dims: Shape, reads: tuple[Var, ...], writes: tuple[Var, ...], **flops: Number) -> None:
+    def _emit(
+        self,
+        kind: str,
+        name: str,
+        dims: Shape,
+        reads: tuple[Var, ...],
+        writes: tuple[Var, ...],
+        **flops: Number,
+    ) -> None:
         batch, rows, inner, cols = dims
         self.ops.append(
             Op(
@@ -121,15 +158,19 @@ class Recorder:
             )
         )  # fmt: skip
 
-    def _step(self, out: Var, inputs: tuple[Var, ...], pull: Callable[[Var], tuple[Var | None, ...]]) -> None:
-        """Remembers that ``pull`` turns the gradient of ``out`` into those of ``inputs`` (None where none is needed)."""
+    def _step(
+        self, out: Var, inputs: tuple[Var, ...], pull: Callable[[Var], tuple[Var | None, ...]]
+    ) -> None:
+        """Remembers that ``pull`` turns the gradient of ``out`` into those of ``inputs`` (None
+        where none is needed)."""
         if self._phase == "forward" and out.requires_grad:
             self._steps.append((self._stage, out, inputs, pull))
 
     # The way back
 
     def backward(self, out: Var) -> None:
-        """Appends the backward ops, starting from a given gradient of ``out`` that lies ready in memory."""
+        """Appends the backward ops, starting from a given gradient of ``out`` that lies ready in
+        memory."""
         grads: dict[int, Var] = {id(out): self._new("grad_output", out.shape, role="input")}
         self._phase = "backward"
         for stage, produced, inputs, pull in reversed(self._steps):
@@ -139,28 +180,41 @@ class Recorder:
             with self.stage(stage):
                 start = len(self.ops)
                 pulled = [
-                    (x, self._reduce_to(g, x)) for x, g in zip(inputs, pull(gradient), strict=True) if g and x.requires_grad
+                    (x, self._reduce_to(g, x))
+                    for x, g in zip(inputs, pull(gradient), strict=True)
+                    if g and x.requires_grad
                 ]
                 made = {tensor.name for op in self.ops[start:] for tensor in op.writes}
-                self._hold(self.ops[start:], but=made)  # what a node was given and has saved goes when it is done
+                self._hold(
+                    self.ops[start:], but=made
+                )  # what a node was given and has saved goes when it is done
                 for x, g in pulled:
                     seen = grads.get(id(x))
                     if seen is not None:
                         shared = sum(other.tensor is seen.tensor for other in grads.values()) > 1
-                        g = self._accumulate(seen, g, in_place=not shared and seen.tensor.role != "input")
+                        g = self._accumulate(
+                            seen, g, in_place=not shared and seen.tensor.role != "input"
+                        )
                     grads[id(x)] = g
         self._phase, self._gradients = "forward", grads
 
     def adamw(self) -> None:
-        """One fused kernel over all parameters: both moments and the parameter itself are read and written."""
+        """One fused kernel over all parameters: both moments and the parameter itself are read and
+        written."""
         self._phase, before = "optimizer", self._phase
         reads, writes, numel = [], [], 0
         for parameter in self._parameters:
-            moments = [self.leaf(f"moment_{parameter.tensor.name}", *parameter.shape, role="buffer") for _ in range(2)]
+            moments = [
+                self.leaf(f"moment_{parameter.tensor.name}", *parameter.shape, role="buffer")
+                for _ in range(2)
+            ]
             reads += [parameter, self._gradients[id(parameter)], *moments]
             writes += [parameter, *moments]
             numel = numel + parameter.tensor.numel
-        flops = {"vector_flops": ADAMW_VECTOR_FLOPS * numel, "special_flops": 2 * numel}  # a root and a division
+        flops = {
+            "vector_flops": ADAMW_VECTOR_FLOPS * numel,
+            "special_flops": 2 * numel,
+        }  # a root and a division
         self._emit("elementwise", "adamw", (1, 1, 1, numel), tuple(reads), tuple(writes), **flops)
         self._phase = before
 
@@ -170,20 +224,35 @@ class Recorder:
         self.held_until |= dict.fromkeys(names, len(self.ops) - 1)
 
     def _accumulate(self, a: Var, b: Var, *, in_place: bool) -> Var:
-        """The sum of two gradients of one tensor, in the first's memory where nothing else needs it."""
+        """The sum of two gradients of one tensor, in the first's memory where nothing else needs
+        it."""
         out = a if in_place else self._new("accumulate", a.shape)
-        self._emit("elementwise", "accumulate", self._flat(a.shape), (a, b), (out,), vector_flops=a.tensor.numel)
+        self._emit(
+            "elementwise",
+            "accumulate",
+            self._flat(a.shape),
+            (a, b),
+            (out,),
+            vector_flops=a.tensor.numel,
+        )
         return out
 
     def _grad(self, of: Var, *, of_view: bool = False) -> Var:
-        """New memory for the gradient of ``of``; one that is kept (role "gradient") where ``of`` is a leaf."""
+        """New memory for the gradient of ``of``; one that is kept (role "gradient") where ``of`` is
+        a leaf."""
         leaf = of.tensor.role in ("parameter", "input") and not of_view
-        return self._new(f"grad_{of.tensor.name}", of.shape, role="gradient" if leaf else "activation")
+        return self._new(
+            f"grad_{of.tensor.name}", of.shape, role="gradient" if leaf else "activation"
+        )
 
     def _reduce_to(self, g: Var, x: Var) -> Var:
         """The gradient summed over the dimensions along which ``x`` was broadcast."""
         lead = len(g.shape) - len(x.shape)
-        dims = tuple(i for i, size in enumerate(g.shape) if i < lead or (is_one(x.shape[i - lead]) and not is_one(size)))
+        dims = tuple(
+            i
+            for i, size in enumerate(g.shape)
+            if i < lead or (is_one(x.shape[i - lead]) and not is_one(size))
+        )
         if not dims:
             return g
         return Var(self._reduced(g, dims, f"{g.tensor.name}_sum", keepdim=True).tensor, x.shape)
@@ -192,7 +261,9 @@ class Recorder:
         """The kernel of a reduction over ``axes``."""
         kept = tuple(size for i, size in enumerate(x.shape) if i not in axes)
         gone = tuple(size for i, size in enumerate(x.shape) if i in axes)
-        shape = tuple(1 if i in axes else size for i, size in enumerate(x.shape)) if keepdim else kept
+        shape = (
+            tuple(1 if i in axes else size for i, size in enumerate(x.shape)) if keepdim else kept
+        )
         out = self._new(name, shape, requires_grad=x.requires_grad)
         dims = (1, self.size(*kept), self.size(*x.shape[max(axes) + 1 :]), self.size(*gone))
         self._emit("reduction", name, dims, (x,), (out,), vector_flops=self.size(*x.shape))

@@ -1,6 +1,7 @@
 """Similarity of queries and keys as ops, stage by stage as ``attention.similarity`` runs them.
 
-Shapes as there: q (b, h, N, d), k and v (b, h, L, d), features (…, m); in the order "absorbed" the queries' features are
+Shapes as there: q (b, h, N, d), k and v (b, h, L, d), features (…, m); in the order "absorbed" the
+    queries' features are
 (b, N, h, m), straight from their projection.
 """
 
@@ -11,7 +12,8 @@ from flurka_bench.workload import Case, Number
 
 
 def softmax_attention(tape: Tape, q: Var, k: Var, v: Var) -> Var:
-    """softmax(q kᵀ / √d) v with the scores in memory; the scale goes into the keys, the smaller operand."""
+    """softmax(q kᵀ / √d) v with the scores in memory; the scale goes into the keys, the smaller
+    operand."""
     with tape.frame():
         with tape.stage("scores"):
             scores = tape.matmul(q, tape.transpose(tape.scale(k)), "scores")
@@ -26,7 +28,11 @@ class FeatureMap:
 
     def __init__(self, tape: Tape, case: Case, mechanism: Mechanism) -> None:
         self.tape, self.kind, self.num_features = tape, mechanism.similarity, case.num_features
-        self.omega = tape.leaf("omega", case.head_dim, case.num_features, role="buffer") if mechanism.uses_features else None
+        self.omega = (
+            tape.leaf("omega", case.head_dim, case.num_features, role="buffer")
+            if mechanism.uses_features
+            else None
+        )
 
     @property
     def absorbs_keys(self) -> bool:
@@ -34,7 +40,8 @@ class FeatureMap:
         return self.kind == "relu"
 
     def key_features(self, k: Var, rows: int = -2) -> tuple[Var, Var | None]:
-        """phi(k) and the shift that FAVOR+ passes to the queries; ``rows`` is the dimension that runs over keys."""
+        """phi(k) and the shift that FAVOR+ passes to the queries; ``rows`` is the dimension that
+        runs over keys."""
         y = k if self.omega is None else self.tape.matmul(k, self.omega, "key_features")
         return self.activate_keys(y, k, rows)
 
@@ -46,11 +53,15 @@ class FeatureMap:
         squares = tape.reduce(tape.multiply(k, k, "square"), -1, "key_norm")
         y = tape.subtract(y, squares, "subtract_key_norm", scaled=True, in_place=True)
         shift = tape.reduce(tape.detach(y), rows, "key_maximum")
-        return tape.exp(tape.subtract(y, shift, "subtract_key_maximum", in_place=True), "key_exp", in_place=True), shift
+        return tape.exp(
+            tape.subtract(y, shift, "subtract_key_maximum", in_place=True), "key_exp", in_place=True
+        ), shift
 
     def query_features(self, q: Var, shift: Var | None) -> Var:
         """phi(q), up to a factor per query."""
-        return self.activate_queries(q if self.omega is None else self.tape.matmul(q, self.omega, "query_features"), shift)
+        return self.activate_queries(
+            q if self.omega is None else self.tape.matmul(q, self.omega, "query_features"), shift
+        )
 
     def activate_queries(self, y: Var, shift: Var | None) -> Var:
         """phi(q) from y = q Ω."""
@@ -59,12 +70,18 @@ class FeatureMap:
             return self._activate(y)
         y = tape.add(y, shift, "add_key_maximum", in_place=not tape.train)
         largest = tape.reduce(tape.detach(y), -1, "query_maximum")
-        return tape.exp(tape.subtract(y, largest, "subtract_query_maximum", in_place=True), "query_exp", in_place=True)
+        return tape.exp(
+            tape.subtract(y, largest, "subtract_query_maximum", in_place=True),
+            "query_exp",
+            in_place=True,
+        )
 
     def _activate(self, y: Var) -> Var:
         if self.kind == "relu":
             return self.tape.add_constant(self.tape.clamp_min(y))
-        elu = self.tape.unary("elu", y, vector=2, special=1, saves="input", backward_vector=2, backward_special=1)
+        elu = self.tape.unary(
+            "elu", y, vector=2, special=1, saves="input", backward_vector=2, backward_special=1
+        )
         return self.tape.add_constant(elu)
 
     def attend(self, q: Var, k: Var, v: Var) -> Var:
@@ -78,12 +95,16 @@ class FeatureMap:
                 kv, key_mean = self.key_value(phi_k, v)
             tape.hold(phi_k, phi_q, kv, key_mean)
             with tape.stage("output"):
-                return tape.divide(tape.matmul(phi_q, kv, "output"), self.normaliser(phi_q, key_mean), "normalise")
+                return tape.divide(
+                    tape.matmul(phi_q, kv, "output"), self.normaliser(phi_q, key_mean), "normalise"
+                )
 
     def attend_fused(self, q: Var, k: Var, v: Var) -> Var:
-        """``attend`` in two kernels that never write a feature (``attention.fused``): keys' side, queries' side.
+        """``attend`` in two kernels that never write a feature (``attention.fused``): keys' side,
+        queries' side.
 
-        Each is shaped like fused attention: m features stand for the queries, then for the keys. Splitting keys over
+        Each is shaped like fused attention: m features stand for the queries, then for the keys.
+            Splitting keys over
         programs, which depends on the GPU and adds a small third kernel, is not in it.
         """
         tape, m, (*lead, n, d), rows = self.tape, self.num_features, q.shape, k.shape[-2]
@@ -104,15 +125,21 @@ class FeatureMap:
             kept = tape.fused("key_side", (heads, m, d, rows), (k, v, *own), *sums, **flops(rows))
         with tape.stage("output"):
             inputs = (q, *own, *kept)
-            (out,) = tape.fused("query_side", (heads, n, d, m), inputs, ("output", q.shape, tape.dtype), **flops(n))
+            (out,) = tape.fused(
+                "query_side", (heads, n, d, m), inputs, ("output", q.shape, tape.dtype), **flops(n)
+            )
         return out
 
     def key_value(self, phi_k: Var, v: Var) -> tuple[Var, Var]:
         """phi(k)ᵀ v / L, and the mean of phi(k)."""
         tape = self.tape
-        kv = tape.scale(tape.matmul(tape.transpose(phi_k), v, "key_value"), "mean_key_value", in_place=True)
+        kv = tape.scale(
+            tape.matmul(tape.transpose(phi_k), v, "key_value"), "mean_key_value", in_place=True
+        )
         return kv, tape.reduce(phi_k, -2, "key_mean", mean=True)
 
     def normaliser(self, phi_q: Var, key_mean: Var) -> Var:
         """phi(q) · mean of phi(k), one a query and head."""
-        return self.tape.reduce(self.tape.multiply(phi_q, key_mean, "query_times_key_mean"), -1, "normaliser")
+        return self.tape.reduce(
+            self.tape.multiply(phi_q, key_mean, "query_times_key_mean"), -1, "normaliser"
+        )

@@ -24,10 +24,14 @@ def _biggest(rows: pd.DataFrame, free: str) -> pd.DataFrame:
     return max((part for _, part in rows.groupby(keys, sort=False)), key=len)
 
 
-def scaling_curves(frame: pd.DataFrame, rank: int | None = None, num_features: int | None = None) -> Figure:
-    """Median time against N, log-log: dots are measured (bars: the middle half of the samples), lines are the model.
+def scaling_curves(
+    frame: pd.DataFrame, rank: int | None = None, num_features: int | None = None
+) -> Figure:
+    """Median time against N, log-log: dots are measured (bars: the middle half of the samples),
+    lines are the model.
 
-    Each mechanism stands in its fastest order and backend, at one rank and num_features (the middle ones tested, by default).
+    Each mechanism stands in its fastest order and backend, at one rank and num_features (the middle
+    ones tested, by default).
     """
     rows = prepare(frame)
     rows = rows[rows["seconds"].notna() | rows["predicted_s"].notna()]
@@ -48,10 +52,27 @@ def scaling_curves(frame: pd.DataFrame, rank: int | None = None, num_features: i
             continue
         line, marker = style.LINES[mechanism]
         colour = style.FAMILY_COLOURS[FAMILY_OF[mechanism]]
-        predicted = own[own["predicted_s"].notna()].sort_values("predicted_s").drop_duplicates("seq_len").sort_values("seq_len")
-        measured = own[own["seconds"].notna()].sort_values("seconds").drop_duplicates("seq_len").sort_values("seq_len")
+        predicted = (
+            own[own["predicted_s"].notna()]
+            .sort_values("predicted_s")
+            .drop_duplicates("seq_len")
+            .sort_values("seq_len")
+        )
+        measured = (
+            own[own["seconds"].notna()]
+            .sort_values("seconds")
+            .drop_duplicates("seq_len")
+            .sort_values("seq_len")
+        )
         if len(predicted):
-            axis.plot(predicted["seq_len"], predicted["predicted_s"], line, color=colour, linewidth=1.3, alpha=0.85)
+            axis.plot(
+                predicted["seq_len"],
+                predicted["predicted_s"],
+                line,
+                color=colour,
+                linewidth=1.3,
+                alpha=0.85,
+            )
         if len(measured):
             spread = [
                 np.quantile(s, [0.25, 0.75]) if s is not None and len(s) else [t, t]
@@ -83,10 +104,11 @@ def scaling_curves(frame: pd.DataFrame, rank: int | None = None, num_features: i
 
 
 def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
-    """Speedup against one axis with its interval, one colour per baseline in ``cells``; dashed: predicted.
+    """Speedup against one axis with its interval, one colour per baseline in ``cells``; dashed:
+    predicted.
 
-    Everything else is at the middle value tested. The legend says where the subject starts or stops to win; baselines for
-    which the same case stands share a line.
+    Everything else is at the middle value tested. The legend says where the subject starts or stops
+    to win; baselines for which the same case stands share a line.
     """
     axis_name(axis)
     cells = cells[cells["speedup"].notna() | cells["predicted_speedup"].notna()]
@@ -105,7 +127,11 @@ def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
     parts = {}
     for name, part in cells.groupby("baseline", sort=False):
         parts[name] = part = part.drop_duplicates(axis).sort_values(axis)
-        key = tuple(part[[axis, "baseline_row", "predicted_baseline_row"]].itertuples(index=False, name=None))
+        key = tuple(
+            part[[axis, "baseline_row", "predicted_baseline_row"]].itertuples(
+                index=False, name=None
+            )
+        )
         same.setdefault(key, []).append(str(name))
     for colour, names in zip(colours * 9, same.values()):
         name, part = " = ".join(names), parts[names[0]]
@@ -115,7 +141,12 @@ def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
         prefix = "" if part["speedup"].notna().any() else "predicted_"
         label = f"{name}: {in_words(words.iloc[0].to_dict(), prefix)}" if len(words) else str(name)
         plot.fill_between(
-            x, part["speedup_low"].where(part["speedup_low"] > 0, part["speedup"]), bounded, color=colour, alpha=0.2, linewidth=0
+            x,
+            part["speedup_low"].where(part["speedup_low"] > 0, part["speedup"]),
+            bounded,
+            color=colour,
+            alpha=0.2,
+            linewidth=0,
         )
         plot.plot(x, part["speedup"], "o-", color=colour, markersize=4, label=label)
         plot.plot(x, part["predicted_speedup"], "--", color=colour, linewidth=1)
@@ -127,7 +158,8 @@ def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
     plot.set_ylabel(f"speedup of {first['subject']}")
     plot.grid(True, color="0.92")
     style.title(
-        fig, f"Where {first['subject']} wins: solid measured (band: interval), dashed predicted\n{caption(first | {axis: 0})}"
+        fig,
+        f"Where {first['subject']} wins: solid measured (band: interval), dashed predicted\n{caption(first | {axis: 0})}",
     )
     fig.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, title="wins")
     return fig

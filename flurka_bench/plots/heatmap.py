@@ -19,14 +19,21 @@ from flurka_bench.plots import style
 from flurka_bench.units import format_ratio
 from flurka_bench.workload import SIZES
 
-# Brown to blue-green through white: the two ends differ in hue and equally in lightness for every common colour vision.
+# Brown to blue-green through white: the two ends differ in hue and equally in lightness for every
+# common colour vision.
 COLOURS = "BrBG"
-LIMITS = (2, 4, 8, 16)  # where colours saturate: the least that holds nine cells in ten; the figures in the cells go on
+LIMITS = (
+    2,
+    4,
+    8,
+    16,
+)  # where colours saturate: the least that holds nine cells in ten; the figures in the cells go on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """One map: ``table`` indexed by the y values, columns the x values, for measured and predicted; and what was held fixed."""
+    """One map: ``table`` indexed by the y values, columns the x values, for measured and predicted;
+    and what was held fixed."""
 
     x: str
     y: str
@@ -44,7 +51,8 @@ def axis_name(name: str) -> str:
 
 
 def map_axes(cells: pd.DataFrame, x: str | None = None, y: str | None = None) -> tuple[str, str]:
-    """The axes asked for; where none is, one with most values among N, k, m: those a first look wants to see.
+    """The axes asked for; where none is, one with most values among N, k, m: those a first look
+    wants to see.
 
     Raises RequestError for an axis that a map cannot have, and for one axis twice.
     """
@@ -67,13 +75,21 @@ def grids(cells: pd.DataFrame, x: str, y: str) -> list[Grid]:
     for key, part in cells.groupby(fixed, sort=False):
         by_place = {(row[x], row[y]): row for _, row in part.iterrows()}
         found.append(
-            Grid(x=x, y=y, xs=sorted(set(part[x])), ys=sorted(set(part[y])), cells=by_place, fixed=dict(zip(fixed, key)))
+            Grid(
+                x=x,
+                y=y,
+                xs=sorted(set(part[x])),
+                ys=sorted(set(part[y])),
+                cells=by_place,
+                fixed=dict(zip(fixed, key)),
+            )
         )
     return sorted(found, key=lambda grid: -len(grid.cells))
 
 
 def thin_lines(grid: Grid) -> tuple[dict[tuple[str, int], str], str]:
-    """Rows and columns that hold fewer of the subject's mechanisms than the map does: (axis, value) -> those; and a note."""
+    """Rows and columns that hold fewer of the subject's mechanisms than the map does: (axis, value)
+    -> those; and a note."""
     held: dict[tuple[str, int], set[str]] = {}
     for (x, y), row in grid.cells.items():
         for line in ((grid.x, x), (grid.y, y)):
@@ -81,28 +97,39 @@ def thin_lines(grid: Grid) -> tuple[dict[tuple[str, int], str], str]:
     thin = {
         line: ", ".join(sorted(names))
         for line, names in held.items()
-        if names and names < set().union(*(other for (axis, _), other in held.items() if axis == line[0]))
+        if names
+        and names < set().union(*(other for (axis, _), other in held.items() if axis == line[0]))
     }
     said: dict[tuple[str, str], list[str]] = {}
     for (axis, value), names in sorted(thin.items()):
         said.setdefault((axis, names), []).append(str(value))
-    words = (f"{style.SYMBOLS[axis].split()[-1]} = {', '.join(values)}: {names} only" for (axis, names), values in said.items())
+    words = (
+        f"{style.SYMBOLS[axis].split()[-1]} = {', '.join(values)}: {names} only"
+        for (axis, names), values in said.items()
+    )
     return thin, "; ".join(words)
 
 
-def heat_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "num_features", which: int = 0) -> Figure:
-    """A map over x and y of ``cells`` = ``speedups(...)``: measured left, predicted right, both 1x contours in both.
+def heat_map(
+    cells: pd.DataFrame, x: str = "seq_len", y: str = "num_features", which: int = 0
+) -> Figure:
+    """A map over x and y of ``cells`` = ``speedups(...)``: measured left, predicted right, both 1x
+    contours in both.
 
-    ``which`` counts the maps that ``grids`` finds, largest first. Colour is the speedup in log scale, white at 1;
-    AMBIGUOUS and SAME cells are hatched; an empty cell says why it is empty. A row or column with fewer of the subject's
-    mechanisms than others has a star, and a note says which it has.
+    ``which`` counts the maps that ``grids`` finds, largest first. Colour is the speedup in log
+    scale, white at 1; AMBIGUOUS and SAME cells are hatched; an empty cell says why it is empty. A
+    row or column with fewer of the subject's mechanisms than others has a star, and a note says
+    which it has.
     """
     found = grids(cells, x, y)
     if not found:
-        return style.says_nothing("No cell has both the subject and the baseline: there is no map to draw.")
+        return style.says_nothing(
+            "No cell has both the subject and the baseline: there is no map to draw."
+        )
     grid = found[which]
     ratios = {
-        side: [row[f"{side}speedup"] for row in grid.cells.values() if row[f"{side}speedup"] > 0] for side in ("", "predicted_")
+        side: [row[f"{side}speedup"] for row in grid.cells.values() if row[f"{side}speedup"] > 0]
+        for side in ("", "predicted_")
     }
     sides = [side for side in ratios if ratios[side]] or [""]
     most = np.quantile(np.exp(np.abs(np.log(sum(ratios.values(), [1.0])))), 0.9)
@@ -117,29 +144,49 @@ def heat_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "num_features", w
         for contour, line in (("", "-"), ("predicted_", "--")):
             _contour(axis, grid, contour, line)
     axes[0].set_ylabel(style.SYMBOLS[y])
-    bar = fig.colorbar(ScalarMappable(norm, COLOURS), ax=list(axes), extend="both", shrink=0.9, pad=0.02)
+    bar = fig.colorbar(
+        ScalarMappable(norm, COLOURS), ax=list(axes), extend="both", shrink=0.9, pad=0.02
+    )
     steps = [1, 1.4, 2] if limit == 2 else [2**power for power in range(limit.bit_length())]
-    ticks = {1 / step: f"1/{step:g}×" for step in reversed(steps[1:])} | {step: f"{step:g}×" for step in steps}
+    ticks = {1 / step: f"1/{step:g}×" for step in reversed(steps[1:])} | {
+        step: f"{step:g}×" for step in steps
+    }
     bar.set_ticks(list(ticks), labels=list(ticks.values()))
     bar.minorticks_off()
     fixed = grid.fixed
     bar.set_label(f"← {fixed['baseline']} faster      {fixed['subject']} faster →")
     told = f"\n* {note}" if note else ""
     fig.suptitle(
-        f"Speedup of {fixed['subject']} over {baseline(str(fixed['baseline'])).label}\n{caption(fixed)}{told}", fontsize=10
+        f"Speedup of {fixed['subject']} over {baseline(str(fixed['baseline'])).label}\n{caption(fixed)}{told}",
+        fontsize=10,
     )
     handles = [Patch(facecolor="white", edgecolor="0.35", hatch="////", label="undecided or the same"),
                Patch(facecolor="0.88", edgecolor="0.6", label="no measurement (why: in the cell)")]  # fmt: skip
     drawn = [(side, line) for side, line in (("measured", "-"), ("predicted", "--"))]
-    handles += [Line2D([], [], color="black", linestyle=line, linewidth=1.6, label=f"1× {side}") for side, line in drawn]
+    handles += [
+        Line2D([], [], color="black", linestyle=line, linewidth=1.6, label=f"1× {side}")
+        for side, line in drawn
+    ]
     fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return fig
 
 
 def caption(fixed: dict[str, object]) -> str:
     """What a map holds fixed, in one line: device, level, pass, dtype and sizes."""
-    sizes = {"batch": "b", "num_heads": "h", "head_dim": "d", "seq_len": "N", "rank": "k", "num_features": "m"}
-    parts = [str(fixed["device"]), f"level {fixed['level']}", str(fixed["pass"]), str(fixed["dtype"])]
+    sizes = {
+        "batch": "b",
+        "num_heads": "h",
+        "head_dim": "d",
+        "seq_len": "N",
+        "rank": "k",
+        "num_features": "m",
+    }
+    parts = [
+        str(fixed["device"]),
+        f"level {fixed['level']}",
+        str(fixed["pass"]),
+        str(fixed["dtype"]),
+    ]
     parts += [f"{symbol} = {fixed[name]}" for name, symbol in sizes.items() if fixed.get(name)]
     if fixed.get("compression", "dense") != "dense":
         parts.append(str(fixed["compression"]))
@@ -147,7 +194,9 @@ def caption(fixed: dict[str, object]) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def _draw(axis: Axes, grid: Grid, side: str, norm: LogNorm, thin: dict[tuple[str, int], str]) -> None:
+def _draw(
+    axis: Axes, grid: Grid, side: str, norm: LogNorm, thin: dict[tuple[str, int], str]
+) -> None:
     import matplotlib
 
     colours = matplotlib.colormaps[COLOURS]
@@ -158,20 +207,41 @@ def _draw(axis: Axes, grid: Grid, side: str, norm: LogNorm, thin: dict[tuple[str
             verdict = "MISSING" if row is None else row[f"{side}verdict"]
             place = (column - 0.5, line - 0.5)
             if np.isnan(ratio):
-                axis.add_patch(Rectangle(place, 1, 1, facecolor="0.88", edgecolor="white", linewidth=1))
-                axis.text(column, line, _hole(row, grid, x, y, side), ha="center", va="center", fontsize=6.5, color="0.35")
+                axis.add_patch(
+                    Rectangle(place, 1, 1, facecolor="0.88", edgecolor="white", linewidth=1)
+                )
+                axis.text(
+                    column,
+                    line,
+                    _hole(row, grid, x, y, side),
+                    ha="center",
+                    va="center",
+                    fontsize=6.5,
+                    color="0.35",
+                )
                 continue
             colour = colours(float(np.clip(norm(ratio), 0, 1)))
             axis.add_patch(Rectangle(place, 1, 1, facecolor=colour, edgecolor="white", linewidth=1))
             if verdict in ("AMBIGUOUS", "SAME"):
-                axis.add_patch(Rectangle(place, 1, 1, fill=False, edgecolor=(0.3, 0.3, 0.3, 0.45), linewidth=0.0, hatch="///"))
+                axis.add_patch(
+                    Rectangle(
+                        place,
+                        1,
+                        1,
+                        fill=False,
+                        edgecolor=(0.3, 0.3, 0.3, 0.45),
+                        linewidth=0.0,
+                        hatch="///",
+                    )
+                )
             dark = 0.2126 * colour[0] + 0.7152 * colour[1] + 0.0722 * colour[2] < 0.45
             axis.text(column, line, format_ratio(ratio).rstrip("×"), ha="center", va="center", fontsize=8, zorder=5,
                       color="white" if dark else "black", path_effects=[withStroke(linewidth=3, foreground=colour)])  # fmt: skip
     axis.set_xlim(-0.5, len(grid.xs) - 0.5)
     axis.set_ylim(-0.5, len(grid.ys) - 0.5)
     across, up = (
-        [f"{v}*" if (name, v) in thin else str(v) for v in values] for name, values in ((grid.x, grid.xs), (grid.y, grid.ys))
+        [f"{v}*" if (name, v) in thin else str(v) for v in values]
+        for name, values in ((grid.x, grid.xs), (grid.y, grid.ys))
     )
     axis.set_xticks(range(len(grid.xs)), across, rotation=45 if len(grid.xs) > 8 else 0)
     axis.set_yticks(range(len(grid.ys)), up)
@@ -196,11 +266,18 @@ def _hole(row: pd.Series | None, grid: Grid, x: int, y: int, side: str) -> str:
 
 
 def _contour(axis: Axes, grid: Grid, side: str, line: str) -> None:
-    """The line where the two are equally fast, interpolated in log speedup between the cells' centres."""
+    """The line where the two are equally fast, interpolated in log speedup between the cells'
+    centres."""
     table = np.full((len(grid.ys), len(grid.xs)), np.nan)
     for (x, y), row in grid.cells.items():
         table[grid.ys.index(y), grid.xs.index(x)] = np.log(row[f"{side}speedup"])
     if min(table.shape) < 2 or not (np.nanmin(table, initial=0) < 0 < np.nanmax(table, initial=0)):
         return
     for width, colour in ((3.2, "white"), (1.6, "black")):
-        axis.contour(np.ma.masked_invalid(table), levels=[0.0], colors=colour, linewidths=width, linestyles=line)
+        axis.contour(
+            np.ma.masked_invalid(table),
+            levels=[0.0],
+            colors=colour,
+            linewidths=width,
+            linestyles=line,
+        )

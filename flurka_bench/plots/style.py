@@ -1,4 +1,5 @@
-"""What all pictures share: names and colours of mechanisms and stages, number formats, saving. No pyplot, no global state."""
+"""What all pictures share: names and colours of mechanisms and stages, number formats, saving. No
+pyplot, no global state."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,8 +12,14 @@ from matplotlib.figure import Figure
 
 SYMBOLS = {"seq_len": "sequence length N", "rank": "rank k", "num_features": "num_features m", "head_dim": "head_dim d",
            "num_heads": "num_heads h", "batch": "batch b"}  # fmt: skip
-# Okabe and Ito's palette, told apart with every common colour vision; a family has one hue, its members their line and marker.
-FAMILY_COLOURS = {"full": "#555555", "low-rank": "#0072B2", "kernel": "#D55E00", "flurka": "#009E73"}
+# Okabe and Ito's palette, told apart with every common colour vision; a family has one hue, its
+# members their line and marker.
+FAMILY_COLOURS = {
+    "full": "#555555",
+    "low-rank": "#0072B2",
+    "kernel": "#D55E00",
+    "flurka": "#009E73",
+}
 STAGE_COLOURS = {"project": "#0072B2", "compress": "#E69F00", "features": "#009E73", "scores": "#D55E00", "key_value": "#CC79A7",
                  "output": "#56B4E9", "merge": "#999999", "ffn": "#F0E442", "other": "#DDDDDD"}  # fmt: skip
 LINES = {"full-math": ("--", "s"), "full-sdpa": ("-", "s"), "low-rank": ("--", "o"), "low-rank-sdpa": ("-", "o"),
@@ -45,7 +52,8 @@ def save(fig: Figure, stem: Path, formats: Iterable[str] = ("png", "svg")) -> li
 
 
 def log_axis(axis: Axes, which: str, values: np.ndarray) -> None:
-    """A logarithmic axis whose ticks are the tested values themselves, as whole numbers (thinned where they would collide)."""
+    """A logarithmic axis whose ticks are the tested values themselves, as whole numbers (thinned
+    where they would collide)."""
     ticks = np.unique(np.asarray(values, dtype=float))
     ticks = ticks[:: max(1, -(-len(ticks) // 10))]
     getattr(axis, f"set_{which}scale")("log", base=2)
@@ -60,7 +68,9 @@ def seconds_axis(axis: Axes, which: str) -> None:
 
     getattr(axis, f"set_{which}scale")("log")
     target = getattr(axis, f"{which}axis")
-    target.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: format_seconds(value) if value > 0 else ""))
+    target.set_major_formatter(
+        matplotlib.ticker.FuncFormatter(lambda value, _: format_seconds(value) if value > 0 else "")
+    )
     low, high = getattr(axis, f"get_{which}lim")()
     if high / low < 30:
         target.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
@@ -68,11 +78,18 @@ def seconds_axis(axis: Axes, which: str) -> None:
 
 
 def ratio_axis(axis: Axes, which: str = "y") -> None:
-    """A logarithmic axis of speedups labelled 1/2×, 1×, 1.2×, 2×, ... so that at least two labels show."""
+    """A logarithmic axis of speedups labelled 1/2×, 1×, 1.2×, 2×, ... so that at least two labels
+    show."""
     getattr(axis, f"set_{which}scale")("log", base=2)
     low, high = getattr(axis, f"get_{which}lim")()
-    steps = [1, 1.2, 1.5, 2] if high / low < 6 else [2**power for power in range(0, 12, 1 if high / low < 500 else 2)]
-    ticks = {1 / step: f"1/{step:g}×" for step in steps[1:]} | {step: f"{step:g}×" for step in steps}
+    steps = (
+        [1, 1.2, 1.5, 2]
+        if high / low < 6
+        else [2**power for power in range(0, 12, 1 if high / low < 500 else 2)]
+    )
+    ticks = {1 / step: f"1/{step:g}×" for step in steps[1:]} | {
+        step: f"{step:g}×" for step in steps
+    }
     ticks = {value: text for value, text in ticks.items() if low <= value <= high}
     target = getattr(axis, f"{which}axis")
     target.set_ticks(list(ticks), labels=list(ticks.values()))

@@ -15,19 +15,32 @@ from flurka_bench.units import format_bytes
 
 
 def pareto(
-    rows: pd.DataFrame, cost: str = "error_median", seconds: str = "seconds", title: str = "", third: str | None = None
+    rows: pd.DataFrame,
+    cost: str = "error_median",
+    seconds: str = "seconds",
+    title: str = "",
+    third: str | None = None,
 ) -> Figure:
-    """Time against an error or memory column, one point per row (needs ``mechanism``); the front is joined by a line.
+    """Time against an error or memory column, one point per row (needs ``mechanism``); the front is
+    joined by a line.
 
-    ``third`` names one more cost: markers grow with it, and rings mark the front of all three. Where ``rows`` has
-    seconds_low, seconds_high, error_low and error_high, those on the front have their intervals drawn.
+    ``third`` names one more cost: markers grow with it, and rings mark the front of all three.
+        Where ``rows`` has
+    seconds_low, seconds_high, error_low and error_high, those on the front have their intervals
+    drawn.
     """
-    known = rows[rows[seconds].notna() & rows[cost].notna() & (rows[cost] >= 0)].reset_index(drop=True)
+    known = rows[rows[seconds].notna() & rows[cost].notna() & (rows[cost] >= 0)].reset_index(
+        drop=True
+    )
     if known.empty:
         return style.says_nothing(f"No row has both {seconds} and {cost}.")
     fig = style.figure(7.8, 5.2)
     axis = fig.subplots()
-    areas = pd.Series(36.0, index=known.index) if third is None else 18 + 130 * (known[third] / known[third].max())
+    areas = (
+        pd.Series(36.0, index=known.index)
+        if third is None
+        else 18 + 130 * (known[third] / known[third].max())
+    )
     for mechanism in [name for name in style.LINES if (known["mechanism"] == name).any()]:
         part = known[known["mechanism"] == mechanism]
         line, marker = style.LINES[mechanism]
@@ -45,7 +58,12 @@ def pareto(
         for share in (0.1, 1.0):
             size = share * known[third].max()
             axis.scatter(
-                [], [], 18 + 130 * share, marker="s", color="0.7", label=f"{_NAMES.get(third, third)} {format_bytes(size)}"
+                [],
+                [],
+                18 + 130 * share,
+                marker="s",
+                color="0.7",
+                label=f"{_NAMES.get(third, third)} {format_bytes(size)}",
             )
     _intervals(axis, front, seconds, cost)
     labelled = np.full((1, 2), np.inf)
@@ -56,9 +74,13 @@ def pareto(
             continue  # the label would lie on its neighbour's
         labelled = np.vstack([labelled, place])
         knobs = ", ".join(
-            f"{symbol} {int(row[name])}" for name, symbol in (("rank", "k"), ("num_features", "m")) if row.get(name, 0) > 0
+            f"{symbol} {int(row[name])}"
+            for name, symbol in (("rank", "k"), ("num_features", "m"))
+            if row.get(name, 0) > 0
         )
-        axis.annotate(knobs, (row[seconds], row[cost]), xytext=(6, 6), textcoords="offset points", fontsize=7)
+        axis.annotate(
+            knobs, (row[seconds], row[cost]), xytext=(6, 6), textcoords="offset points", fontsize=7
+        )
     style.seconds_axis(axis, "x")
     if (known[cost] > 0).all():
         axis.set_yscale("log")
@@ -73,21 +95,36 @@ def pareto(
     return fig
 
 
-_NAMES = {"peak_memory_bytes": "peak memory", "error_median": "relative output error, median and 10th to 90th percentile"}
+_NAMES = {
+    "peak_memory_bytes": "peak memory",
+    "error_median": "relative output error, median and 10th to 90th percentile",
+}
 
 
 def _intervals(axis: Axes, front: pd.DataFrame, seconds: str, cost: str) -> None:
     """Thin bars for what ``front`` has of seconds_low, seconds_high, error_low and error_high."""
     bars = {}
-    for name, column, low, high in (("xerr", seconds, "seconds_low", "seconds_high"), ("yerr", cost, "error_low", "error_high")):
+    for name, column, low, high in (
+        ("xerr", seconds, "seconds_low", "seconds_high"),
+        ("yerr", cost, "error_low", "error_high"),
+    ):
         if {low, high} <= set(front.columns) and (name == "xerr" or cost == "error_median"):
             bars[name] = [front[column] - front[low], (front[high] - front[column])]
     if bars:
-        axis.errorbar(front[seconds], front[cost], **bars, linestyle="none", color="0.35", linewidth=0.7, zorder=0)
+        axis.errorbar(
+            front[seconds],
+            front[cost],
+            **bars,
+            linestyle="none",
+            color="0.35",
+            linewidth=0.7,
+            zorder=0,
+        )
 
 
 def memory(frame: pd.DataFrame) -> Figure:
-    """Peak memory against N, log-log, each mechanism in its leanest form at the middle rank and num_features."""
+    """Peak memory against N, log-log, each mechanism in its leanest form at the middle rank and
+    num_features."""
     rows = prepare(frame)
     rows = rows[rows["peak_memory_bytes"] > 0]
     if rows.empty:
@@ -124,13 +161,18 @@ def memory(frame: pd.DataFrame) -> Figure:
 
 
 def devices(cells: pd.DataFrame, axis: str = "seq_len") -> Figure:
-    """The subject's median speedup per device along one axis, with the range over the other knobs; one bar group per value."""
-    cells = cells.assign(shown=cells["speedup"].where(cells["speedup"].notna(), cells["predicted_speedup"]))
+    """The subject's median speedup per device along one axis, with the range over the other knobs;
+    one bar group per value."""
+    cells = cells.assign(
+        shown=cells["speedup"].where(cells["speedup"].notna(), cells["predicted_speedup"])
+    )
     cells = cells[cells["shown"].notna()]
     if len(cells):  # one level and one pass, the layer's where there is one
         level = next(name for name in ("layer", "core", "model") if (cells["level"] == name).any())
         cells = cells[cells["level"] == level]
-        cells = cells[cells["pass"] == ("forward" if (cells["pass"] == "forward").any() else "train")]
+        cells = cells[
+            cells["pass"] == ("forward" if (cells["pass"] == "forward").any() else "train")
+        ]
     if cells.empty:
         return style.says_nothing("No cell has both sides on any device.")
     fig = style.figure(8.2, 4.2)
@@ -139,10 +181,17 @@ def devices(cells: pd.DataFrame, axis: str = "seq_len") -> Figure:
     colours = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555"]
     width = 0.8 / len(names)
     for number, name in enumerate(names):
-        part = cells[cells["device"] == name].groupby(axis)["shown"].agg(["median", "min", "max"]).reindex(places)
+        part = (
+            cells[cells["device"] == name]
+            .groupby(axis)["shown"]
+            .agg(["median", "min", "max"])
+            .reindex(places)
+        )
         where = np.arange(len(places)) + (number - (len(names) - 1) / 2) * width
         measured = cells.loc[cells["device"] == name, "speedup"].notna().any()
-        plot.vlines(where, part["min"], part["max"], color=colours[number % 7], linewidth=2.5, alpha=0.5)
+        plot.vlines(
+            where, part["min"], part["max"], color=colours[number % 7], linewidth=2.5, alpha=0.5
+        )
         plot.plot(where, part["median"], "o", color=colours[number % 7], markerfacecolor=None if measured else "white",
                   label=f"{name} ({'measured' if measured else 'predicted'})")  # fmt: skip
     plot.axhline(1, color="black", linewidth=0.8)

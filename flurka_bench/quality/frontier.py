@@ -1,12 +1,14 @@
-"""What an error run says about a mechanism: intervals, read from its records. Imports neither torch nor pandas.
+"""What an error run says about a mechanism: intervals, read from its records. Imports neither torch
+nor pandas.
 
-The *error* here is ``output_error``, the relative error of a layer's attention output over all heads, and its interval is the
-10th percentile, median and 90th percentile over layers and seeds: what to expect of one layer on one input.
+The *error* here is ``output_error``, the relative error of a layer's attention output over all
+heads, and its interval is the 10th percentile, median and 90th percentile over layers and seeds:
+what to expect of one layer on one input.
 
-Between measured points the logarithm of each is interpolated linearly in log rank, log num_features and log seq_len;
-nothing is ever extrapolated,
-and head_dim and family must match exactly. A dense compression is answered by the learned projection, since users train E
-and F, and mean-pool by itself; what was not measured (conv, sizes outside the grid) is None, "not measured".
+Between measured points the logarithm of each is interpolated linearly in log rank, log num_features
+and log seq_len; nothing is ever extrapolated, and head_dim and family must match exactly. A dense
+compression is answered by the learned projection, since users train E and F, and mean-pool by
+itself; what was not measured (conv, sizes outside the grid) is None, "not measured".
 """
 
 import math
@@ -26,7 +28,17 @@ from flurka_bench.results import read_run
 PROJECTION_OF = {"dense": "learned", "mean-pool": "mean-pool"}
 _EXACT = ("full-math", "full-sdpa")
 _SAME_NUMBERS = {"low-rank-sdpa": "low-rank"}  # the same arithmetic by another kernel
-_GROUP = ("family", "inputs", "seq_len", "head_dim", "mechanism", "projection", "share_kv", "rank", "num_features")
+_GROUP = (
+    "family",
+    "inputs",
+    "seq_len",
+    "head_dim",
+    "mechanism",
+    "projection",
+    "share_kv",
+    "rank",
+    "num_features",
+)
 
 
 class Interval(NamedTuple):
@@ -39,7 +51,8 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """One configuration on one kind of input, over its layers and seeds; ``means`` holds the other metrics' means."""
+    """One configuration on one kind of input, over its layers and seeds; ``means`` holds the other
+    metrics' means."""
 
     family: str
     inputs: str
@@ -65,7 +78,8 @@ def interval(values: Iterable[float]) -> Interval:
 
 
 def summarise(records: Iterable[dict[str, Any]]) -> list[Summary]:
-    """One summary per configuration and kind of input, of the records with status ok, in the order of the run."""
+    """One summary per configuration and kind of input, of the records with status ok, in the order
+    of the run."""
     groups: dict[tuple, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         if record["status"] == "ok":
@@ -99,12 +113,16 @@ class ErrorRun:
 
     @property
     def families(self) -> list[str]:
-        """What ``family`` may be: family names, and labels with parameters where a family was measured with several."""
+        """What ``family`` may be: family names, and labels with parameters where a family was
+        measured with several."""
         labels: dict[str, set[str]] = defaultdict(set)
         for item in self.summaries:
             labels[item.family].add(item.inputs)
         return sorted(
-            {*(label for group in labels.values() for label in group), *(n for n, group in labels.items() if len(group) == 1)}
+            {
+                *(label for group in labels.values() for label in group),
+                *(n for n, group in labels.items() if len(group) == 1),
+            }
         )
 
     def sizes_in_words(self, family: str) -> str:
@@ -113,7 +131,10 @@ class ErrorRun:
         for item in self.summaries:
             if family in (item.family, item.inputs):
                 by_width[item.head_dim].add(item.seq_len)
-        return "; ".join(f"N = {', '.join(map(str, sorted(sizes)))} with d = {d}" for d, sizes in sorted(by_width.items()))
+        return "; ".join(
+            f"N = {', '.join(map(str, sorted(sizes)))} with d = {d}"
+            for d, sizes in sorted(by_width.items())
+        )
 
     def error_interval(
         self,
@@ -126,7 +147,8 @@ class ErrorRun:
         family: str,
         compression: str = "dense",
     ) -> Interval | None:
-        """The error to expect, or None where it was not measured (see the module's text for what is interpolated).
+        """The error to expect, or None where it was not measured (see the module's text for what is
+        interpolated).
 
         Raises RequestError for a family that the run does not have.
         """
@@ -138,7 +160,10 @@ class ErrorRun:
         compressed = rank is not None
         points: dict[tuple[int, int, int], Interval] = {}
         for item in self.summaries:
-            if (item.mechanism, item.head_dim) != (mechanism, head_dim) or family not in (item.family, item.inputs):
+            if (item.mechanism, item.head_dim) != (mechanism, head_dim) or family not in (
+                item.family,
+                item.inputs,
+            ):
                 continue
             if compressed and item.projection != PROJECTION_OF.get(compression):
                 continue
@@ -147,7 +172,8 @@ class ErrorRun:
 
 
 def interpolate(points: dict[tuple[int, ...], Interval], at: tuple[int, ...]) -> Interval | None:
-    """Multilinear interpolation in the logarithms of coordinates and errors; None outside the grid or beside a gap in it."""
+    """Multilinear interpolation in the logarithms of coordinates and errors; None outside the grid
+    or beside a gap in it."""
     brackets = []
     for axis, wanted in enumerate(at):
         values = sorted({point[axis] for point in points})

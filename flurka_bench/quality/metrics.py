@@ -1,10 +1,13 @@
-"""Errors of an approximation against float64 full attention, in row blocks: no N x N matrix is ever held for a long input.
+"""Errors of an approximation against float64 full attention, in row blocks: no N x N matrix is ever
+held for a long input.
 
-Every mechanism's implied attention matrix is a product of two thin factors, L (N x r) times R (r x N): softmax scores or
-normalised features times F or the transposed features. So a row block of the difference A - L R is cheap, and so is its
-product with a vector, which is all that the spectral norm needs.
+Every mechanism's implied attention matrix is a product of two thin factors, L (N x r) times R (r x
+N): softmax scores or normalised features times F or the transposed features. So a row block of the
+difference A - L R is cheap, and so is its product with a vector, which is all that the spectral
+norm needs.
 
-Shapes: h heads, N positions, d head_dim, r inner rank of the factors, n rows of a block, c candidates measured together.
+Shapes: h heads, N positions, d head_dim, r inner rank of the factors, n rows of a block, c
+    candidates measured together.
 """
 
 import math
@@ -14,8 +17,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 1024 * 16384 * 8  # all working arrays together stay within one block of 1024 x N float64 at N = 16384
-_WORKING_ARRAYS = 4  # the block of A, that of the approximation, one temporary, and as much again for all that is thin
+BLOCK_BYTES = (
+    1024 * 16384 * 8
+)  # all working arrays together stay within one block of 1024 x N float64 at N = 16384
+# the block of A, that of the approximation, one temporary, and as much again for all that is thin
+_WORKING_ARRAYS = 4
 _LANCZOS_STEPS, _LANCZOS_TOLERANCE = 40, 1e-3
 
 
@@ -23,10 +29,11 @@ _LANCZOS_STEPS, _LANCZOS_TOLERANCE = 40, 1e-3
 class Candidate:
     """An approximation, as factors and as the real implementation's output.
 
-    ``left(q, attention)`` gives the rows of L (h, n, r) for a block of queries (h, n, d); ``attention`` is the same block
-    of full attention, for those (the optimum) that need it. ``right`` is R: (h, r, N), or (r, N) shared by the heads.
-    ``output(q)`` is the output (h, n, d) of the implementation itself, None where there is none (the optimum); ``parents``
-    those of the mechanisms that this one descends from, with the same E, F and features.
+    ``left(q, attention)`` gives the rows of L (h, n, r) for a block of queries (h, n, d);
+    ``attention`` is the same block of full attention, for those (the optimum) that need it.
+    ``right`` is R: (h, r, N), or (r, N) shared by the heads. ``output(q)`` is the output (h, n, d)
+    of the implementation itself, None where there is none (the optimum); ``parents`` those of the
+    mechanisms that this one descends from, with the same E, F and features.
     """
 
     left: Callable[[Tensor, Tensor], Tensor]
@@ -38,7 +45,8 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Errors by head, (h,) each; ``None`` where the quantity is not defined. All but KL and cosine are relative."""
+    """Errors by head, (h,) each; ``None`` where the quantity is not defined. All but KL and cosine
+    are relative."""
 
     matrix_frobenius: Tensor
     matrix_spectral: Tensor | None
@@ -46,12 +54,17 @@ class Errors:
     output_frobenius: Tensor
     output_cosine: Tensor  # mean over rows
     output_error: float  # over all heads at once: what the layer's output sees
-    factor_mismatch: float  # between the factors' output and the implementation's, relative to the full output
-    parents: dict[str, tuple[float, float]]  # the parent's own error, and the step from it to here, as output_error
+    factor_mismatch: (
+        float  # between the factors' output and the implementation's, relative to the full output
+    )
+    parents: dict[
+        str, tuple[float, float]
+    ]  # the parent's own error, and the step from it to here, as output_error
 
 
 class Reference:
-    """Full softmax attention of one input, by row blocks; kept whole where that fits the working budget."""
+    """Full softmax attention of one input, by row blocks; kept whole where that fits the working
+    budget."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, *, block_bytes: int = BLOCK_BYTES) -> None:
         """q, k, v: (h, N, d) float64."""
@@ -75,7 +88,8 @@ class Reference:
         return self.block_rows >= self.q.shape[1]
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Row ranges and their rows of A (h, n, N); a block is valid until the next is drawn and must not be written to."""
+        """Row ranges and their rows of A (h, n, N); a block is valid until the next is drawn and
+        must not be written to."""
         if self._whole is not None:
             yield slice(0, self.q.shape[1]), self._whole
             return
@@ -84,19 +98,24 @@ class Reference:
             rows = slice(start, min(start + self.block_rows, N))
             block = self.buffer(0, rows.stop - start)
             torch.matmul(self.q[:, rows], self._scaled_keys, out=block)
-            block.sub_(block.amax(dim=-1, keepdim=True)).exp_().div_(block.sum(dim=-1, keepdim=True))
+            block.sub_(block.amax(dim=-1, keepdim=True)).exp_().div_(
+                block.sum(dim=-1, keepdim=True)
+            )
             if self.fits:
                 self._whole = block
             yield rows, block
 
     def release(self) -> None:
-        """Give back the room for blocks of a long input, which the next pass over it allocates again."""
+        """Give back the room for blocks of a long input, which the next pass over it allocates
+        again."""
         if not self.fits:
             self._buffers = []
 
     def buffer(self, index: int, num_rows: int) -> Tensor:
-        """Room (h, n, N) for a block, the same each time: made afresh per block, blocks and the small results kept between
-        them tear the heap into pieces that are never reused, and a long input's memory grows to N x N after all."""  # fmt: skip
+        """Room (h, n, N) for a block, the same each time: made afresh per block, blocks and the
+        small results kept between
+        them tear the heap into pieces that are never reused, and a long input's memory grows to N x
+        N after all."""  # fmt: skip
         h, N, _ = self.shape
         while len(self._buffers) <= index:
             self._buffers.append(self.q.new_empty(h * self.block_rows * N))
@@ -114,18 +133,22 @@ class Reference:
 
 
 def _multiply(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """L R into ``out`` (h, n, N). An R that heads share makes one plain product, so that it is not repeated per head."""
+    """L R into ``out`` (h, n, N). An R that heads share makes one plain product, so that it is not
+    repeated per head."""
     if right.dim() == 3:
         return torch.matmul(left, right, out=out)
     torch.mm(left.reshape(-1, left.shape[-1]), right, out=out.view(-1, out.shape[-1]))
     return out
 
 
-def spectral_norms(reference: Reference, candidates: list[Candidate], source: torch.Generator) -> Tensor:
+def spectral_norms(
+    reference: Reference, candidates: list[Candidate], source: torch.Generator
+) -> Tensor:
     """Largest singular values (1 + c, h): of A itself, then of A - L R for each candidate.
 
-    Lanczos on DᵀD, all candidates at once so that each block of A is computed once a step (a power iteration with memory:
-    the same products, fewer of them). Stops when no value moves by more than 1e-3 of itself; it converges from below.
+    Lanczos on DᵀD, all candidates at once so that each block of A is computed once a step (a power
+    iteration with memory: the same products, fewer of them). Stops when no value moves by more than
+    1e-3 of itself; it converges from below.
     """
     h, N, _ = reference.shape
     count = len(candidates) + 1
@@ -141,7 +164,9 @@ def spectral_norms(reference: Reference, candidates: list[Candidate], source: to
         return iter(kept)
 
     def gram(x: Tensor) -> Tensor:  # (h, c, N) -> DᵀD x for each vector
-        inner = [candidate.right @ x[:, j].unsqueeze(-1) for j, candidate in enumerate(candidates, 1)]
+        inner = [
+            candidate.right @ x[:, j].unsqueeze(-1) for j, candidate in enumerate(candidates, 1)
+        ]
         outer = [torch.zeros_like(vector) for vector in inner]
         total = torch.zeros_like(x)
         for rows, block in reference.blocks():
@@ -166,10 +191,16 @@ def spectral_norms(reference: Reference, candidates: list[Candidate], source: to
         so_far = basis[:, :, : step + 1]
         coefficients = so_far @ z
         tridiagonal[:, :, step, step] = coefficients[:, :, step, 0]
-        z -= so_far.mT @ coefficients  # against all earlier vectors, twice: Lanczos alone loses their orthogonality
+        z -= (
+            so_far.mT @ coefficients
+        )  # against all earlier vectors, twice: Lanczos alone loses their orthogonality
         z -= so_far.mT @ (so_far @ z)
         norm = z.norm(dim=-2)
-        largest = torch.linalg.eigvalsh(tridiagonal[:, :, : step + 1, : step + 1])[..., -1].clamp_min(0).sqrt()
+        largest = (
+            torch.linalg.eigvalsh(tridiagonal[:, :, : step + 1, : step + 1])[..., -1]
+            .clamp_min(0)
+            .sqrt()
+        )
         if step >= 2 and bool((largest - previous <= _LANCZOS_TOLERANCE * largest).all()):
             break
         previous = largest
@@ -179,8 +210,15 @@ def spectral_norms(reference: Reference, candidates: list[Candidate], source: to
     return largest.mT
 
 
-def measure(reference: Reference, candidates: list[Candidate], source: torch.Generator, *, spectral: bool = True) -> list[Errors]:
-    """The errors of each candidate, with one pass over the blocks of A for all and one more for each Lanczos step."""
+def measure(
+    reference: Reference,
+    candidates: list[Candidate],
+    source: torch.Generator,
+    *,
+    spectral: bool = True,
+) -> list[Errors]:
+    """The errors of each candidate, with one pass over the blocks of A for all and one more for
+    each Lanczos step."""
     h, N, _ = reference.shape
     sums = [_Sums(h) for _ in candidates]
     norm, full_square = torch.zeros(2, h, dtype=torch.float64)
@@ -205,7 +243,9 @@ def measure(reference: Reference, candidates: list[Candidate], source: torch.Gen
                 errors[1] += float((other - output).square().sum())
             approximation = _multiply(left, candidate.right, room)
             sum_.matrix += _square(torch.sub(approximation, block, out=scratch))
-            if candidate.is_distribution:  # an entry that is exactly 0 where A's is not counts as 1e-300, not as infinity
+            if (
+                candidate.is_distribution
+            ):  # an entry that is exactly 0 where A's is not counts as 1e-300, not as infinity
                 logs = approximation.clamp_(min=1e-300).log_()
                 sum_.kl += entropy - torch.mul(block, logs, out=scratch).sum(dim=(1, 2))
     total = float(full_square.sum())
@@ -219,7 +259,10 @@ def measure(reference: Reference, candidates: list[Candidate], source: torch.Gen
             output_cosine=sum_.cosine / N,
             output_error=math.sqrt(float(sum_.output.sum()) / total),
             factor_mismatch=math.sqrt(sum_.mismatch / total),
-            parents={name: tuple(math.sqrt(value / total) for value in errors) for name, errors in sum_.parents.items()},
+            parents={
+                name: tuple(math.sqrt(value / total) for value in errors)
+                for name, errors in sum_.parents.items()
+            },
         )
         for j, (candidate, sum_) in enumerate(zip(candidates, sums), 1)
     ]
@@ -229,7 +272,9 @@ class _Sums:
     """What one candidate's errors are made of, summed over blocks."""
 
     def __init__(self, num_heads: int) -> None:
-        self.matrix, self.output, self.cosine, self.kl = torch.zeros(4, num_heads, dtype=torch.float64)
+        self.matrix, self.output, self.cosine, self.kl = torch.zeros(
+            4, num_heads, dtype=torch.float64
+        )
         self.mismatch = 0.0
         self.parents: dict[str, list[float]] = {}
 

@@ -1,4 +1,5 @@
-"""The form of an error run's records (see ``results``): one per configuration, input, layer and seed. No torch."""
+"""The form of an error run's records (see ``results``): one per configuration, input, layer and
+seed. No torch."""
 
 from flurka_bench.results import STATUSES, Field, Form
 
@@ -17,10 +18,19 @@ def _by_head(meaning: str) -> Field:
 
 FIELDS: dict[str, Field] = {
     "schema": _count("version of this record's form"),
-    "case_id": Field(kind="text", meaning="readable id, unique in a run, equal on every machine", required=True),
-    "status": Field(kind="text", meaning="how it ended; only ok carries errors", required=True, accepted=STATUSES),
+    "case_id": Field(
+        kind="text", meaning="readable id, unique in a run, equal on every machine", required=True
+    ),
+    "status": Field(
+        kind="text",
+        meaning="how it ended; only ok carries errors",
+        required=True,
+        accepted=STATUSES,
+    ),
     "mechanism": Field(kind="text", meaning="which approximation", required=True),
-    "projection": Field(kind="text", meaning="how E and F are chosen; null where nothing is compressed"),
+    "projection": Field(
+        kind="text", meaning="how E and F are chosen; null where nothing is compressed"
+    ),
     "share_kv": Field(kind="flag", meaning="E = F", required=True),
     "rank": _count("k; null where nothing is compressed", required=False),
     "num_features": _count("m; null for softmax", required=False),
@@ -34,10 +44,14 @@ FIELDS: dict[str, Field] = {
     "output_error": _relative("|O - O'|_F / |O|_F over all heads: what the layer sees"),
     "matrix_frobenius": _by_head("|A - A'|_F / |A|_F"),
     "matrix_spectral": _by_head("|A - A'|_2 / |A|_2"),
-    "kl_nats": _by_head("mean over rows of KL(A || A'), where A' is a distribution; null where not"),
+    "kl_nats": _by_head(
+        "mean over rows of KL(A || A'), where A' is a distribution; null where not"
+    ),
     "output_frobenius": _by_head("|O - O'|_F / |O|_F"),
     "output_cosine": _by_head("mean over rows of cos(O, O')"),
-    "low_rank_error": _relative("output_error of the low-rank parent, same E and F (learned: its own F)"),
+    "low_rank_error": _relative(
+        "output_error of the low-rank parent, same E and F (learned: its own F)"
+    ),
     "low_rank_step": _relative("|O'_parent - O'|_F / |O|_F for the low-rank parent"),
     "kernel_error": _relative("output_error of the kernel parent, same features"),
     "kernel_step": _relative("|O'_parent - O'|_F / |O|_F for the kernel parent"),

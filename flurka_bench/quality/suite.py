@@ -1,4 +1,5 @@
-"""What an error run measures: a suite file with ``kind = "error"`` becomes inputs and configurations.
+"""What an error run measures: a suite file with ``kind = "error"`` becomes inputs and
+configurations.
 
 ::
 
@@ -15,11 +16,9 @@
     head_dim = [64]         # the trained family has its model's head_dim and num_heads
     num_heads = 2
 
-    [[mechanisms]]          # every combination of the lists; impossible ones (rank > seq_len) fall away
-    mechanism = ["low-rank", "flurka-relu"]
-    projection = ["mean-pool", "learned"]
-    rank = [32, 128]
-    num_features = [64]
+    [[mechanisms]]          # every combination of the lists; impossible ones (rank > seq_len) fall
+    away mechanism = ["low-rank", "flurka-relu"] projection = ["mean-pool", "learned"] rank = [32,
+    128] num_features = [64]
 """
 
 import json
@@ -33,15 +32,35 @@ from flurka_bench.errors import RequestError, unknown
 from flurka_bench.quality import projections
 from flurka_bench.toml import parse_toml
 
-SHIPPED = Path(__file__).parent / "suites"  # beside the code that reads them: `flurka-bench run` has its own
-MECHANISMS = ("low-rank", "kernel-favor", "kernel-relu", "kernel-elu", "flurka-favor", "flurka-relu", "flurka-elu")
-_KEYS = ("kind", "name", "description", "seeds", "training_inputs", "spectral", "inputs", "mechanisms")
+SHIPPED = (
+    Path(__file__).parent / "suites"
+)  # beside the code that reads them: `flurka-bench run` has its own
+MECHANISMS = (
+    "low-rank",
+    "kernel-favor",
+    "kernel-relu",
+    "kernel-elu",
+    "flurka-favor",
+    "flurka-relu",
+    "flurka-elu",
+)
+_KEYS = (
+    "kind",
+    "name",
+    "description",
+    "seeds",
+    "training_inputs",
+    "spectral",
+    "inputs",
+    "mechanisms",
+)
 _MECHANISM_KEYS = ("mechanism", "projection", "share_kv", "rank", "num_features")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
-    """A mechanism with its knobs; ``projection`` is how E and F are chosen, None where nothing is compressed."""
+    """A mechanism with its knobs; ``projection`` is how E and F are chosen, None where nothing is
+    compressed."""
 
     mechanism: str
     rank: int | None = None
@@ -52,21 +71,28 @@ class Configuration:
     def __post_init__(self) -> None:
         if self.mechanism not in MECHANISMS:
             if self.mechanism in ("full-math", "full-sdpa"):
-                raise RequestError(f"{self.mechanism} is what errors are measured against; accepted: {', '.join(MECHANISMS)}")
+                raise RequestError(
+                    f"{self.mechanism} is what errors are measured against; accepted: {', '.join(MECHANISMS)}"
+                )
             raise unknown("mechanism", self.mechanism, MECHANISMS)
 
     def canonical(self, seq_len: int, head_dim: int) -> "Configuration":
-        """Knobs that do not apply dropped. Raises RequestError for what cannot be computed at this size."""
+        """Knobs that do not apply dropped. Raises RequestError for what cannot be computed at this
+        size."""
         cell = mechanisms.get(self.mechanism)
         changes: dict[str, Any] = {}
         if not cell.compressed:
             changes |= {"rank": None, "projection": None, "share_kv": False}
         else:
             if self.rank is None or self.projection is None:
-                raise RequestError(f"{self.mechanism} needs rank and projection in its [[mechanisms]] table")
+                raise RequestError(
+                    f"{self.mechanism} needs rank and projection in its [[mechanisms]] table"
+                )
             projections.check(self.projection, self.rank, seq_len)
             if self.projection == "optimal" and cell.is_kernel:
-                raise RequestError("projection 'optimal' is the limit of every mechanism and belongs to mechanism low-rank alone")
+                raise RequestError(
+                    "projection 'optimal' is the limit of every mechanism and belongs to mechanism low-rank alone"
+                )
             changes["share_kv"] = self.projection == "mean-pool" or (
                 self.share_kv and self.projection in ("gaussian", "orthonormal")
             )
@@ -79,7 +105,8 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """A family with its parameters, and the sizes at which it is drawn (None: the trained model's own)."""
+    """A family with its parameters, and the sizes at which it is drawn (None: the trained model's
+    own)."""
 
     family: str
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -90,7 +117,8 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorSuite:
-    """An error suite as read; ``text`` is recorded with the run, and a run resumes only under the same text."""
+    """An error suite as read; ``text`` is recorded with the run, and a run resumes only under the
+    same text."""
 
     name: str
     description: str
@@ -104,13 +132,16 @@ class ErrorSuite:
     def override(self, **changes: Any) -> "ErrorSuite":
         """The suite with command-line options laid over it.
 
-        ``inputs`` and ``mechanism`` (lists of names) choose among the suite's; ``rank``, ``num_features`` and ``seq_len``
-        (lists) and ``seeds`` replace its values; ``model`` and ``text`` go to the trained inputs. None changes nothing.
+        ``inputs`` and ``mechanism`` (lists of names) choose among the suite's; ``rank``,
+        ``num_features`` and ``seq_len`` (lists) and ``seeds`` replace its values; ``model`` and
+        ``text`` go to the trained inputs. None changes nothing.
         """
         given = {key: value for key, value in changes.items() if value is not None}
         if not given:
             return self
-        inputs = [replace(item, seq_len=tuple(given.get("seq_len", item.seq_len))) for item in self.inputs]
+        inputs = [
+            replace(item, seq_len=tuple(given.get("seq_len", item.seq_len))) for item in self.inputs
+        ]
         if "inputs" in given:
             known = {item.family for item in inputs}
             for name in given["inputs"]:
@@ -119,18 +150,31 @@ class ErrorSuite:
             inputs = [item for item in inputs if item.family in given["inputs"]]
         trained = {key: str(given[key]) for key in ("model", "text") if key in given}
         if trained and not any(item.family == "trained" for item in inputs):
-            raise RequestError(f"--{next(iter(trained))} is for the trained inputs, and this run has none")
-        inputs = [replace(item, parameters=item.parameters | trained) if item.family == "trained" else item for item in inputs]
+            raise RequestError(
+                f"--{next(iter(trained))} is for the trained inputs, and this run has none"
+            )
+        inputs = [
+            replace(item, parameters=item.parameters | trained)
+            if item.family == "trained"
+            else item
+            for item in inputs
+        ]
         configurations = list(self.configurations)
         if "mechanism" in given:
             known = {item.mechanism for item in configurations}
             for name in given["mechanism"]:
                 if name not in known:
                     raise unknown("mechanism of this suite (--mechanism)", name, known)
-            configurations = [item for item in configurations if item.mechanism in given["mechanism"]]
+            configurations = [
+                item for item in configurations if item.mechanism in given["mechanism"]
+            ]
         for knob in ("rank", "num_features"):
             if knob in given:
-                configurations = [replace(item, **{knob: value}) for item in configurations for value in given[knob]]
+                configurations = [
+                    replace(item, **{knob: value})
+                    for item in configurations
+                    for value in given[knob]
+                ]
         return replace(
             self,
             text=f"{self.text}\n# options: {json.dumps(given, sort_keys=True, default=str)}\n",
@@ -140,7 +184,8 @@ class ErrorSuite:
         )
 
     def at(self, seq_len: int, head_dim: int) -> list[Configuration]:
-        """The configurations that exist at this size, each once. Raises RequestError, saying why, where none does."""
+        """The configurations that exist at this size, each once. Raises RequestError, saying why,
+        where none does."""
         found: dict[Configuration, None] = {}
         problem: RequestError | None = None
         for wanted in self.configurations:
@@ -173,13 +218,16 @@ def load(name_or_path: str) -> ErrorSuite:
 
 
 def parse(text: str, *, name: str = "error") -> ErrorSuite:
-    """An error suite from its text. Raises RequestError for malformed TOML, unknown keys, names and values."""
+    """An error suite from its text. Raises RequestError for malformed TOML, unknown keys, names and
+    values."""
     data = parse_toml(text, f"suite {name!r}")
     for key in data:
         if key not in _KEYS:
             raise unknown("key of an error suite", key, _KEYS)
     if data.get("kind") != "error":
-        raise RequestError(f'suite {name!r} has no kind = "error": it is for `flurka-bench run`, not for errors')
+        raise RequestError(
+            f'suite {name!r} has no kind = "error": it is for `flurka-bench run`, not for errors'
+        )
     spectral = data.get("spectral", True)
     if not isinstance(spectral, bool):
         raise RequestError(f"spectral must be true or false, got {spectral!r}")
@@ -191,13 +239,19 @@ def parse(text: str, *, name: str = "error") -> ErrorSuite:
         training_inputs=_count(data.get("training_inputs", 8), "training_inputs", least=3),
         spectral=spectral,
         inputs=tuple(_inputs(table) for table in _tables(data, "inputs")),
-        configurations=tuple(item for table in _tables(data, "mechanisms") for item in _configurations(table)),
+        configurations=tuple(
+            item for table in _tables(data, "mechanisms") for item in _configurations(table)
+        ),
     )
 
 
 def _tables(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
     tables = data.get(key)
-    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+    if (
+        not isinstance(tables, list)
+        or not tables
+        or not all(isinstance(table, dict) for table in tables)
+    ):
         raise RequestError(f"an error suite needs at least one [[{key}]] table")
     return tables
 
@@ -210,12 +264,17 @@ def _inputs(table: dict[str, Any]) -> Inputs:
     trained = family == "trained"
     sizes = {"seq_len": parameters.pop("seq_len", 512)}
     if not trained:
-        sizes |= {"head_dim": parameters.pop("head_dim", 64), "num_heads": parameters.pop("num_heads", 1)}
+        sizes |= {
+            "head_dim": parameters.pop("head_dim", 64),
+            "num_heads": parameters.pop("num_heads", 1),
+        }
     return Inputs(
         family=family,
         parameters=parameters,
         seq_len=tuple(_count(value, "seq_len", least=2) for value in _list(sizes["seq_len"])),
-        head_dim=(None,) if trained else tuple(_count(value, "head_dim") for value in _list(sizes["head_dim"])),
+        head_dim=(None,)
+        if trained
+        else tuple(_count(value, "head_dim") for value in _list(sizes["head_dim"])),
         num_heads=None if trained else _count(sizes["num_heads"], "num_heads"),
     )
 

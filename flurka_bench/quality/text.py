@@ -1,7 +1,8 @@
 """Text for the trained encoder: what every Python installation has, or one file of the user's.
 
-The docstrings are read by parsing the standard library's sources, not by importing it: nothing runs, and the order is
-fixed by the source files. They differ a little between Python versions, so a run records the digest of what it read.
+The docstrings are read by parsing the standard library's sources, not by importing it: nothing
+runs, and the order is fixed by the source files. They differ a little between Python versions, so a
+run records the digest of what it read.
 """
 
 import ast
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from flurka_bench.errors import RequestError
 
-# Modules with long docstrings in every supported Python; one is one document. Even places are for testing, odd for training.
+# Modules with long docstrings in every supported Python; one is one document. Even places are for
+# testing, odd for training.
 MODULES = (
     "argparse", "asyncio.tasks", "calendar", "codecs", "collections", "concurrent.futures._base", "configparser", "csv",
     "ctypes.util", "datetime", "_pydecimal", "difflib", "doctest", "email.message", "enum", "_pydatetime", "fractions", "ftplib",
@@ -28,7 +30,8 @@ MODULES = (
 
 @functools.cache
 def docstrings() -> tuple[str, ...]:
-    """One document per module of ``MODULES`` that this Python has: its docstrings in source order, blank-line separated."""
+    """One document per module of ``MODULES`` that this Python has: its docstrings in source order,
+    blank-line separated."""
     documents = []
     for name in MODULES:
         try:
@@ -49,7 +52,9 @@ def read_text(path: Path) -> str:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is not UTF-8 text (byte {error.start}); convert it, or leave --text out") from None
+        raise RequestError(
+            f"{path} is not UTF-8 text (byte {error.start}); convert it, or leave --text out"
+        ) from None
     except OSError as error:
         raise RequestError(f"cannot read the text file {path}: {error.strerror}") from None
     if not text.strip():
@@ -58,6 +63,11 @@ def read_text(path: Path) -> str:
 
 
 def digest(documents: Sequence[str]) -> dict[str, str | int]:
-    """What identifies the text of a run in its environment: number of documents, SHA-256 and the Python it came from."""
+    """What identifies the text of a run in its environment: number of documents, SHA-256 and the
+    Python it came from."""
     sha = hashlib.sha256("\0".join(documents).encode()).hexdigest()
-    return {"documents": len(documents), "sha256": sha, "python": ".".join(map(str, sys.version_info[:3]))}
+    return {
+        "documents": len(documents),
+        "sha256": sha,
+        "python": ".".join(map(str, sys.version_info[:3])),
+    }

@@ -1,6 +1,8 @@
-"""The bounds against what they bound: how often each holds in many draws, and how far above the measured error it lies.
+"""The bounds against what they bound: how often each holds in many draws, and how far above the
+measured error it lies.
 
-``table`` is what ``quality bounds`` prints and docs/error.md shows; a test holds every row of it to its stated probability.
+``table`` is what ``quality bounds`` prints and docs/error.md shows; a test holds every row of it to
+its stated probability.
 """
 
 import math
@@ -21,11 +23,13 @@ VACUOUS_ABOVE = 1.0  # a bound on the relative error says nothing once the zero 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One bound at one setting, both relative to |O|_F (or |A|_F); ``measured`` is a median over draws, or their mean square."""
+    """One bound at one setting, both relative to |O|_F (or |A|_F); ``measured`` is a median over
+    draws, or their mean square."""
 
     name: str
     setting: str
-    stated: float  # probability with which it holds; for "moment" bounds, those on a root mean square, 1
+    # probability with which it holds; for "moment" bounds, those on a root mean square, 1
+    stated: float
     held: float  # fraction of draws (and rows, where it is by row) in which it did
     bound: float
     measured: float
@@ -51,17 +55,25 @@ def _relative(rows: Tensor, output: Tensor) -> float:
     return float(rows.square().sum().sqrt() / output.norm())
 
 
-def _favor_output(q: Tensor, keys: Tensor, values: Tensor, num_features: int, source: torch.Generator) -> Tensor:
-    """The implementation's output with independent features, for which the bound is stated (its own are orthogonal)."""
+def _favor_output(
+    q: Tensor, keys: Tensor, values: Tensor, num_features: int, source: torch.Generator
+) -> Tensor:
+    """The implementation's output with independent features, for which the bound is stated (its own
+    are orthogonal)."""
     d = q.shape[-1]
     features = FavorFeatures(head_dim=d, num_features=num_features, dtype=torch.float64)
-    features.omega.copy_(torch.randn(d, num_features, generator=source, dtype=torch.float64) * d**-0.25)
+    features.omega.copy_(
+        torch.randn(d, num_features, generator=source, dtype=torch.float64) * d**-0.25
+    )
     return Similarity(keys.unsqueeze(0), features).attention(q.unsqueeze(0)).squeeze(0) @ values
 
 
 def _spectrum(num_draws: int) -> Iterator[Row]:
     family = Clustered(clusters=16, contiguous=True)
-    inputs = [_head(family.draw(seed, num_heads=1, seq_len=128, head_dim=16))[:2] for seed in range(num_draws)]
+    inputs = [
+        _head(family.draw(seed, num_heads=1, seq_len=128, head_dim=16))[:2]
+        for seed in range(num_draws)
+    ]
     matrices = [bounds.attention(q, k) for q, k in inputs]
     spectra = [torch.linalg.svdvals(A) for A in matrices]
     for rank in (8, 32):
@@ -72,7 +84,9 @@ def _spectrum(num_draws: int) -> Iterator[Row]:
             errors.append(float((A - bounds.attention(q, pooled @ k) @ pooled).norm() / A.norm()))
         for seed in range(num_draws):
             A, singular = matrices[seed], spectra[seed]
-            G = torch.randn(rank, 128, generator=generator("sketch", rank, seed), dtype=torch.float64)
+            G = torch.randn(
+                rank, 128, generator=generator("sketch", rank, seed), dtype=torch.float64
+            )
             basis = torch.linalg.qr((G @ A).mT)[0]
             sketches.append(bounds.sketch_error(singular, rank) / float(A.norm()))
             attained.append(float((A - A @ basis @ basis.mT).norm() / A.norm()))
@@ -106,7 +120,13 @@ def _compression(num_draws: int) -> Iterator[Row]:
             measured.append(float(difference.norm() / full.norm()))
             held += bool((difference.abs() <= sizes).all())
         setting = f"gaussian-0.5, N 128, d 16, k {rank}"
-        yield _moment("Johnson-Lindenstrauss, A RᵀR v, exact mean square", setting, [exact], measured, limit=1.1)
+        yield _moment(
+            "Johnson-Lindenstrauss, A RᵀR v, exact mean square",
+            setting,
+            [exact],
+            measured,
+            limit=1.1,
+        )
         yield Row(
             name="Johnson-Lindenstrauss, A RᵀR v, all products",
             setting=setting,
@@ -124,13 +144,18 @@ def _compression(num_draws: int) -> Iterator[Row]:
         predicted.append(bounds.independent_root_mean_square(C, v, full) / float(full.norm()))
         measured.append(float((C @ (F @ v) - full).norm() / full.norm()))
     yield _moment(
-        "Gaussian E, F independent, exact mean square", "gaussian-0.5, N 128, d 16, k 64", predicted, measured, limit=1.1
+        "Gaussian E, F independent, exact mean square",
+        "gaussian-0.5, N 128, d 16, k 64",
+        predicted,
+        measured,
+        limit=1.1,
     )
     for spread, rank in ((0.05, 32), (0.2, 32), (0.2, 8)):
         limits, errors, held = [], [], []
         for seed in range(num_draws):
             source = generator("segments", spread, seed)
-            # 32 segments of four positions that share a key and a value up to ``spread``, on which windows can fall
+            # 32 segments of four positions that share a key and a value up to ``spread``, on which
+            # windows can fall
             q, k, v = torch.randn(3, 128, 16, generator=source, dtype=torch.float64)
             k, v = (x[:32].repeat_interleave(4, 0) + spread * x for x in (k, v))
             full, pooled = bounds.attention(q, k) @ v, projections.mean_pool(rank, 128)
@@ -161,7 +186,9 @@ def _favor(num_draws: int) -> Iterator[Row]:
             f"gaussian-0.5, N 64, d 16, m {num_features}",
             limit,
             full,
-            lambda seed, m=num_features: (_favor_output(q, k, v, m, generator("favor", m, seed)) - full).norm(dim=-1),
+            lambda seed, m=num_features: (
+                _favor_output(q, k, v, m, generator("favor", m, seed)) - full
+            ).norm(dim=-1),
             num_draws,
         )
     pooled = projections.mean_pool(16, 64)
@@ -174,12 +201,21 @@ def _favor(num_draws: int) -> Iterator[Row]:
             f"gaussian-0.5, N 64, d 16, k 16, m {num_features}",
             limit,
             full,
-            lambda seed, m=num_features: (_favor_output(q, keys, values, m, generator("flurka", m, seed)) - full).norm(dim=-1),
+            lambda seed, m=num_features: (
+                _favor_output(q, keys, values, m, generator("flurka", m, seed)) - full
+            ).norm(dim=-1),
             num_draws,
         )
 
 
-def _rows_held(name: str, setting: str, limit: Tensor, output: Tensor, errors: Callable[[int], Tensor], num_draws: int) -> Row:
+def _rows_held(
+    name: str,
+    setting: str,
+    limit: Tensor,
+    output: Tensor,
+    errors: Callable[[int], Tensor],
+    num_draws: int,
+) -> Row:
     held, measured = 0.0, []
     for seed in range(num_draws):
         rows = errors(seed)
@@ -197,8 +233,11 @@ def _rows_held(name: str, setting: str, limit: Tensor, output: Tensor, errors: C
     )
 
 
-def _moment(name: str, setting: str, stated: list[float], measured: list[float], limit: float) -> Row:
-    """A statement about a root mean square over draws; it holds within four standard errors of the measured one."""
+def _moment(
+    name: str, setting: str, stated: list[float], measured: list[float], limit: float
+) -> Row:
+    """A statement about a root mean square over draws; it holds within four standard errors of the
+    measured one."""
     squares = torch.tensor(measured, dtype=torch.float64).square()
     bound = math.sqrt(sum(value**2 for value in stated) / len(stated))
     error = float(squares.std() / math.sqrt(len(squares))) if len(squares) > 1 else 0.0

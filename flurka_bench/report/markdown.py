@@ -6,7 +6,14 @@ from flurka_bench.analysis.agreement import tables
 from flurka_bench.analysis.answer import in_words
 from flurka_bench.analysis.crossover import in_words as crossing_words
 from flurka_bench.report.content import Content, knob_words
-from flurka_bench.report.page import ANSWER_HEAD, answer_row, empty_words, fastest_words, slices, subtitle
+from flurka_bench.report.page import (
+    ANSWER_HEAD,
+    answer_row,
+    empty_words,
+    fastest_words,
+    slices,
+    subtitle,
+)
 
 MAX_CROSSINGS = 40
 SIZES = {"num_heads": "h", "head_dim": "d", "seq_len": "N"}
@@ -16,7 +23,9 @@ def _safe(text: object) -> str:
     """Text that is neither a table's column nor HTML nor Markdown."""
     plain = " ".join(str(text).split())
     return "".join(
-        f"\\{letter}" if letter in "\\`*_[]|#" else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(letter, letter)
+        f"\\{letter}"
+        if letter in "\\`*_[]|#"
+        else {"<": "&lt;", ">": "&gt;", "&": "&amp;"}.get(letter, letter)
         for letter in plain
     )
 
@@ -25,7 +34,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return (
-        "\n".join("| " + " | ".join(_safe(cell) if line is not lines[1] else cell for cell in line) + " |" for line in lines)
+        "\n".join(
+            "| " + " | ".join(_safe(cell) if line is not lines[1] else cell for cell in line) + " |"
+            for line in lines
+        )
         + "\n"
     )
 
@@ -37,7 +49,9 @@ def markdown(content: Content) -> str:
         parts.append("**Predictions only: nothing here was measured.**\n")
     parts += [f"> {_safe(warning)}\n" for warning in content.warnings]
     if content.left_out:
-        parts.append(f"> {content.left_out} records beyond the report's limit are left out, the smallest maps first.\n")
+        parts.append(
+            f"> {content.left_out} records beyond the report's limit are left out, the smallest maps first.\n"
+        )
     if content.answer.empty:
         parts.append(_safe(empty_words(content)) + "\n")
     for key, part in slices(content.answer):
@@ -63,7 +77,15 @@ def markdown(content: Content) -> str:
             sizes = [f"{symbol} = {row[name]}" for name, symbol in SIZES.items() if row[name]]
             at = ", ".join(filter(None, [*sizes, knob_words(row)]))
             place = f"{row['level']} {row['pass']} {row['dtype']}"
-            rows.append([row["axis"], row["device"], place, at, *(crossing_words(row, side) for side in sides)])
+            rows.append(
+                [
+                    row["axis"],
+                    row["device"],
+                    place,
+                    at,
+                    *(crossing_words(row, side) for side in sides),
+                ]
+            )
         parts.append(table(head, rows))
         if len(crossings) > MAX_CROSSINGS:
             parts.append(f"{len(crossings) - MAX_CROSSINGS} more are in the page (.html).\n")

@@ -1,4 +1,5 @@
-"""The self-contained HTML page: a template, its data, the vendored plotting library. All text from files is escaped."""
+"""The self-contained HTML page: a template, its data, the vendored plotting library. All text from
+files is escaped."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +28,9 @@ def page(content: Content) -> str:
     parts = {
         "title": escape(content.title),
         "css": (_ASSETS / "page.css").read_text("utf-8"),
-        "badge": '<p class="badge">Predictions only: nothing on this page was measured</p>' if content.predicted_only else "",
+        "badge": '<p class="badge">Predictions only: nothing on this page was measured</p>'
+        if content.predicted_only
+        else "",
         "subtitle": escape(subtitle(content)),
         "answer": _answer(content),
         "warnings": _warnings(content),
@@ -44,12 +47,21 @@ def page(content: Content) -> str:
 
 def subtitle(content: Content) -> str:
     """Devices, number of records by status, and who wrote the page."""
-    devices = ", ".join(dict.fromkeys(str(device) for device in content.records["device"])) or "no device"
-    counts = ", ".join(f"{count} {status}" for status, count in content.counts.items()) or "no records"
+    devices = (
+        ", ".join(dict.fromkeys(str(device) for device in content.records["device"])) or "no device"
+    )
+    counts = (
+        ", ".join(f"{count} {status}" for status, count in content.counts.items()) or "no records"
+    )
     return f"{devices} · {counts} · flurka-bench {__version__}"
 
 
-def table(rows: Iterable[Sequence[Any]], head: Sequence[str], words: Sequence[int] = (0,), long: Sequence[int] = ()) -> str:
+def table(
+    rows: Iterable[Sequence[Any]],
+    head: Sequence[str],
+    words: Sequence[int] = (0,),
+    long: Sequence[int] = (),
+) -> str:
     """An HTML table of escaped cells; ``words`` and ``long`` are the columns that are text."""
 
     def cell(tag: str, index: int, value: Any) -> str:
@@ -58,7 +70,10 @@ def table(rows: Iterable[Sequence[Any]], head: Sequence[str], words: Sequence[in
         return f"<{tag}{f' class={kind}' if kind else ''}>{escape(str(value))}</{tag}>"
 
     lines = ["<tr>" + "".join(cell("th", i, value) for i, value in enumerate(head)) + "</tr>"]
-    lines += ["<tr>" + "".join(cell("td", i, value) for i, value in enumerate(row)) + "</tr>" for row in rows]
+    lines += [
+        "<tr>" + "".join(cell("td", i, value) for i, value in enumerate(row)) + "</tr>"
+        for row in rows
+    ]
     return '<div class="scroll"><table>' + "".join(lines) + "</table></div>"
 
 
@@ -78,14 +93,32 @@ def slices(answer: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
     return sorted(found, key=lambda entry: -int(entry[1]["cells"].max()))
 
 
-ANSWER_HEAD = ("baseline", "faster", "slower", "the same", "not decided", "no time", "median", "best (interval)", "at", "least")
+ANSWER_HEAD = (
+    "baseline",
+    "faster",
+    "slower",
+    "the same",
+    "not decided",
+    "no time",
+    "median",
+    "best (interval)",
+    "at",
+    "least",
+)
 
 
 def answer_row(row: Mapping[str, Any]) -> list[str]:
     """One baseline's line of the answer table, as text under ``ANSWER_HEAD``."""
     counts = [str(row[word]) for word in ("FASTER", "SLOWER", "SAME", "AMBIGUOUS", "MISSING")]
     label = BASELINES[row["baseline"]].label
-    return [label, *counts, format_ratio(row["median"]), interval(row), row["best_cell"], format_ratio(row["worst"])]
+    return [
+        label,
+        *counts,
+        format_ratio(row["median"]),
+        interval(row),
+        row["best_cell"],
+        format_ratio(row["worst"]),
+    ]
 
 
 def fastest_words(content: Content, key: tuple) -> str:
@@ -100,9 +133,7 @@ def empty_words(content: Content) -> str:
     if not content.counts:
         return "This run has no records yet: nothing was measured, nothing can be compared."
     counts = ", ".join(f"{count} {status}" for status, count in content.counts.items())
-    return (
-        f"No two competitors have times for the same workload ({counts}), so there is no speedup to show. The records are below."
-    )
+    return f"No two competitors have times for the same workload ({counts}), so there is no speedup to show. The records are below."
 
 
 def _answer(content: Content) -> str:
@@ -113,11 +144,17 @@ def _answer(content: Content) -> str:
     for number, (key, part) in enumerate(found[:NUM_SLICES]):
         rows = part.to_dict("records")
         parts.append(f"<h3>{escape(' · '.join(str(word) for word in key))}</h3>")
-        parts.append(f"<p>{escape(' '.join(in_words(rows[0])))} {escape(fastest_words(content, key))}</p>")
+        parts.append(
+            f"<p>{escape(' '.join(in_words(rows[0])))} {escape(fastest_words(content, key))}</p>"
+        )
         numbers = table((answer_row(row) for row in rows), ANSWER_HEAD, words=(0, 8))
-        parts.append(f"<details{' open' if number == 0 else ''}><summary>Against each baseline</summary>{numbers}</details>")
+        parts.append(
+            f"<details{' open' if number == 0 else ''}><summary>Against each baseline</summary>{numbers}</details>"
+        )
     if len(found) > NUM_SLICES:
-        parts.append(f"<p>{len(found) - NUM_SLICES} more combinations of device, level, pass and dtype are in the map.</p>")
+        parts.append(
+            f"<p>{len(found) - NUM_SLICES} more combinations of device, level, pass and dtype are in the map.</p>"
+        )
     parts.append('<p class="soft">A baseline is the fastest of its kind unless it is called the paper’s. Intervals are 95 %; a '
                  "cell is decided where its interval lies more than 2 % from 1. A smaller k or m is always faster: read a "
                  "speedup at the k and m that your accuracy needs.</p>")  # fmt: skip
@@ -128,7 +165,10 @@ def _records_table(content: Content) -> str:
     failed = content.records[~content.records["status"].isin(["ok", "predicted"])]
     if failed.empty:
         return ""
-    rows = [(row["case_id"], row["status"], row["error"] or "") for row in failed.head(200).to_dict("records")]
+    rows = [
+        (row["case_id"], row["status"], row["error"] or "")
+        for row in failed.head(200).to_dict("records")
+    ]
     more = f"<p>{len(failed) - 200} more are in the data.</p>" if len(failed) > 200 else ""
     head = ("case", "status", "why")
     body = table(rows, head, words=(0, 1), long=(2,)) + more
@@ -141,7 +181,11 @@ def _warnings(content: Content) -> str:
         held = len(content.records)
         lines.append(f"This page holds {held} of {held + content.left_out} records: whole maps, the largest first "
                      "(all of them: flurka-bench export).")  # fmt: skip
-    return "<ul class=warnings>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+    return (
+        "<ul class=warnings>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+        if lines
+        else ""
+    )
 
 
 def _agreement(content: Content) -> str:
@@ -172,7 +216,10 @@ def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, s
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            yield (
+                f"{prefix}{key}",
+                ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value),
+            )
 
 
 def _data(content: Content) -> str:

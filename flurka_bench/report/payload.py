@@ -1,4 +1,5 @@
-"""The page's data as compact JSON: columns instead of objects, words once, pairs of cases once however many views show them."""
+"""The page's data as compact JSON: columns instead of objects, words once, pairs of cases once
+however many views show them."""
 
 import json
 import math
@@ -13,7 +14,8 @@ from flurka_bench.analysis.speedup import CELL
 from flurka_bench.analysis.stages import flop_conditions
 from flurka_bench.report.content import Content
 
-# Every sample is kept to the last digit while the page stays small, to six significant digits beyond.
+# Every sample is kept to the last digit while the page stays small, to six significant digits
+# beyond.
 MAX_EXACT_SAMPLES = 120_000
 _RECORD_COLUMNS = (
     "case_id", "status", "mechanism", "level", "pass", "backend", "order", "device", "dtype", "batch", "num_heads", "seq_len",
@@ -33,7 +35,11 @@ def _number(value: float, digits: int = 5) -> float | None:
 def _column(values: list[Any]) -> dict[str, Any]:
     """A column as it is, or as codes into a list of words where that is shorter."""
     simple = all(isinstance(value, (str, int, float, bool, type(None))) for value in values)
-    keys = [(type(value), value) for value in values] if simple else [json.dumps(value, sort_keys=True) for value in values]
+    keys = (
+        [(type(value), value) for value in values]
+        if simple
+        else [json.dumps(value, sort_keys=True) for value in values]
+    )
     words = {key: value for key, value in zip(keys, values)}
     if len(words) > max(4, len(values) // 4):
         return {"values": values}
@@ -52,7 +58,8 @@ def _plain(value: Any) -> Any:
 
 
 def records_payload(records: pd.DataFrame) -> dict[str, Any]:
-    """{column: {"values"} or {"words", "codes"}}; an absent rank or num_features is null, as in the records."""
+    """{column: {"values"} or {"words", "codes"}}; an absent rank or num_features is null, as in the
+    records."""
     count = sum(len(samples) for samples in records["samples_s"] if samples is not None)
     columns = {}
     for name in _RECORD_COLUMNS:
@@ -66,8 +73,13 @@ def records_payload(records: pd.DataFrame) -> dict[str, Any]:
         if name == "samples_s" and count > MAX_EXACT_SAMPLES:
             values = [[_number(sample, 6) for sample in samples or []] for samples in values]
         if name in ("stages_s", "predicted_stages_s"):
-            values = [{stage: _number(s, 3) for stage, s in table.items()} if table else None for table in values]
-        columns[name] = {"values": values} if name in ("case_id", "samples_s", "median_s") else _column(values)
+            values = [
+                {stage: _number(s, 3) for stage, s in table.items()} if table else None
+                for table in values
+            ]
+        columns[name] = (
+            {"values": values} if name in ("case_id", "samples_s", "median_s") else _column(values)
+        )
     return columns
 
 
@@ -76,15 +88,21 @@ class _Pairs:
 
     def __init__(self) -> None:
         self.place: dict[tuple[str, int, int], int] = {}
-        self.columns: dict[str, list] = {name: [] for name in ("own", "other", "ratio", "low", "high", "verdict")}
+        self.columns: dict[str, list] = {
+            name: [] for name in ("own", "other", "ratio", "low", "high", "verdict")
+        }
 
-    def add(self, side: str, own: int, other: int, numbers: tuple[float, float, float], verdict: str) -> int:
+    def add(
+        self, side: str, own: int, other: int, numbers: tuple[float, float, float], verdict: str
+    ) -> int:
         if own < 0 or other < 0 or numbers[0] != numbers[0]:
             return -1
         key = (side, own, other)
         if key not in self.place:
             self.place[key] = len(self.place)
-            for name, value in zip(self.columns, (int(own), int(other), *(_number(n) for n in numbers), verdict)):
+            for name, value in zip(
+                self.columns, (int(own), int(other), *(_number(n) for n in numbers), verdict)
+            ):
                 self.columns[name].append(value)
         return self.place[key]
 
@@ -95,7 +113,11 @@ def views_payload(content: Content) -> dict[str, Any]:
     for subject, by_baseline in content.views.items():
         views[subject] = {}
         for name, cells in by_baseline.items():
-            grid = {column: _column([_plain(value) for value in cells[column]]) for column in CELL if cells[column].nunique() > 1}
+            grid = {
+                column: _column([_plain(value) for value in cells[column]])
+                for column in CELL
+                if cells[column].nunique() > 1
+            }
             grid |= {
                 column: {"words": [_plain(cells[column].iloc[0])], "codes": None}
                 for column in CELL
@@ -109,15 +131,26 @@ def views_payload(content: Content) -> dict[str, Any]:
                     view[side] = []
                     continue
                 columns = [
-                    f"{prefix}{c}" for c in ("subject_row", "baseline_row", "speedup", "speedup_low", "speedup_high", "verdict")
+                    f"{prefix}{c}"
+                    for c in (
+                        "subject_row",
+                        "baseline_row",
+                        "speedup",
+                        "speedup_low",
+                        "speedup_high",
+                        "verdict",
+                    )
                 ]
                 view[side] = [
-                    pairs.add(side, own, other, (a, b, c), v) for own, other, a, b, c, v in cells[columns].itertuples(index=False)
+                    pairs.add(side, own, other, (a, b, c), v)
+                    for own, other, a, b, c, v in cells[columns].itertuples(index=False)
                 ]
             if cells["subjects"].nunique() > 1:  # cells of fewer mechanisms than others are marked
                 view["subjects"] = _column(list(cells["subjects"]))
             reasons = [text if isinstance(text, str) else None for text in cells["missing"]]
-            view["missing"] = _column(reasons) if any(reasons) and not content.predicted_only else None
+            view["missing"] = (
+                _column(reasons) if any(reasons) and not content.predicted_only else None
+            )
             views[subject][name] = view
     rows = list(zip(pairs.columns["own"], pairs.columns["other"]))
     columns = pairs.columns | {
@@ -130,7 +163,10 @@ def views_payload(content: Content) -> dict[str, Any]:
 def crossings_payload(content: Content) -> dict[str, Any]:
     """Columns, one entry per series: where it lies, and both crossings in words and numbers."""
     crossings = content.crossings
-    columns = {name: _column([_plain(value) for value in crossings[name]]) for name in (*CELL, "subject", "baseline", "axis")}
+    columns = {
+        name: _column([_plain(value) for value in crossings[name]])
+        for name in (*CELL, "subject", "baseline", "axis")
+    }
     for prefix, side in _SIDES.items():
         if crossings[f"{prefix}wins"].notna().any():
             columns[side] = _column([in_words(row, prefix) for row in crossings.to_dict("records")])
@@ -151,7 +187,8 @@ def payload(content: Content) -> dict[str, Any]:
 
 
 def embed(data: Any) -> str:
-    """JSON that is safe inside a script element: no '<', '>' or '&' survives, so nothing in it can close or open a tag."""
+    """JSON that is safe inside a script element: no '<', '>' or '&' survives, so nothing in it can
+    close or open a tag."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

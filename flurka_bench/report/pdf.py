@@ -11,7 +11,14 @@ from flurka_bench.analysis.agreement import tables
 from flurka_bench.analysis.answer import in_words
 from flurka_bench.plots import curves, heatmap, model, style, tradeoff
 from flurka_bench.report.content import Content
-from flurka_bench.report.page import ANSWER_HEAD, answer_row, empty_words, fastest_words, slices, subtitle
+from flurka_bench.report.page import (
+    ANSWER_HEAD,
+    answer_row,
+    empty_words,
+    fastest_words,
+    slices,
+    subtitle,
+)
 
 LINES = 48  # of text that fit on one page
 MAX_MAPS = 6  # over the best of all others; over each other strong baseline the middle one
@@ -47,21 +54,38 @@ def _text_pages(content: Content) -> list[Figure]:
                 "bold" if kind in ("title", "head") else "normal",
             )
             place = (0.07, 0.95 - 0.0185 * line)
-            fig.text(*place, text.replace("$", r"\$"), fontsize=_SIZES[kind], family=family, fontweight=weight)
+            fig.text(
+                *place,
+                text.replace("$", r"\$"),
+                fontsize=_SIZES[kind],
+                family=family,
+                fontweight=weight,
+            )
         pages.append(fig)
     return pages
 
 
 def _wrap(kind: str, text: str) -> list[str]:
-    return [text] if kind == "table" else wrap(text, 78 if kind == "title" else 118, subsequent_indent="    ") or [""]
+    return (
+        [text]
+        if kind == "table"
+        else wrap(text, 78 if kind == "title" else 118, subsequent_indent="    ") or [""]
+    )
 
 
 def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
-    """A table as lines of letters of one width; what a first column says in brackets is left out."""
-    cells = [[text.partition(" (")[0] if column == 0 else text for column, text in enumerate(row)] for row in (head, *rows)]
+    """A table as lines of letters of one width; what a first column says in brackets is left
+    out."""
+    cells = [
+        [text.partition(" (")[0] if column == 0 else text for column, text in enumerate(row)]
+        for row in (head, *rows)
+    ]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     pads = [str.ljust, *[str.rjust] * (len(head) - 1)]
-    return [("table", "  ".join(pad(text, width) for pad, text, width in zip(pads, row, widths))) for row in cells]
+    return [
+        ("table", "  ".join(pad(text, width) for pad, text, width in zip(pads, row, widths)))
+        for row in cells
+    ]
 
 
 def write_pdf(content: Content, path: Path) -> None:
@@ -78,7 +102,10 @@ def write_pdf(content: Content, path: Path) -> None:
     if not content.answer.empty:
         figures += [curves.scaling_curves(content.records), tradeoff.memory(content.records)]
         if len(content.agreement.times):
-            figures += [model.predicted_against_measured(content.records), model.error_map(content.records)]
+            figures += [
+                model.predicted_against_measured(content.records),
+                model.error_map(content.records),
+            ]
     with PdfPages(path, metadata={"Title": content.title, "CreationDate": None}) as pages:
         for fig in figures:
             pages.savefig(fig)

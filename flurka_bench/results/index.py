@@ -9,10 +9,12 @@ _STATUS_BITS = 4  # the last bits of an entry: 1 + the status' place, so that no
 
 
 class CaseIndex:
-    """case_id -> status as 8-byte entries, 60 bits of a digest and the status, in a table made in advance.
+    """case_id -> status as 8-byte entries, 60 bits of a digest and the status, in a table made in
+    advance.
 
-    A run of 100,000 cases so takes the 2 MB that it began with, and no name is kept. Beyond two thirds of ``num_slots`` the
-    table doubles. Two of 100,000 names share a digest with a chance of one in 200 million.
+    A run of 100,000 cases so takes the 2 MB that it began with, and no name is kept. Beyond two
+    thirds of ``num_slots`` the table doubles. Two of 100,000 names share a digest with a chance of
+    one in 200 million.
     """
 
     def __init__(self, num_slots: int = 1 << 18) -> None:

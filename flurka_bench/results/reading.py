@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from flurka_bench.errors import RequestError
 from flurka_bench.results.index import CaseIndex
-from flurka_bench.results.records import FIELDS, SCHEMA, TIMING, UPGRADES, Form, check_record, upgrade
+from flurka_bench.results.records import (
+    FIELDS,
+    SCHEMA,
+    TIMING,
+    UPGRADES,
+    Form,
+    check_record,
+    upgrade,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +38,8 @@ def loads(text: bytes | str) -> Any:
 
 @dataclass(slots=True, kw_only=True)
 class Run:
-    """A run that was read: its folder, what run.json says, its records, and what the reader had to say about them."""
+    """A run that was read: its folder, what run.json says, its records, and what the reader had to
+    say about them."""
 
     folder: Path
     meta: dict[str, Any]
@@ -39,11 +48,20 @@ class Run:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """What run.json says. Raises RequestError if the folder is not a run or was written by a newer flurka-bench."""
+    """What run.json says. Raises RequestError if the folder is not a run or was written by a newer
+    flurka-bench."""
     path = Path(folder) / META_NAME
     if not path.is_file():
-        what = "is a file" if Path(folder).is_file() else f"has no {META_NAME}" if Path(folder).is_dir() else "does not exist"
-        raise RequestError(f"{str(folder)!r} is not a run: it {what} (give the folder that 'flurka-bench run' wrote)")
+        what = (
+            "is a file"
+            if Path(folder).is_file()
+            else f"has no {META_NAME}"
+            if Path(folder).is_dir()
+            else "does not exist"
+        )
+        raise RequestError(
+            f"{str(folder)!r} is not a run: it {what} (give the folder that 'flurka-bench run' wrote)"
+        )
     try:
         meta = loads(path.read_bytes())
     except (OSError, ValueError) as error:
@@ -53,7 +71,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
     meta = {**upgrade(meta, str(path), {}), "schema": SCHEMA}
     for key, kind in {"suite": dict, "environment": dict, "device": str, "started": str}.items():
         if not isinstance(meta.get(key), kind):
-            raise RequestError(f"{path} must have {key!r} as a {'table' if kind is dict else 'text'}")
+            raise RequestError(
+                f"{path} must have {key!r} as a {'table' if kind is dict else 'text'}"
+            )
     for key in ("name", "text"):
         if not isinstance(meta["suite"].get(key), str):
             raise RequestError(f"{path} must have suite.{key} as a text")
@@ -69,8 +89,11 @@ def check_kind(folder: Path, meta: Mapping[str, Any], form: Form) -> None:
         )
 
 
-def iter_records(folder: Path, warnings: list[str] | None = None, form: Form = TIMING) -> Iterator[dict[str, Any]]:
-    """The records of a run, one at a time, upgraded and checked; a torn last line is left out and said in ``warnings``.
+def iter_records(
+    folder: Path, warnings: list[str] | None = None, form: Form = TIMING
+) -> Iterator[dict[str, Any]]:
+    """The records of a run, one at a time, upgraded and checked; a torn last line is left out and
+    said in ``warnings``.
 
     Raises RequestError with the line for any other damage, and for a case that has two records.
     """
@@ -83,7 +106,9 @@ def iter_records(folder: Path, warnings: list[str] | None = None, form: Form = T
         except ValueError as error:
             if is_last:
                 if warnings is not None:
-                    warnings.append(f"{where}: torn, left out (the case is measured again when the run goes on)")
+                    warnings.append(
+                        f"{where}: torn, left out (the case is measured again when the run goes on)"
+                    )
                 return
             raise RequestError(f"{where}: not JSON: {error}") from None
         if not isinstance(record, dict):
@@ -117,7 +142,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
 
 
 def read_run(folder: str | Path, form: Form = TIMING) -> Run:
-    """A whole run. RequestError if it is not one, is of another kind, damaged, or written by a newer flurka-bench."""
+    """A whole run. RequestError if it is not one, is of another kind, damaged, or written by a
+    newer flurka-bench."""
     folder = Path(folder)
     run = Run(folder=folder, meta=read_meta(folder), records=[])
     check_kind(folder, run.meta, form)
@@ -126,11 +152,16 @@ def read_run(folder: str | Path, form: Form = TIMING) -> Run:
 
 
 def to_frame(runs: Run | Iterable[Run]) -> "pd.DataFrame":
-    """All records of one or several runs, one row each, with the run's folder name and id: devices stay apart."""
+    """All records of one or several runs, one row each, with the run's folder name and id: devices
+    stay apart."""
     import pandas as pd
 
     rows = []
     for run in [runs] if isinstance(runs, Run) else runs:
-        identity = {"run": run.folder.name, "run_id": run.meta.get("run_id", str(run.folder)), "suite": run.meta["suite"]["name"]}
+        identity = {
+            "run": run.folder.name,
+            "run_id": run.meta.get("run_id", str(run.folder)),
+            "suite": run.meta["suite"]["name"],
+        }
         rows += [{**dict.fromkeys(FIELDS), **record, **identity} for record in run.records]
     return pd.DataFrame(rows, columns=None if rows else [*FIELDS, "run", "run_id", "suite"])

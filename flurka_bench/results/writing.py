@@ -10,7 +10,15 @@ from typing import Any, BinaryIO
 
 from flurka_bench.errors import RequestError
 from flurka_bench.results.index import CaseIndex
-from flurka_bench.results.reading import META_NAME, RECORDS_NAME, check_kind, iter_records, loads, numbered_lines, read_meta
+from flurka_bench.results.reading import (
+    META_NAME,
+    RECORDS_NAME,
+    check_kind,
+    iter_records,
+    loads,
+    numbered_lines,
+    read_meta,
+)
 from flurka_bench.results.records import SCHEMA, TIMING, Form, check_record
 
 LOCK_NAME = "run.lock"
@@ -19,8 +27,8 @@ LOCK_NAME = "run.lock"
 class RunWriter:
     """The one writer of a run folder: locks it, repairs it, appends to it.
 
-    Raises RequestError if another process writes there, if the folder holds the run of another suite or device, or cannot
-    be written.
+    Raises RequestError if another process writes there, if the folder holds the run of another
+    suite or device, or cannot be written.
     """
 
     def __init__(self, folder: str | Path, form: Form = TIMING) -> None:
@@ -35,7 +43,9 @@ class RunWriter:
             raise RequestError(f"{str(self.folder)!r} is a file; --out must be a folder")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            self._lock = os.open(
+                self.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644
+            )
         except OSError as error:
             raise self._cannot_write(error) from None
         try:
@@ -51,12 +61,21 @@ class RunWriter:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            holder = os.pread(self._lock, 1000, 0).decode("utf-8", "replace").strip() or "another process"
-            raise RequestError(f"{str(self.folder)!r} is being written by {holder}; wait for it, or give another --out") from None
+            holder = (
+                os.pread(self._lock, 1000, 0).decode("utf-8", "replace").strip()
+                or "another process"
+            )
+            raise RequestError(
+                f"{str(self.folder)!r} is being written by {holder}; wait for it, or give another --out"
+            ) from None
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         try:
             os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, f"process {os.getpid()} on {socket.gethostname()}, started {started}\n".encode(), 0)
+            os.pwrite(
+                self._lock,
+                f"process {os.getpid()} on {socket.gethostname()}, started {started}\n".encode(),
+                0,
+            )
         except OSError as error:
             raise self._cannot_write(error) from None
 
@@ -66,7 +85,9 @@ class RunWriter:
             self.meta = read_meta(self.folder)
             check_kind(self.folder, self.meta, self.form)
         elif path.exists() and path.stat().st_size:
-            raise RequestError(f"{str(self.folder)!r} has {RECORDS_NAME} but no {META_NAME}: not a run (give another --out)")
+            raise RequestError(
+                f"{str(self.folder)!r} has {RECORDS_NAME} but no {META_NAME}: not a run (give another --out)"
+            )
         self._repair(path)
         for record in iter_records(self.folder, form=self.form):
             self._note(record)
@@ -84,7 +105,9 @@ class RunWriter:
             good += len(line)
         except ValueError:
             ending = b""
-            self.repairs.append(f"{path}: the last line was torn ({len(line)} bytes) and is removed; its case is measured again")
+            self.repairs.append(
+                f"{path}: the last line was torn ({len(line)} bytes) and is removed; its case is measured again"
+            )
         if ending or good != path.stat().st_size:
             try:
                 with open(path, "r+b") as file:
@@ -97,21 +120,32 @@ class RunWriter:
                 raise self._cannot_write(error) from None
 
     def start(self, meta: Mapping[str, Any]) -> None:
-        """Write run.json, or check that the run found here is of the same suite, device and seed, to be taken up again."""
+        """Write run.json, or check that the run found here is of the same suite, device and seed,
+        to be taken up again."""
         if self.meta:
             for key, what in {"suite": "suite", "device": "device", "seed": "seed"}.items():
                 was, wanted = self.meta.get(key), meta.get(key)
                 if was != wanted:
                     names = (was["name"], wanted["name"]) if key == "suite" else (was, wanted)
-                    detail = "a different text of the same suite" if names[0] == names[1] else f"{names[0]!r}, not {names[1]!r}"
-                    raise RequestError(f"{str(self.folder)!r} holds a run of another {what}: {detail} (give another --out)")
+                    detail = (
+                        "a different text of the same suite"
+                        if names[0] == names[1]
+                        else f"{names[0]!r}, not {names[1]!r}"
+                    )
+                    raise RequestError(
+                        f"{str(self.folder)!r} holds a run of another {what}: {detail} (give another --out)"
+                    )
         else:
             self.meta = {"schema": SCHEMA, "kind": self.form.kind, **meta}
             self.save_meta()
         if self._file is not None:
             return
         try:
-            descriptor = os.open(self.folder / RECORDS_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+            descriptor = os.open(
+                self.folder / RECORDS_NAME,
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW,
+                0o644,
+            )
             self._file = os.fdopen(descriptor, "ab", buffering=0)
             self._sync_folder()
         except OSError as error:
@@ -133,17 +167,25 @@ class RunWriter:
             raise self._cannot_write(error) from None
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write one final record and have it on the disk. RequestError for a malformed or second record, or a full disk."""
+        """Write one final record and have it on the disk. RequestError for a malformed or second
+        record, or a full disk."""
         assert self._file is not None, "append before start"
         record = {"schema": SCHEMA, **record}
         check_record(record, strict=True, form=self.form)
         if record["case_id"] in self.done:
-            raise RequestError(f"case {record['case_id']!r} already has a record in {str(self.folder)!r}")
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+            raise RequestError(
+                f"case {record['case_id']!r} already has a record in {str(self.folder)!r}"
+            )
+        line = (
+            json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            + b"\n"
+        )
         size = os.fstat(self._file.fileno()).st_size
         try:
             written = 0
-            while written < len(line):  # an unbuffered write may stop short, at a full disk or a file size limit
+            while written < len(
+                line
+            ):  # an unbuffered write may stop short, at a full disk or a file size limit
                 written += self._file.write(line[written:])
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -177,7 +219,11 @@ class RunWriter:
             os.close(descriptor)
 
     def _cannot_write(self, error: OSError) -> RequestError:
-        done = f"; {len(self.done)} records are safe there, and the same command goes on from them" if self.done else ""
+        done = (
+            f"; {len(self.done)} records are safe there, and the same command goes on from them"
+            if self.done
+            else ""
+        )
         return RequestError(
             f"cannot write to {str(self.folder)!r}: {error.strerror or error}{done} (mend it or give another --out)"
         )

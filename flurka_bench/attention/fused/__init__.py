@@ -1,4 +1,5 @@
-"""Fused Triton kernels for attention by features (kernel-* and flurka-*), forward only, NVIDIA GPUs."""
+"""Fused Triton kernels for attention by features (kernel-* and flurka-*), forward only, NVIDIA
+GPUs."""
 
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ __all__ = ["FusedFeatures", "fuse", "fused_feature_attention"]
 
 
 def fuse(layer: "AttentionLayer") -> "AttentionLayer":
-    """The same layer (kernel or FLuRKA attention), its similarity running in the fused kernels from now on."""
+    """The same layer (kernel or FLuRKA attention), its similarity running in the fused kernels from
+    now on."""
     layer.similarity = FusedFeatures(layer.similarity)
     return layer

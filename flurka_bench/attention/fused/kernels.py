@@ -1,15 +1,22 @@
-"""Triton kernels of attention by features, forward: no feature and no score is ever written to memory.
+"""Triton kernels of attention by features, forward: no feature and no score is ever written to
+memory.
 
-    key_side     K, V (L rows), Omega  ->  S = phi(K)^T V / L (m, d), z = sum phi(K) / L (m), for FAVOR+ the stabiliser c (m)
-    combine      the same, from parts that ``key_side`` left where many keys were split over programs
-    query_side   Q, Omega, S, z, c  ->  (phi(Q) S) / (phi(Q) z), walking the features as flash attention walks keys
+    key_side     K, V (L rows), Omega  ->  S = phi(K)^T V / L (m, d), z = sum phi(K) / L (m), for
+                 FAVOR+ the stabiliser c (m)
+    combine      the same, from parts that ``key_side`` left where many keys were split over
+                 programs
+    query_side   Q, Omega, S, z, c  ->  (phi(Q) S) / (phi(Q) z), walking the features as flash
+                 attention walks keys
 
-Why FAVOR+ splits so well: its stabiliser c_j is one number per feature (see ``similarity.FavorFeatures``), so programs that
-hold different features share nothing, and the query side is softmax(q Omega + c) with z for weights.
+Why FAVOR+ splits so well: its stabiliser c_j is one number per feature (see
+``similarity.FavorFeatures``), so programs that hold different features share nothing, and the query
+side is softmax(q Omega + c) with z for weights.
 
-Legend: B = batch * heads; BLOCK_L, BLOCK_N rows of keys and queries, BLOCK_M features, BLOCK_D head_dim filled up to a
-power of two. KIND 0 relu, 1 favor, 2 elu; ``epsilon`` is what relu and elu add to a feature. Products run in the inputs'
-dtype (UPCAST: in float32, for the interpreter, whose bfloat16 arithmetic is wrong) and add up in float32.
+Legend: B = batch * heads; BLOCK_L, BLOCK_N rows of keys and queries, BLOCK_M features, BLOCK_D
+    head_dim filled up to a
+power of two. KIND 0 relu, 1 favor, 2 elu; ``epsilon`` is what relu and elu add to a feature.
+Products run in the inputs' dtype (UPCAST: in float32, for the interpreter, whose bfloat16
+arithmetic is wrong) and add up in float32.
 """
 
 import triton
@@ -40,9 +47,11 @@ def key_side(
     KIND: tl.constexpr, HAS_MASK: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of features * splits of keys, B). Writes s (B, splits, m, d), z and c (B, splits, m).
+    """Grid (blocks of features * splits of keys, B). Writes s (B, splits, m, d), z and c (B,
+    splits, m).
 
-    ``half_scale`` is FAVOR+'s d^-1/2 / 2 before |k|^2. ``out_scale`` is 1 / L where this is the only split, else 1.
+    ``half_scale`` is FAVOR+'s d^-1/2 / 2 before |k|^2. ``out_scale`` is 1 / L where this is the
+    only split, else 1.
     """
     split = tl.program_id(0) % num_splits
     offs_m = (tl.program_id(0) // num_splits) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -64,15 +73,29 @@ def key_side(
         offs_l = first + tl.arange(0, BLOCK_L)
         in_l = offs_l < num_keys
         rows = offs_l.to(tl.int64)
-        v = _load(v_ptr + rows[:, None] * stride_vl + offs_d[None, :], in_l[:, None] & in_d[None, :], UPCAST)
+        v = _load(
+            v_ptr + rows[:, None] * stride_vl + offs_d[None, :],
+            in_l[:, None] & in_d[None, :],
+            UPCAST,
+        )
         keep = in_l
         if HAS_MASK:
-            keep = in_l & (tl.load(keep_ptr + batch_id * num_keys + offs_l, mask=in_l, other=0) != 0)
+            keep = in_l & (
+                tl.load(keep_ptr + batch_id * num_keys + offs_l, mask=in_l, other=0) != 0
+            )
         if KIND == 2:  # phi works on k itself: the columns of this block of features
-            tile = tl.load(k_ptr + rows[:, None] * stride_kl + offs_m[None, :], mask=in_l[:, None] & in_m[None, :], other=0.0)
+            tile = tl.load(
+                k_ptr + rows[:, None] * stride_kl + offs_m[None, :],
+                mask=in_l[:, None] & in_m[None, :],
+                other=0.0,
+            )
             phi = _elu_plus_one(tile.to(tl.float32)) + epsilon
         else:
-            k = _load(k_ptr + rows[:, None] * stride_kl + offs_d[None, :], in_l[:, None] & in_d[None, :], UPCAST)
+            k = _load(
+                k_ptr + rows[:, None] * stride_kl + offs_d[None, :],
+                in_l[:, None] & in_d[None, :],
+                UPCAST,
+            )
             y = tl.dot(k, omega, input_precision=PRECISION)
             if KIND == 1:
                 k_wide = k.to(tl.float32)
@@ -96,7 +119,9 @@ def key_side(
     if KIND == 1:
         tl.store(c_ptr + row, c, mask=in_m)
     s_pointers = s_ptr + row[:, None] * head_dim + offs_d[None, :]
-    tl.store(s_pointers, (s * out_scale).to(s_ptr.dtype.element_ty), mask=in_m[:, None] & in_d[None, :])
+    tl.store(
+        s_pointers, (s * out_scale).to(s_ptr.dtype.element_ty), mask=in_m[:, None] & in_d[None, :]
+    )
 
 
 @triton.jit
@@ -105,7 +130,8 @@ def combine(
     num_splits, num_features, head_dim, out_scale,
     KIND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of features, B). Adds up the parts of ``key_side``, each shrunk to the common stabiliser."""
+    """Grid (blocks of features, B). Adds up the parts of ``key_side``, each shrunk to the common
+    stabiliser."""
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     head = tl.program_id(1).to(tl.int64)
     offs_d = tl.arange(0, BLOCK_D)
@@ -116,7 +142,9 @@ def combine(
     c = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
     for split in range(num_splits):
         row = (head * num_splits + split) * num_features + offs_m
-        s_part = tl.load(s_parts_ptr + row[:, None] * head_dim + offs_d[None, :], mask=inside, other=0.0)
+        s_part = tl.load(
+            s_parts_ptr + row[:, None] * head_dim + offs_d[None, :], mask=inside, other=0.0
+        )
         z_part = tl.load(z_parts_ptr + row, mask=in_m, other=0.0)
         if KIND == 1:
             c_part = tl.load(c_parts_ptr + row, mask=in_m, other=0.0)
@@ -133,7 +161,11 @@ def combine(
     tl.store(z_ptr + row, z * out_scale, mask=in_m)
     if KIND == 1:
         tl.store(c_ptr + row, c, mask=in_m)
-    tl.store(s_ptr + row[:, None] * head_dim + offs_d[None, :], (s * out_scale).to(s_ptr.dtype.element_ty), mask=inside)
+    tl.store(
+        s_ptr + row[:, None] * head_dim + offs_d[None, :],
+        (s * out_scale).to(s_ptr.dtype.element_ty),
+        mask=inside,
+    )
 
 
 @triton.jit
@@ -144,7 +176,8 @@ def query_side(
     KIND: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of queries, B). Walks the features in blocks; FAVOR+ with a running maximum, as flash attention."""
+    """Grid (blocks of queries, B). Walks the features in blocks; FAVOR+ with a running maximum, as
+    flash attention."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     head = tl.program_id(1).to(tl.int64)
     batch_id, head_id = head // num_heads, head % num_heads
@@ -154,7 +187,11 @@ def query_side(
     in_n, in_d = offs_n < num_queries, offs_d < head_dim
     rows = offs_n.to(tl.int64)
     if KIND != 2:
-        q = _load(q_ptr + rows[:, None] * stride_qn + offs_d[None, :], in_n[:, None] & in_d[None, :], UPCAST)
+        q = _load(
+            q_ptr + rows[:, None] * stride_qn + offs_d[None, :],
+            in_n[:, None] & in_d[None, :],
+            UPCAST,
+        )
 
     numerator = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     normaliser = tl.zeros((BLOCK_N,), dtype=tl.float32)
@@ -163,13 +200,23 @@ def query_side(
         offs_m = first + tl.arange(0, BLOCK_M)
         in_m = offs_m < num_features
         row = head * num_features + offs_m
-        s = _load(s_ptr + row[:, None] * head_dim + offs_d[None, :], in_m[:, None] & in_d[None, :], UPCAST)
+        s = _load(
+            s_ptr + row[:, None] * head_dim + offs_d[None, :], in_m[:, None] & in_d[None, :], UPCAST
+        )
         z = tl.load(z_ptr + row, mask=in_m, other=0.0)
         if KIND == 2:
-            tile = tl.load(q_ptr + rows[:, None] * stride_qn + offs_m[None, :], mask=in_n[:, None] & in_m[None, :], other=0.0)
+            tile = tl.load(
+                q_ptr + rows[:, None] * stride_qn + offs_m[None, :],
+                mask=in_n[:, None] & in_m[None, :],
+                other=0.0,
+            )
             phi = _elu_plus_one(tile.to(tl.float32)) + epsilon
         else:
-            omega = _load(omega_ptr + offs_d[:, None] * num_features + offs_m[None, :], in_d[:, None] & in_m[None, :], UPCAST)
+            omega = _load(
+                omega_ptr + offs_d[:, None] * num_features + offs_m[None, :],
+                in_d[:, None] & in_m[None, :],
+                UPCAST,
+            )
             y = tl.dot(q, omega, input_precision=PRECISION)
             if KIND == 1:
                 y += tl.load(c_ptr + row, mask=in_m, other=float("-inf"))[None, :]
@@ -185,4 +232,8 @@ def query_side(
         normaliser += tl.sum(phi.to(tl.float32) * z[None, :], axis=1)
         numerator += tl.dot(phi, s, input_precision=PRECISION)
     out = (numerator / normaliser[:, None]).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + rows[:, None] * stride_on + offs_d[None, :], out, mask=in_n[:, None] & in_d[None, :])
+    tl.store(
+        out_ptr + rows[:, None] * stride_on + offs_d[None, :],
+        out,
+        mask=in_n[:, None] & in_d[None, :],
+    )

@@ -10,14 +10,17 @@ from flurka_bench.attention.similarity import RELU_EPSILON, FeatureMap
 from flurka_bench.attention.stages import stage
 from flurka_bench.errors import RequestError
 
-PROGRAMS_PER_PROCESSOR = 2  # as many as fill the GPU: where heads do not suffice, keys are split over programs
+PROGRAMS_PER_PROCESSOR = (
+    2  # as many as fill the GPU: where heads do not suffice, keys are split over programs
+)
 COMBINED_FEATURES = 16  # a small tile, since nothing is reused
 NUM_STAGES = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tiles:
-    """How a problem is cut: rows of keys or queries, features and head_dim of a tile, warps of a program."""
+    """How a problem is cut: rows of keys or queries, features and head_dim of a tile, warps of a
+    program."""
 
     rows: int
     features: int
@@ -26,16 +29,21 @@ class Tiles:
 
 
 def tiles(head_dim: int, num_features: int, dtype: torch.dtype) -> Tiles:
-    """Powers of two of at least 16, which tensor cores need; as large as compile without spilling registers.
+    """Powers of two of at least 16, which tensor cores need; as large as compile without spilling
+    registers.
 
     Raises RequestError for heads that do not fit one tile and for float64.
     """
     most = {torch.float16: 256, torch.bfloat16: 256, torch.float32: 128}.get(dtype, 0)
     if head_dim > most:
         accepted = "float16 and bfloat16 with head_dim up to 256, float32 up to 128"
-        raise RequestError(f"fused kernels take {accepted}, got {dtype}, head_dim {head_dim}; use --backend eager")
+        raise RequestError(
+            f"fused kernels take {accepted}, got {dtype}, head_dim {head_dim}; use --backend eager"
+        )
     block_d = max(16, 1 << (head_dim - 1).bit_length())
-    if dtype == torch.float32:  # three tf32 products stand for one, so operands take three times the registers
+    if (
+        dtype == torch.float32
+    ):  # three tf32 products stand for one, so operands take three times the registers
         rows, most_features, num_warps = (32, 32, 8) if block_d <= 64 else (16, 32, 4)
     else:
         rows, most_features = 64, 64 if block_d <= 128 else 32
@@ -45,7 +53,8 @@ def tiles(head_dim: int, num_features: int, dtype: torch.dtype) -> Tiles:
 
 
 def num_splits(num_keys: int, rows: int, programs: int, processors: int) -> int:
-    """Over how many programs a head's keys are split: enough for the GPU, with at least four tiles each."""
+    """Over how many programs a head's keys are split: enough for the GPU, with at least four tiles
+    each."""
     wanted = -(-PROGRAMS_PER_PROCESSOR * processors // programs)
     return max(1, min(wanted, num_keys // (4 * rows)))
 
@@ -56,12 +65,20 @@ def num_processors(device: torch.device) -> int:
 
 
 def fused_feature_attention(
-    q: Tensor, k: Tensor, v: Tensor, features: FeatureMap, keep: Tensor | None = None, *, splits: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    features: FeatureMap,
+    keep: Tensor | None = None,
+    *,
+    splits: int | None = None,
 ) -> Tensor:
-    """What ``features(q, k, v, keep)`` computes, in two launches, three where keys are split. No gradient.
+    """What ``features(q, k, v, keep)`` computes, in two launches, three where keys are split. No
+    gradient.
 
-    q (b, h, N, d), k and v (b, h, L, d), the last dimension contiguous, any other strides; keep (b, L). The result is
-    (b, h, N, d) with tokens first in memory, so merging heads is a view. ``splits``: for tests; None chooses.
+    q (b, h, N, d), k and v (b, h, L, d), the last dimension contiguous, any other strides; keep (b,
+    L). The result is (b, h, N, d) with tokens first in memory, so merging heads is a view.
+    ``splits``: for tests; None chooses.
     """
     from flurka_bench.attention.fused import kernels
 
@@ -76,10 +93,13 @@ def fused_feature_attention(
     keys_per_split = -(-num_keys // (splits * tile.rows)) * tile.rows
     splits = -(-num_keys // keys_per_split)
 
-    omega = q if features.omega is None else features.omega.contiguous()  # elu has none: any pointer will do
+    omega = (
+        q if features.omega is None else features.omega.contiguous()
+    )  # elu has none: any pointer will do
     keep_bytes = q if keep is None else keep.contiguous().view(torch.uint8)
     epsilon = torch.finfo(q.dtype).eps if features.omega is None else RELU_EPSILON
-    # three tf32 products make up a float32 one to rounding; exact float32 products would bypass the tensor cores
+    # three tf32 products make up a float32 one to rounding; exact float32 products would bypass the
+    # tensor cores
     precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
     common = {"KIND": kind, "BLOCK_M": tile.features, "BLOCK_D": tile.head_dim}
     dots = {"UPCAST": not q.is_cuda, "PRECISION": precision}
@@ -110,7 +130,8 @@ def fused_feature_attention(
 
 
 class FusedFeatures(nn.Module):
-    """A feature map whose attention runs in the fused kernels. Takes the place of the ``FeatureMap`` it holds."""
+    """A feature map whose attention runs in the fused kernels. Takes the place of the
+    ``FeatureMap`` it holds."""
 
     any_strides = True
 
