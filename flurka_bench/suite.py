@@ -41,7 +41,7 @@ from typing import Any
 from flurka_bench import mechanisms, workload
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.expression import Expression
-from flurka_bench.toml import parse_toml
+from flurka_bench.toml import parse_toml, read_text
 from flurka_bench.units import parse_bytes, parse_fraction, parse_seconds
 from flurka_bench.workload import LARGEST_SIZE, Case
 
@@ -180,10 +180,7 @@ def load_suite(name_or_path: str | Path, device_kind: str = "cpu") -> Suite:
                 f"no suite file at {name!r}; shipped suites: {', '.join(shipped_suites())}"
             )
         raise unknown("suite", name, shipped_suites())
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot read suite file {name!r}: {error}") from None
+    text = read_text(path, "suite file")
     return parse_suite(text, device_kind=device_kind, name=path.stem)
 
 

@@ -9,6 +9,7 @@ function of the shape (``Residual``).
 
 import csv
 import gzip
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,6 +190,7 @@ class Residual:
     # log units of a single row: measurement and the tile steps that no smooth function follows
     NOISE = 0.12
     LIMIT = 0.4  # a row further off is taken for this far
+    LARGEST = 3.0  # log units: what is fitted to rows within LIMIT overshoots far less
 
     @classmethod
     def fitted(cls, anchors: np.ndarray, log_residuals: np.ndarray) -> "Residual":
@@ -207,8 +209,18 @@ class Residual:
         return np.exp(exponent) * real(self.AMPLITUDE**2) + real(self.OFFSET**2)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Factor (m,) on the predicted seconds at features (m, f)."""
-        return np.exp(self._covariance(features) @ self.weights.astype(features.dtype))
+        """Factor (m,) on the predicted seconds at features (m, f).
+
+        Raises:
+            RequestError: a factor that no fit gives; the weights were not found by ``fitted``.
+        """
+        logs = self._covariance(features) @ self.weights.astype(features.dtype)
+        if np.abs(logs).max(initial=0.0) > self.LARGEST:
+            raise RequestError(
+                "the residual in the profile's [measured] table moves a prediction by a factor of"
+                f" more than {math.exp(self.LARGEST):.0f}: calibrate writes no such one"
+            )
+        return np.exp(logs)
 
     def as_rows(self) -> list[list[float]]:
         """Anchors with their weights, as a profile stores them: f + 1 numbers a row."""

@@ -30,7 +30,7 @@ from typing import Any
 from flurka_bench import mechanisms
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.quality import projections
-from flurka_bench.toml import parse_toml
+from flurka_bench.toml import parse_toml, read_text
 
 SHIPPED = (
     Path(__file__).parent / "suites"
@@ -210,11 +210,7 @@ def load(name_or_path: str) -> ErrorSuite:
         path = SHIPPED / f"{name_or_path}.toml"
     elif not path.is_file():
         raise unknown("error suite", name_or_path, [*shipped(), "FILE.toml"])
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot read suite file {path}: {error}") from None
-    return parse(text, name=path.stem)
+    return parse(read_text(path, "suite file"), name=path.stem)
 
 
 def parse(text: str, *, name: str = "error") -> ErrorSuite:
