@@ -10,8 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flurka_bench.errors import RequestError, unknown
-from flurka_bench.hardware.measured import short
+from flurka_bench.errors import RequestError, short, unknown
 from flurka_bench.hardware.profile import LARGEST, Figure, Profile, is_measured
 from flurka_bench.toml import parse_toml, read_text
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from flurka_bench.errors import RequestError, nearest
+from flurka_bench.errors import RequestError, nearest, short
 from flurka_bench.workload import DTYPES
 
 LAYOUTS = ("linear", "batched")
@@ -239,17 +239,6 @@ def clamped(kind: str, name: str, value: float) -> float:
     """
     quantity = quantities(kind)[name]
     return min(max(value, quantity.low), quantity.high)
-
-
-def short(value: Any) -> str:
-    """A value as an error shows it."""
-    try:
-        return repr(value)[:80]
-    except (
-        ValueError,
-        RecursionError,
-    ):  # thousands of digits (from hexadecimal), or dotted keys nested too deeply
-        return f"a {type(value).__name__} too long to show"
 
 
 def check(kind: str, name: str, value: Any) -> None:
