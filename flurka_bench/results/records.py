@@ -278,9 +278,8 @@ def _wanted(spec: Field) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A wrong value, in at most ``LONGEST_SHOWN`` characters that every terminal can print."""
-    text = value if isinstance(value, str) else short(value)
-    return ascii(text[:LONGEST_SHOWN]) if not is_text(text) else repr(text[:LONGEST_SHOWN])
+    """A wrong value, in at most ``LONGEST_SHOWN`` characters."""
+    return short(value)[:LONGEST_SHOWN]
 
 
 def is_text(value: Any) -> bool:
@@ -379,8 +378,10 @@ def check_meta(meta: Mapping[str, Any]) -> None:
             value = value.get(key) if isinstance(value, dict) else None
         if value is None and spec.required:
             raise RequestError(f"must have {name!r} ({spec.meaning})")
-        long = isinstance(value, str) and len(value) <= _TEXT_LIMITS.get(name, 0)
-        if value is not None and not long and not _fits(spec, value):
+        fits = value is None or _fits(spec, value)
+        if name in _TEXT_LIMITS and isinstance(value, str):  # its letters are looked at below
+            fits = len(value) <= _TEXT_LIMITS[name]
+        if not fits:
             raise RequestError(f"field {name!r} must be {_wanted(spec)}, got {_shown(value)}")
     sessions = meta.get("sessions", [])
     if not isinstance(sessions, list) or not all(
@@ -444,7 +445,7 @@ def upgrade(data: dict[str, Any], where: str, upgrades: Mapping[int, Callable]) 
         raise RequestError(f"{where} has no schema version: not written by flurka-bench")
     if version > SCHEMA:
         raise RequestError(
-            f"{where} has schema {version}; this flurka-bench reads up to {SCHEMA} (install a newer one)"
+            f"{where} has schema {_shown(version)}; this flurka-bench reads up to {SCHEMA} (install a newer one)"
         )
     while version < SCHEMA:
         data = upgrades[version](data) if version in upgrades else data
