@@ -36,6 +36,18 @@ def unknown(what: str, got: object, accepted: Iterable[str]) -> RequestError:
     """The error for a name that is not one of a known set: names the nearest and lists all of
     them."""
     accepted = sorted(str(name) for name in accepted)
-    guess = nearest(str(got), accepted)
+    text = got if isinstance(got, str) else short(got)
+    guess = nearest(text[:200], accepted)
     hint = f" (did you mean {guess!r}?)" if guess else ""
-    return RequestError(f"unknown {what} {str(got)!r}{hint}; accepted: {', '.join(accepted)}")
+    return RequestError(f"unknown {what} {text[:200]!r}{hint}; accepted: {', '.join(accepted)}")
+
+
+def short(value: object) -> str:
+    """A value as an error shows it."""
+    try:
+        return repr(value)[:80]
+    except (
+        ValueError,
+        RecursionError,
+    ):  # thousands of digits (from hexadecimal), or dotted keys nested too deeply
+        return f"a {type(value).__name__} too long to show"

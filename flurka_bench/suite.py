@@ -32,7 +32,7 @@ are parsed and never evaluated as code.
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -41,13 +41,11 @@ from typing import Any
 from flurka_bench import mechanisms, workload
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.expression import Expression
-from flurka_bench.toml import parse_toml
+from flurka_bench.toml import parse_toml, read_text
 from flurka_bench.units import parse_bytes, parse_fraction, parse_seconds
-from flurka_bench.workload import LARGEST_SIZE, Case
+from flurka_bench.workload import LARGEST_SIZE, Case, check_combinations
 
 SHIPPED = Path(__file__).parent / "suites"
-# before collapsing; a second or two of work, and a guard against a slip of the keyboard
-MAX_COMBINATIONS = 200_000
 MAX_CASES = 10_000
 
 CHOICES = {"mechanism": tuple(mechanisms.MECHANISMS), **workload.CHOICES}
@@ -108,11 +106,9 @@ class Suite:
 
         Raises RequestError if there is none or too many.
         """
-        combinations = sum(_num_combinations(block) for block in self.blocks)
-        if combinations > MAX_COMBINATIONS:
-            raise RequestError(
-                f"suite {self.name!r} asks for {combinations} combinations; the limit is {MAX_COMBINATIONS} (shorten its axes)"
-            )
+        check_combinations(
+            f"suite {self.name!r}", *map(_lists, self.blocks), mend="shorten its axes"
+        )
         found: dict[Case, None] = {}
         impossible: RequestError | None = None
         num_excluded = 0
@@ -136,6 +132,11 @@ class Suite:
                     num_excluded += 1
                     continue
                 found[case] = None
+                if len(found) > MAX_CASES:  # no need to see how many more
+                    raise RequestError(
+                        f"suite {self.name!r} expands to more than {MAX_CASES} cases"
+                        " (shorten its axes)"
+                    )
             if ranks and all(rank > seq_len for rank, seq_len in ranks):
                 rank, seq_len = min(ranks)
                 raise RequestError(
@@ -149,10 +150,6 @@ class Suite:
                 else str(impossible)
             )
             raise RequestError(f"suite {self.name!r} expands to no case: {why}")
-        if len(found) > MAX_CASES:
-            raise RequestError(
-                f"suite {self.name!r} expands to {len(found)} cases; the limit is {MAX_CASES} (shorten its axes)"
-            )
         workloads: dict[tuple, list[Case]] = {}
         for case in found:
             workloads.setdefault(case.workload_key, []).append(case)
@@ -180,10 +177,7 @@ def load_suite(name_or_path: str | Path, device_kind: str = "cpu") -> Suite:
                 f"no suite file at {name!r}; shipped suites: {', '.join(shipped_suites())}"
             )
         raise unknown("suite", name, shipped_suites())
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot read suite file {name!r}: {error}") from None
+    text = read_text(path, "suite file")
     return parse_suite(text, device_kind=device_kind, name=path.stem)
 
 
@@ -343,11 +337,12 @@ def _parse_budget(table: dict[str, Any]) -> Budget:
     return Budget(**seconds, **memory, **target)
 
 
-def _num_combinations(block: dict[str, Any]) -> int:
-    shared = {axis: values for axis, values in block["shared"].items() if axis not in block["own"]}
-    lengths = [len(values) for values in block["own"].values()]
-    own = max(lengths, default=1) if block["combine"] == "zip" else math.prod(lengths)
-    return own * math.prod(len(values) for values in shared.values())
+def _lists(block: dict[str, Any]) -> list[Sized]:
+    """What a block combines each with each: its axes' values, those of a [[zip]] as one."""
+    own = list(block["own"].values())
+    if block["combine"] == "zip":
+        own = [max(own, key=len)] if own else []
+    return own + [values for axis, values in block["shared"].items() if axis not in block["own"]]
 
 
 def _combinations(block: dict[str, Any]) -> Iterator[dict[str, Any]]:

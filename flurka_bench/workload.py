@@ -11,8 +11,12 @@ forms; everything that counts FLOPs and bytes is arithmetic on them. Categorical
 one string.
 """
 
+import math
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from flurka_bench.errors import RequestError
 
 Number = Any  # int | float | numpy.ndarray | sympy.Expr: whatever supports + - * / and comparison
 
@@ -47,6 +51,24 @@ STAGES = (
 # No size of a case is larger: beyond it a number is a slip, and products of a few sizes leave what
 # floats can hold.
 LARGEST_SIZE = 2**40
+
+# The most combinations that one request is expanded to: some seconds of work, and a guard against a
+# slip of the keyboard. The largest shipped suite has 4,320.
+MAX_COMBINATIONS = 50_000
+
+
+def check_combinations(
+    what: str, *axes: Iterable[Sized], mend: str, limit: int = MAX_COMBINATIONS
+) -> None:
+    """Count before anything is expanded: raise RequestError where the products of the axes'
+    lengths, added up, are more than the limit.
+
+    ``what`` asks for them, and ``mend`` says what makes them fewer.
+    """
+    num = sum(math.prod(len(values) for values in each) for each in axes)
+    if num > limit:
+        raise RequestError(f"{what} asks for {num} combinations; the limit is {limit} ({mend})")
+
 
 # The sizes of a case, in the order in which ids, tables and records give them.
 SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features")

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from flurka_bench.cli.validate import validate
 from flurka_bench.cost.calibration import calibrate
 from flurka_bench.cost.fitting import (
     Rows,
@@ -141,15 +142,103 @@ def test_read_rows_groups_and_keeps_places(tmp_path):
     assert groups["linear", "y"].seconds.tolist() == [0.25e-3]
 
 
-@pytest.mark.parametrize(("rows", "says"), [
-    ([["x", "linear", "bfloat16", 1, 8, 16, 32, "fast"]], "latency_ms must hold numbers"),
-    ([["x", "linear", "bfloat16", 1, 8, 16, 32, -1]], "above 0"),
-    ([["x", "linear", "bfloat16", 1, 8, 16]], "another length"),
-    ([], "no rows"),
+GOOD = ["h200-sxm", "linear", "bfloat16", "1", "8", "16", "32", "0.5"]
+NUMBERS = ["", "\u00b2", "9" * 5000, "-1", "0", "nan", "inf", "1_0", "\u0664", "1e400", "0x10", " "]
+
+
+@pytest.mark.parametrize("name", HEADER[2:])
+def test_a_bad_cell_is_named_by_line_column_and_what_was_expected(tmp_path, name):
+    for cell in [*NUMBERS, "abc", "9" * 900, "1.5" if name in "BMNK" else "1e-9"]:
+        row = [cell if key == name else good for key, good in zip(HEADER, GOOD)]
+        path = write(tmp_path / "bad.csv", HEADER, [GOOD, row])
+        with pytest.raises(RequestError) as caught:
+            read_rows(path)
+        said = str(caught.value)
+        assert "\n" not in said and len(said) < 300
+        cells = "" if len(cell) > 1000 else f", column {name}"
+        assert said.startswith(f"{path}, line 3{cells}: expected "), said
+
+
+@pytest.mark.parametrize(("data", "says"), [
+    (b"", "empty"),
+    (b"\n\n", "empty"),
+    (b"op,dtype,latency_ms\n", "no rows below its header"),
+    (b"op;dtype;latency_ms\n1;2;3\n", "lacks the columns op, dtype"),
+    (b"op,dtype,latency_ms\nadd,float32\n", "line 2: expected 3 columns as in the header, got 2"),
+    (b"op,dtype,op,latency_ms\na,b,c,1\n", "line 1: .*'op' as columns 1 and 3"),
+    (b'op,dtype,latency_ms\nadd,float32,1\nadd,"float32,1\n', "line 3: no CSV"),
+    (b"op,dtype,latency_ms\nadd,float32,1\nadd,\xff,1\n", "line 3, character 5: .*0xff"),
+    ("op,dtype,latency_ms\nadd,float32,1\n".encode("utf-16"), "line 1, character 1: .*UTF-8"),
+    ("op,dtype,latency_ms\nadd,float32,1\n".encode("utf-16-le"), "line 1: .*zero byte"),
+    (gzip.compress(b"op,dtype,latency_ms\n"), "name must end in .gz"),
+    (b"op,dtype,latency_ms\n" + b"a" * 200_000, "line 2: a line of more than 100000"),
+    (b'op,dtype,latency_ms\n"' + b"a\n" * 90_000, "line 2: no CSV: field larger"),
 ])  # fmt: skip
-def test_bad_files_are_refused_in_one_line(tmp_path, rows, says):
-    with pytest.raises(RequestError, match=says):
-        read_rows(write(tmp_path / "bad.csv", HEADER, rows))
+def test_a_file_that_is_no_table_is_refused_in_one_line(tmp_path, data, says):
+    (tmp_path / "bad.csv").write_bytes(data)
+    with pytest.raises(RequestError, match=says) as caught:
+        read_rows(tmp_path / "bad.csv")
+    assert "\n" not in str(caught.value) and "bad.csv" in str(caught.value)
+
+
+def test_a_damaged_gzipped_file_is_refused_wherever_it_is_damaged(tmp_path):
+    table = [[*GOOD[:4], str(size), *GOOD[5:]] for size in range(1, 200)]
+    whole = write(tmp_path / "rows.csv.gz", HEADER, table).read_bytes()
+    bad = tmp_path / "bad.csv.gz"
+    for cut in range(0, len(whole), 7):
+        bad.write_bytes(whole[:cut])
+        with pytest.raises(RequestError, match=r"bad\.csv"):
+            read_rows(bad)
+    refused = 0
+    for at in range(0, len(whole), 5):
+        bad.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            read_rows(bad)
+        except RequestError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 0.9 * len(whole) / 5  # what is left is the header's time stamp
+
+
+def test_a_byte_order_mark_and_line_ends_of_other_systems_change_nothing(tmp_path):
+    text = write(tmp_path / "a.csv", HEADER, [GOOD, GOOD]).read_bytes()
+    plain = read_rows(tmp_path / "a.csv")
+    for data in (
+        b"\xef\xbb\xbf" + text,
+        text.replace(b"\r\n", b"\n"),
+        text.replace(b"\r\n", b"\r"),
+    ):
+        (tmp_path / "b.csv").write_bytes(data)
+        assert repr(read_rows(tmp_path / "b.csv")) == repr(plain)
+
+
+def judged(path, **options):
+    validate(path, "h200-sxm", **options)
+
+
+CASE_HEADER = ["mechanism", "dtype", "batch", "rank", "share_kv", "vocab", "latency_ms"]
+
+
+def test_whole_cases_are_read_as_strictly(tmp_path, capsys):
+    good = ["low-rank", "bfloat16", "4", "128", "true", "0", "1.0"]
+    judged(write(tmp_path / "good.csv", CASE_HEADER, [good]), json=True)
+    assert json.loads(capsys.readouterr().out)[0]["count"] == 1
+    for name in CASE_HEADER:
+        for cell in ["magic", ""] if name == "mechanism" else [*NUMBERS[1:], "abc"]:
+            if (name, cell) in {("share_kv", "0"), ("vocab", "0")}:
+                continue
+            row = [cell if key == name else value for key, value in zip(CASE_HEADER, good)]
+            with pytest.raises(RequestError) as caught:
+                judged(write(tmp_path / "bad.csv", CASE_HEADER, [row]))
+            assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_shapes_too_large_for_a_prediction_give_no_percentage(tmp_path):
+    huge = ["h200-sxm", "linear", "bfloat16", *[str(2**40)] * 4, "0.5"]
+    with pytest.raises(RequestError, match=r"bad\.csv, line 2: .*too large"):
+        judged(write(tmp_path / "bad.csv", HEADER, [huge]))
+    with pytest.raises(RequestError, match="too large"):
+        fit_log(lambda shift: np.array([np.inf]), np.array([0.1]))
 
 
 def run_validate(*arguments):
@@ -282,7 +371,7 @@ def test_twenty_rows_of_the_device_bring_the_error_down(shared_data, file, devic
 def test_a_word_among_numbers_is_named(tmp_path):
     path = tmp_path / "word.csv"
     path.write_text("op,dtype,M,latency_ms\nlinear,float32,8,0.1\nlinear,float32,8,abc\n")
-    with pytest.raises(RequestError, match="latency_ms must hold numbers, got 'abc'"):
+    with pytest.raises(RequestError, match=r"line 3, column latency_ms: expected .*, got 'abc'"):
         read_rows(path)
 
 

@@ -3,16 +3,40 @@ error."""
 
 import math
 import re
+from dataclasses import asdict, fields
+from itertools import product
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flurka_bench.cli.targets import calibrated_file, load_targets, own_profile
+from flurka_bench.cost.attention import AttentionConstants
+from flurka_bench.cost.cpu import REUSES, CpuConstants
+from flurka_bench.cost.elementwise import ElementwiseConstants
+from flurka_bench.cost.fitting import Residual
+from flurka_bench.cost.matmul import MatmulConstants
+from flurka_bench.cost.matmul import constants_of as matmul_constants
+from flurka_bench.cost.operators import ELEMENTWISE
+from flurka_bench.cost.predict import DISPATCH_FIGURE
+from flurka_bench.cost.softmax import SoftmaxConstants
+from flurka_bench.cost.terms import shipped_table
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load, names, write_profile
 from flurka_bench.hardware.detect import detect_cpu, from_cuda_properties, recognise
 from flurka_bench.hardware.files import FOLDER, parse_profile
+from flurka_bench.hardware.measured import (
+    ELEMENTWISE_OPS,
+    FAMILIES,
+    LAYOUTS,
+    check,
+    quantities,
+)
+from flurka_bench.workload import DTYPES
+
+REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 
 REQUIRED = {
     "p100-pcie-16gb", "v100-pcie-32gb", "v100-sxm2-32gb", "t4", "a10", "a40", "a100-pcie-40gb", "a100-sxm-40gb", "a100-pcie-80gb",
@@ -110,19 +134,105 @@ def test_a_slip_of_the_pen_is_an_error(old, new, message):
 
 def test_measured_numbers_stay_apart():
     profile = load("a100")
-    calibrated = profile.with_measured({"launch_s": 2.2e-6}, {"rows": 20, "from": 'a "file"\n'})
+    launch = "microbenchmark.launch_eager_s"
+    calibrated = profile.with_measured({launch: 2.2e-6}, {"rows": 20, "from": 'a "file"\n'})
     again = parse_profile(write_profile(calibrated), "again")
-    assert again.measured == {"launch_s": 2.2e-6}
+    assert again.measured == {launch: 2.2e-6}
     assert again.measured_about["from"] == 'a "file"\n'
     assert again.datasheet == profile.datasheet
     with pytest.raises(RequestError, match="finite"):
-        profile.with_measured({"launch_s": math.nan}, {})
+        profile.with_measured({launch: math.nan}, {})
+
+
+def constants_read():
+    """The figures of each family that the cost model reads from a profile."""
+    return {
+        "matmul": {field.name for field in fields(MatmulConstants)} - {"tiles"},
+        "elementwise": {field.name for field in fields(ElementwiseConstants)},
+        "softmax": {field.name for field in fields(SoftmaxConstants)},
+        "attention": {field.name for field in fields(AttentionConstants)},
+        "cpu": {field.name for field in fields(CpuConstants)} | {"residual"},
+    }
+
+
+def test_what_may_be_measured_is_what_the_cost_model_reads():
+    read = constants_read()
+    for family in FAMILIES:
+        kind = family.segments[0][0]
+        if kind != "microbenchmark":
+            assert set(family.figures) == read[kind], kind
+    assert set(ELEMENTWISE_OPS) == set(ELEMENTWISE.ops)
+    assert {REUSES, DISPATCH_FIGURE} <= set(quantities("cpu"))
+
+
+def test_every_shipped_constant_lies_in_the_range_of_what_may_be_measured():
+    for kind, figures in shipped_table().items():
+        for name, value in figures.items():
+            check("gpu", f"{kind}.{name}", value)
+    for field in fields(CpuConstants):
+        check("cpu", f"cpu.float32.{field.name}", getattr(CpuConstants(), field.name))
+    for profile in map(load, names()):
+        for dtype, layout in product(DTYPES, LAYOUTS) if profile.kind == "gpu" else ():
+            constants = asdict(matmul_constants(profile, dtype, layout))
+            for name in constants.keys() - {"tiles", "residual"}:
+                check("gpu", f"matmul.{dtype}.{layout}.{name}", constants[name])
+
+
+@pytest.mark.parametrize("path", sorted(REFERENCE.glob("*.toml")), ids=lambda path: path.stem)
+def test_reference_profiles_are_read(path):
+    profile = load(str(path))
+    assert profile.is_calibrated and parse_profile(write_profile(profile), "again") == profile
+
+
+def refused(kind, name, value):
+    with pytest.raises(RequestError) as caught:
+        check(kind, name, value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 350, str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["gpu", "cpu"])
+def test_each_measured_figure_is_held_to_its_name_shape_and_range(kind):
+    for place, (name, quantity) in enumerate(quantities(kind).items()):
+        row = [*[1.0] * (quantity.columns - 1), quantity.high] if quantity.columns else None
+        good = [row] if row else quantity.high
+        check(kind, name, good)
+        above, below = 1.01 * quantity.high, quantity.low - 0.01 * abs(quantity.high)
+        for number in (above, below, math.nan, math.inf, -math.inf, 10**400, True, "1", None):
+            wrong = [[*row[:-1], number]] if row else number
+            assert repr(name) in refused(kind, name, wrong)
+        for shape in (1.0, [], [1.0], [[1.0] * 4], [row, [1.0]]) if row else ([good], [], {}):
+            assert repr(name)[1:-1] in refused(kind, name, shape)
+        letter = 1 + place % (len(name) - 2)
+        misspelt = name[:letter] + name[letter + 1 :]
+        # the nearest of hundreds of names takes its time; bfloat16 without its b is another dtype
+        if place % 20 == 0 and misspelt not in quantities(kind):
+            assert "did you mean" in refused(kind, misspelt, good)
+    assert "figure of a CPU" in refused("gpu", "cpu.float32.exp_cycles", 2.0)
+    assert "quoted" in refused("gpu", "matmul", {"bfloat16": {}})
+
+
+@pytest.mark.parametrize("value", ["-1.0", "1e9", "1e-9", "[0.5]", "0.0", "nan", "true"])
+def test_a_measured_slip_in_a_file_names_the_file_and_the_range(value, tmp_path):
+    name = "matmul.bfloat16.linear.compute_efficiency"
+    text = write_profile(load("a10").with_measured({name: 0.8}, {}))
+    path = tmp_path / "own.toml"
+    path.write_text(text.replace('efficiency" = 0.8', f'efficiency" = {value}'))
+    with pytest.raises(RequestError, match=r"compute_efficiency.*from 0\.05 to 2 \(ratio\)"):
+        load(str(path))
+
+
+def test_a_residual_that_no_fit_gives_is_refused_where_it_is_used():
+    rows = [[0.0, 8.0, 8.0, 8.0, 900.0]]
+    with pytest.raises(RequestError, match="residual"):
+        Residual.from_rows(rows)(np.array([[0.0, 8.0, 8.0, 8.0]]))
+    assert Residual.from_rows(rows)(np.array([[0.0, 30.0, 30.0, 30.0]])) < 20
 
 
 def test_this_machine_is_what_calibrate_left_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert not own_profile().is_calibrated and own_profile("no such GPU") is None
-    calibrated = detect_cpu().with_measured({"cpu.launch_s": 1e-6}, {"source": "a test"})
+    calibrated = detect_cpu().with_measured({"cpu.float32.dispatch_s": 1e-6}, {"source": "a test"})
     calibrated_file(calibrated).write_text(write_profile(calibrated), encoding="utf-8")
     assert load_targets("cpu,cpu") == [calibrated] == [own_profile()]
 
@@ -151,8 +261,11 @@ def test_the_device_at_hand_is_recognised_by_exact_name_only():
         ("value = 108", "value = " + "9" * 5000),  # beyond what Python reads as decimal digits
         ("value = 108", "value = 0x" + "f" * 5000),  # beyond what Python writes as such
         ("num_sms = { value = 108", "num_sms = { " + "a" + ".a" * 3000 + " = 1, value = 108"),
-        ("[datasheet]", "[measured]\nlaunch_s = " + "9" * 400 + "\n[datasheet]"),
-        ("[datasheet]", "[measured]\nlaunch_s = " + "[" * 3000 + "]" * 3000 + "\n[datasheet]"),
+        *[
+            ("[datasheet]", f'[measured]\n"{name}" = {value}\n[datasheet]')
+            for name in ("softmax.latency_s", "matmul.float32.linear.residual", "launch_s")
+            for value in ("9" * 400, "[" * 3000 + "]" * 3000)
+        ],
         ("[datasheet]\n", '[datasheet]\n"a\\nb" = 3\n'),
         ("schema = 1", "schema = true"),
         ("schema = 1", "schema = 0x" + "f" * 5000),

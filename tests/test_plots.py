@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import synthetic
+from matplotlib.cbook import is_math_text
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from flurka_bench.analysis.speedup import all_speedups, prepare, speedups
 from flurka_bench.analysis.tradeoff import pareto_front
@@ -135,6 +137,20 @@ def test_empty_and_single_records_give_a_picture_that_says_so(rows, tmp_path):
     ]
     for number, figure in enumerate(figures):
         assert style.save(figure, tmp_path / str(number), ["svg"])[0].stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["scaling", "predicted", "memory", "devices"])
+def test_a_device_with_dollar_signs_is_no_formula(name):
+    device = r"A $$ and $\frac{$"
+    rows = records().assign(device=device)
+    figure = (
+        tradeoff.devices(two_devices().assign(device=device))
+        if name == "devices"
+        else PICTURES[name](rows)
+    )
+    texts = [text.get_text() for text in figure.findobj(Text)]
+    assert not any(is_math_text(text) for text in texts if "frac" in text)
+    assert any("frac" in text for text in texts)
 
 
 def test_equal_figures_give_equal_files(tmp_path):

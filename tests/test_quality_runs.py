@@ -66,12 +66,54 @@ def test_equal_configurations_collapse():
         (("seq_len = [32]", 'seq_len = ["x"]'), "seq_len must be"),
         (('family = "gaussian"', ""), "needs family"),
         (("[[inputs]]", "[[inputs]"), "not valid TOML"),
+        (('name = "small"', 'name = "../up"'), "a suite's name"),
+        (('name = "small"', "description = 3"), "description must be a text"),
+        (("seeds = 2", "seeds = 0x" + "f" * 5000), "seeds must be"),
+        (("seeds = 2", "seeds = 1000000"), "asks for .* combinations"),
+        (("training_inputs = 3", "training_inputs = 1000000"), "training_inputs asks for"),
+        (("seq_len = [32]", f"seq_len = {list(range(2, 3000))}"), "asks for .* combinations"),
+        (("head_dim = [8]", f"head_dim = {list(range(2, 3000))}"), "asks for .* combinations"),
+        (("rank = [4, 16]", f"rank = {list(range(1, 20000))}"), "asks for .* combinations"),
+        (("num_features = [8, 16]", f"num_features = {[8] * 9000}"), "asks for .* combinations"),
+        (('["mean-pool", "learned"]', "[[1], {a = 1}]"), "unknown projection"),
+        (('["low-rank"]', "[0x" + "f" * 5000 + "]"), "unknown mechanism"),
     ],
 )
 def test_wrong_suites_are_one_line(change, says):
     with pytest.raises(RequestError, match=says) as caught:
         suite.parse(SMALL.replace(*change))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("family", "parameter", "value", "says"),
+    [
+        ("gaussian", "scale", "'x'", "a number from 0"),
+        ("gaussian", "scale", "nan", "a number from 0"),
+        ("gaussian", "scale", "0", "above 0"),
+        ("gaussian", "scale", "[1.0]", "a number from 0"),
+        ("low-rank", "decay", "1e9", "a number from 0"),
+        ("clustered", "clusters", "1e3", "a whole number"),
+        ("clustered", "clusters", "0x" + "f" * 5000, "a whole number"),
+        ("clustered", "contiguous", "1", "true or false"),
+        ("trained", "layers", "3", "a list of whole numbers"),
+        ("trained", "model", "3", "a text"),
+    ],
+)
+def test_parameters_of_the_inputs_have_types_and_ranges(family, parameter, value, says):
+    text = SMALL.replace('"gaussian"\nseq', f'"{family}"\n{parameter} = {value}\nseq')
+    if family == "trained":
+        text = text.replace("head_dim = [8]\nnum_heads = 2\n", "")
+    with pytest.raises(RequestError, match=f"{parameter} of the.*{says}") as caught:
+        runner.plan(suite.parse(text))
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_larger_than_the_memory_are_a_record_and_not_the_end(tmp_path):
+    text = SMALL.replace("seq_len = [32]", f"seq_len = [{2**40}]")
+    runner.run(suite.parse(text).override(seeds=1), tmp_path / "run", environment={})
+    records = results.read_run(tmp_path / "run", FORM).records
+    assert records and all(each["status"] in ("oom", "crashed") for each in records)
 
 
 def test_shipped_suites_load_and_are_plannable_without_a_model():

@@ -15,10 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flurka_bench import results
+from flurka_bench.analysis.compare import environment_differences
+from flurka_bench.analysis.speedup import prepare, speedups
 from flurka_bench.errors import RequestError
+from flurka_bench.plots import curves, heatmap, model, terminal, tradeoff
+from flurka_bench.report.page import _environment as page_environment
 from flurka_bench.results import FIELDS, RunWriter, check_record, iter_records, read_run, to_frame
 from flurka_bench.results.index import CaseIndex
-from flurka_bench.workload import Case
+from flurka_bench.results.reading import check_kind, read_meta
+from flurka_bench.workload import WORKLOAD, Case
 
 FIXTURES = Path(__file__).parent / "fixtures"
 META = {
@@ -139,7 +144,7 @@ def test_every_field_says_what_it_is():
 
 
 def results_kinds():
-    return {"text", "count", "number", "flag", "numbers", "counts", "table"}
+    return {"text", "count", "number", "flag", "numbers", "counts", "table", "table of numbers"}
 
 
 @pytest.mark.parametrize("schema", range(1, results.SCHEMA + 1))
@@ -351,3 +356,127 @@ def test_mangled_records_give_clean_errors(data, tmp_path_factory):
     else:
         for entry in run.records:
             check_record(entry)
+
+
+REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "quick-cpu-1-thread"
+WRONG = [
+    None, True, 0, -1, 1, 1.5, 1e-300, 1e9, 1e30, 2**40, 2**53, 2**64, int("9" * 400), "", "x",
+    "$$", "\ud800", "\u2028", [], [0.0], ["x"], [[1]], {}, {"project": 0.0}, {"x": "\udfff"},
+]  # fmt: skip
+
+
+def committed():
+    """run.json of a committed run, and a workload's records of four mechanisms with few samples."""
+    lines = (REFERENCE / results.RECORDS_NAME).read_text().splitlines()
+    every = [json.loads(line) for line in lines]
+    first = next(entry for entry in every if entry["mechanism"] == "flurka-relu")
+    few = [
+        entry | {"samples_s": entry["samples_s"][:4], "round_ids": entry["round_ids"][:4]}
+        for entry in every
+        if entry["mechanism"] in ("flurka-relu", "low-rank", "kernel-relu", "full-sdpa")
+        and all(entry[name] == first[name] for name in WORKLOAD)
+    ]
+    return json.loads((REFERENCE / "run.json").read_text()), few
+
+
+def damaged_run(folder, meta, records):
+    folder.mkdir(exist_ok=True)
+    (folder / "run.json").write_text(json.dumps(meta))
+    lines = (json.dumps(entry) + "\n" for entry in records)
+    (folder / results.RECORDS_NAME).write_text("".join(lines))
+    return folder
+
+
+def test_each_field_is_held_to_its_type_and_range_and_named(tmp_path):
+    meta, few = committed()
+    refused = 0
+    for name in FIELDS:
+        damage = []
+        for value in WRONG:
+            entry = {"schema": results.SCHEMA, **few[0], name: value}
+            try:
+                check_record(entry)
+                assert json.dumps(entry, ensure_ascii=False).encode()
+            except RequestError as error:
+                said = str(error)
+                assert "\n" not in said and len(said) < 400 and said.encode()
+                assert name in said, said
+                damage.append(value)
+        refused += len(damage)
+        run = damaged_run(tmp_path / "run", meta, [few[0] | {name: damage[-1]}])
+        with pytest.raises(RequestError, match=name) as caught:
+            read_run(run)
+        assert str(caught.value).startswith(f"{run / results.RECORDS_NAME}, line 1")
+    assert refused > len(FIELDS) * len(WRONG) / 2
+
+
+def places(table, prefix=()):
+    for key, value in table.items():
+        yield (*prefix, key)
+        if isinstance(value, dict):
+            yield from places(value, (*prefix, key))
+
+
+def test_each_field_of_run_json_is_read_or_named(tmp_path):
+    meta, few = committed()
+    meta["environment"]["warnings"] = ["a warning"]
+    extra = [("sessions",), ("kind",), ("environment", "unknown")]
+    other = read_meta(damaged_run(tmp_path / "other", meta, few[:1]))
+    for place in [*places(meta), *extra]:
+        for value in [-1, 1.5, 2**64, int("9" * 400), "", "\ud800", [[1]], {}, [{"wall_s": "x"}]]:
+            changed = json.loads(json.dumps(meta))
+            table = changed
+            for key in place[:-1]:
+                table = table[key]
+            table[place[-1]] = value
+            run = damaged_run(tmp_path / "run", changed, [])
+            try:
+                found = read_meta(run)
+                check_kind(run, found, results.TIMING)
+            except RequestError as error:
+                assert "\n" not in str(error) and len(str(error)) < 400
+                assert str(run) in str(error) and str(error).encode()
+                continue
+            environment_differences(found, other)
+            environment_differences(other, found)
+            assert all(isinstance(each, str) for each in found["environment"].get("warnings") or [])
+            sum(each["wall_s"] for each in found.get("sessions", []))
+            page_environment([found]).encode()
+
+
+EXTREMES = {
+    "least": [-1e9, 0, 1e-300, 1],
+    "most": [1e30, 1e9, 2**53, 2**40],
+    "text": ["$$", ""],
+    "empty": [None, [], {}],
+}
+
+
+@pytest.mark.parametrize("end", EXTREMES)
+@pytest.mark.filterwarnings("ignore")
+def test_what_the_check_lets_through_no_reader_falls_over(end, tmp_path):
+    """Every field has the first of the extreme values that it takes, each in another record."""
+    meta, few = committed()
+    damaged = [{"schema": results.SCHEMA, **entry} for entry in few]
+    changed = []
+    for number, name in enumerate(name for name in FIELDS if name not in ("case_id", "schema")):
+        entry = damaged[number % len(damaged)]
+        kept = entry.get(name)
+        for value in EXTREMES[end]:
+            try:
+                entry[name] = value
+                check_record(entry)
+                changed.append(name)
+                break
+            except RequestError:
+                entry[name] = kept
+    assert changed
+    frame = prepare(to_frame(read_run(damaged_run(tmp_path / "run", meta, damaged))))
+    cells = speedups(frame, "flurka", "best-other")
+    across, up = heatmap.map_axes(cells, None, None)
+    terminal.terminal_map(cells, across, up)
+    figures = [
+        heatmap.heat_map(cells, across, up), curves.scaling_curves(frame), model.error_map(frame),
+        model.predicted_against_measured(frame), model.stage_bars(frame), tradeoff.memory(frame),
+    ]  # fmt: skip
+    assert all(figures)

@@ -249,6 +249,8 @@ def _shown(value: Any) -> str:
 def _differs(key: str, a: Any, b: Any) -> bool:
     if a == b:
         return False
+    if any(isinstance(each, str | list) for each in (a, b)):
+        return not math.isinf(_VOLATILE.get(key, 0.0))
     if key in ("busy_fraction", "steal_fraction") and a is not None and b is not None:
         return abs(a - b) > _BUSY_DIFFERENCE
     limit = _VOLATILE.get(key)

@@ -27,6 +27,7 @@ ASSUMED_MIN_RANK = 256
 RANKS = (16, 32, 64, 128, 256, 512, 1024, 2048)
 NUM_FEATURES = (16, 32, 64, 128, 256, 512)
 BACKENDS = ("eager", "compiled", "fused")
+MAX_HEAD_DIMS = 32  # some thousand configurations each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,10 @@ class Request:
     max_latency_s: float | None = None
 
     def __post_init__(self) -> None:
+        if len(self.head_dims) > MAX_HEAD_DIMS:
+            raise RequestError(
+                f"--head-dim takes at most {MAX_HEAD_DIMS} values, got {len(self.head_dims)}"
+            )
         if not self.splits:
             asked = ", ".join(map(str, self.head_dims))
             raise RequestError(

@@ -101,6 +101,8 @@ def calibrate(
     )
     profile = profile.with_measured({**profile.measured, **figures}, profile.measured_about)
     profile, fits = fit(_forget(profile, groups), groups, rows)
+    if from_ and not any(each.num_fitted for each in fits):
+        raise RequestError(f"no row of {about['source']} can be fitted: {fits[0].note}")
     about |= {"date": time.strftime("%Y-%m-%d"), "num_rows": sum(len(group) for group in groups)}
     about |= {
         f"error.{each.op}.{each.dtype}": round(each.after, 4)

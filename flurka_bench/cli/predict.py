@@ -97,8 +97,9 @@ def predictions(
     """
     from flurka_bench.cost.predict import predict as predict_cases
     from flurka_bench.mechanisms import canonical, get
-    from flurka_bench.workload import Case
+    from flurka_bench.workload import Case, check_combinations
 
+    check_combinations("predict", axes.values(), mend="give fewer values")
     wanted: dict[str, list[str]] = {}
     cases: dict[str, Case] = {}
     reasons: list[RequestError] = []

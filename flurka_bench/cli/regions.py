@@ -11,7 +11,7 @@ from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json
 from flurka_bench.cli.targets import load_targets
 from flurka_bench.errors import RequestError
 from flurka_bench.units import format_ratio
-from flurka_bench.workload import SIZES
+from flurka_bench.workload import SIZES, check_combinations
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,6 +92,11 @@ def regions(
             (head_dim, "--head-dim"),
             (batch, "--batch"),
         )
+    )
+    check_combinations(
+        "regions",
+        [values for values in (*sizes.values(), widths, heads, batches) if values],
+        mend="give fewer values",
     )
     for width, head in product(widths, heads):
         if width % head:

@@ -1,7 +1,6 @@
 """``validate``: how far the model's predictions lie from measured times, by op or mechanism."""
 
 import csv
-import gzip
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ import typer
 
 from flurka_bench.cli.common import print_json, print_table
 from flurka_bench.errors import RequestError
+from flurka_bench.mechanisms import MECHANISMS, canonical
+from flurka_bench.workload import Case
 
 if TYPE_CHECKING:
+    from flurka_bench.cost.tables import Table
     from flurka_bench.hardware import Profile
-    from flurka_bench.workload import Case
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,25 +77,24 @@ def validate(
 
     Example: flurka-bench validate linear_bf16.csv.gz --hardware h200 --predictions predicted.csv
     """
+    from flurka_bench.cost.tables import lacks, read_table
     from flurka_bench.hardware import load
 
     profile = load(hardware)
     if datasheet_only:
         profile = profile.with_measured({}, {})
-    header, table = (_run_table(source)) if source.is_dir() else _csv_table(source)
-    mine = _of_device(profile, header, table)
-    if {"op", "latency_ms"} <= set(header):
-        groups = _operators(source, profile, mine)
-    elif {"mechanism", "latency_ms"} <= set(header):
-        groups = _cases(profile, header, table, mine)
+    table = _run_table(source) if source.is_dir() else read_table(source)
+    mine = _of_device(profile, table)
+    if {"op", "latency_ms"} <= set(table.header):
+        groups = _operators(table, profile, mine)
+    elif {"mechanism", "latency_ms"} <= set(table.header):
+        groups = _cases(profile, table, mine)
     else:
-        raise RequestError(
-            f"{source} needs a column latency_ms and a column op or mechanism; it has {', '.join(header) or 'none'}"
-        )
+        raise lacks(table, "a column latency_ms, or a column op or mechanism")
     if not groups:
         raise RequestError(f"{source} has no row that can be predicted for {profile.name}")
     if predictions:
-        _write(predictions, header, table, groups)
+        _write(predictions, table.header, table.rows, groups)
     records = [group.as_record() for group in groups]
     if json:
         print_json(records)
@@ -115,90 +115,91 @@ def validate(
     )
 
 
-def _csv_table(path: Path) -> tuple[list[str], list[list[str]]]:
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as stream
-        ):
-            reader = csv.reader(stream)
-            header = next(reader, [])
-            table = [row for row in reader if row]
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"cannot read {path}: {error}") from None
-    if not table or any(len(row) != len(header) for row in table):
-        raise RequestError(
-            f"{path} has no rows, or rows of another length than its header of {len(header)} columns"
-        )
-    return header, table
-
-
-def _run_table(folder: Path) -> tuple[list[str], list[list[str]]]:
+def _run_table(folder: Path) -> "Table":
     """A run's finished records in the form of a whole-case file."""
-    from flurka_bench.results import read_run
-    from flurka_bench.workload import Case
+    from flurka_bench.cost.tables import Table
+    from flurka_bench.results import RECORDS_NAME, read_run
 
     names = [*Case(mechanism="").as_record(), "case_id", "latency_ms"]
-    table = []
-    for record in read_run(folder).records:
+    rows, lines = [], []
+    for line, record in enumerate(read_run(folder).records, 1):
         if record["status"] == "ok":
             values = {**record, "latency_ms": record["median_s"] * 1e3}
-            table.append(["" if values.get(name) is None else str(values[name]) for name in names])
-    if not table:
+            rows.append(["" if values.get(name) is None else str(values[name]) for name in names])
+            lines.append(line)
+    if not rows:
         raise RequestError(f"{folder} holds no finished case (status ok)")
-    return names, table
+    return Table(path=folder / RECORDS_NAME, header=names, rows=rows, lines=lines)
 
 
-def _of_device(profile: "Profile", header: list[str], table: list[list[str]]) -> np.ndarray:
+def _of_device(profile: "Profile", table: "Table") -> np.ndarray:
     """Mask of the rows to judge: this device's where the file names it, all where it names one
     other device or none."""
-    if "device" not in header:
-        return np.ones(len(table), dtype=bool)
-    devices = np.array([row[header.index("device")] for row in table])
-    mine = np.isin(devices, [profile.name, *profile.aliases, *profile.device_names])
-    found = sorted(set(devices.tolist()))
+    everything = np.ones(len(table.rows), dtype=bool)
+    if "device" not in table.header:
+        return everything
+    own = {profile.name, *profile.aliases, *profile.device_names}
+    devices = table.column("device")
+    mine = np.array([device in own for device in devices])
     if mine.any():
         return mine
+    found = sorted(set(devices))
     if len(found) > 1:
+        shown = ", ".join(repr(name[:60]) for name in found[:20])
         raise RequestError(
-            f"no row is of {profile.name!r}; the file holds {', '.join(found)} (choose one with --hardware)"
+            f"no row is of {profile.name!r}; the file holds {shown} (choose one with --hardware)"
         )
     print(f"note: the rows say {found[0]!r}, predictions are for {profile.name}", file=sys.stderr)
-    return np.ones(len(table), dtype=bool)
+    return everything
 
 
-def _operators(path: Path, profile: "Profile", mine: np.ndarray) -> list[Group]:
+def _operators(table: "Table", profile: "Profile", mine: np.ndarray) -> list[Group]:
     from flurka_bench.cost.cpu_rows import predict_rows
-    from flurka_bench.cost.fitting import read_rows
+    from flurka_bench.cost.fitting import rows_of
     from flurka_bench.cost.operators import operator_of
 
     groups = []
-    for rows in read_rows(path):
+    for rows in rows_of(table):
         rows = rows.take(np.flatnonzero(mine[rows.columns["line"]]))
-        if len(rows):
-            on_cpu = profile.kind == "cpu"
+        if not len(rows):
+            continue
+        lines = rows.columns["line"]
+        try:
             predicted = (
                 predict_rows(profile, rows)
-                if on_cpu
+                if profile.kind == "cpu"
                 else operator_of(rows).predict(profile, rows, None)
             )
-            lines = rows.columns["line"]
-            groups.append(
-                Group(
-                    op=rows.op,
-                    dtype=rows.dtype,
-                    lines=lines,
-                    measured_s=rows.seconds,
-                    predicted_s=predicted,
-                )
+        except RequestError as error:
+            raise RequestError(f"{table.path}, line {table.lines[lines[0]]}: {error}") from None
+        _check_finite(table, lines, predicted)
+        groups.append(
+            Group(
+                op=rows.op,
+                dtype=rows.dtype,
+                lines=lines,
+                measured_s=rows.seconds,
+                predicted_s=predicted,
             )
+        )
     return groups
 
 
-def _cases(
-    profile: "Profile", header: list[str], table: list[list[str]], mine: np.ndarray
-) -> list[Group]:
+LONGEST_S = 1e9  # 30 years; a measured row takes 12 days at most
+
+
+def _check_finite(table: "Table", lines: np.ndarray, predicted_s: np.ndarray) -> None:
+    """Raise RequestError where sizes, each of them in range, together leave what can be
+    predicted."""
+    wrong = np.flatnonzero(~((predicted_s > 0) & (predicted_s <= LONGEST_S)))  # nan is neither
+    if len(wrong):
+        raise RequestError(
+            f"{table.path}, line {table.lines[lines[wrong[0]]]}: expected sizes whose prediction is"
+            " a time, got a shape too large for one"
+        )
+
+
+def _cases(profile: "Profile", table: "Table", mine: np.ndarray) -> list[Group]:
     """Groups by mechanism and dtype; rows that are no case of this project are left out with their
     number."""
     from flurka_bench.cost.predict import predict
@@ -206,21 +207,28 @@ def _cases(
     lines: list[int] = []
     cases: list[Case] = []
     seconds: list[float] = []
-    left_out: dict[str, int] = {}
-    for line in np.flatnonzero(mine):
-        row = dict(zip(header, table[line]))
+    left_out: dict[str, list[int]] = {}
+    for line in np.flatnonzero(mine).tolist():
+        row = dict(zip(table.header, table.rows[line]))
+        measured_s = table.seconds(line, "latency_ms", row["latency_ms"])
+        wanted = _case(table, line, row)
         try:
-            cases.append(_case(row))
-            seconds.append(_latency_s(row["latency_ms"]))
-            lines.append(int(line))
+            cases.append(canonical(wanted))
         except RequestError as error:
-            left_out[str(error)] = left_out.get(str(error), 0) + 1
-            del cases[len(lines) :]
-    for reason, count in left_out.items():
-        print(f"left out {count} rows: {reason}", file=sys.stderr)
+            left_out.setdefault(str(error), []).append(table.lines[line])
+            continue
+        seconds.append(measured_s)
+        lines.append(line)
+    for reason, places in list(left_out.items())[:MOST_REASONS]:
+        where = f"line {places[0]}" + (" and others" if len(places) > 1 else "")
+        print(f"left out {len(places)} rows: {reason} ({where})", file=sys.stderr)
+    if len(left_out) > MOST_REASONS:
+        more = sum(map(len, list(left_out.values())[MOST_REASONS:]))
+        print(f"left out {more} rows for other reasons", file=sys.stderr)
     predicted = (
         np.array([each.seconds for each in predict(cases, profile)]) if cases else np.zeros(0)
     )
+    _check_finite(table, np.array(lines, dtype=int), predicted)
     keys = [(case.mechanism, case.dtype) for case in cases]
     groups = []
     for key in sorted(set(keys)):
@@ -248,36 +256,31 @@ _COUNTS = (
     "ffn_dim",
     "vocab_size",
 )
+_MAY_BE_ZERO = ("ffn_dim", "vocab_size")
 _WORDS = ("mechanism", "level", "pass", "order", "backend", "dtype", "compression")
 _FLAGS = ("share_kv", "share_heads")
+MOST_REASONS = 10  # for which rows are left out, that are printed
 
 
-def _case(row: dict[str, str]) -> "Case":
-    """The case that a row of a whole-case file is of, in canonical form."""
-    from flurka_bench.mechanisms import canonical
-    from flurka_bench.workload import Case
-
+def _case(table: "Table", line: int, row: dict[str, str]) -> "Case":
+    """The case that a row of a whole-case file asks for."""
     row = {"vocab_size": row.get("vocab", ""), **row}
     values: dict[str, Any] = {
         ("pass_" if name == "pass" else name): row[name] for name in _WORDS if row.get(name)
     }
+    if "mechanism" not in values:
+        raise table.wrong(line, "mechanism", f"one of {', '.join(MECHANISMS)}", "")
     for name in _COUNTS:
-        if row.get(name):
-            if not row[name].isdigit():
-                raise RequestError(f"column {name} must hold whole numbers, got {row[name]!r}")
-            values[name] = int(row[name])
-    values |= {name: row[name].strip().lower() in ("true", "1") for name in _FLAGS if row.get(name)}
-    return canonical(Case(**values))
-
-
-def _latency_s(text: str) -> float:
-    try:
-        value = float(text) * 1e-3
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise RequestError(f"column latency_ms must hold finite numbers above 0, got {text!r}")
-    return value
+        if text := row.get(name):
+            zero = text == "0" and name in _MAY_BE_ZERO
+            values[name] = 0 if zero else table.size(line, name, text)
+    for name in _FLAGS:
+        if text := row.get(name):
+            word = text.strip().lower()
+            if word not in ("true", "false", "1", "0"):
+                raise table.wrong(line, name, "true or false", text)
+            values[name] = word in ("true", "1")
+    return Case(**values)
 
 
 def _write(path: Path, header: list[str], table: list[list[str]], groups: Iterable[Group]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from flurka_bench.cost.fitting import Residual, Rows, fit_log
 from flurka_bench.cost.operators import operator_of
+from flurka_bench.hardware.measured import clamped
 from flurka_bench.hardware.profile import Profile
 
 MIN_RESIDUAL_ROWS = 10
@@ -33,7 +34,10 @@ def calibrate(profile: Profile, rows: Rows, table: Mapping[str, Any] | None = No
     names = list(start)
 
     def at(shift: np.ndarray) -> Profile:
-        moved = {prefix + name: float(start[name] * np.exp(by)) for name, by in zip(names, shift)}
+        moved = {}
+        for name, by in zip(names, shift):
+            value = float(start[name] * np.exp(by))
+            moved[prefix + name] = clamped(profile.kind, prefix + name, value)
         return profile.with_measured(kept | moved, profile.measured_about)
 
     shift, _ = fit_log(

@@ -22,6 +22,7 @@ from flurka_bench.cost.cpu import (
 from flurka_bench.cost.fitting import Rows, fit_log
 from flurka_bench.cost.terms import Terms, resident_share
 from flurka_bench.errors import RequestError, unknown
+from flurka_bench.hardware.measured import clamped
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.ops import Op, Tensor
 
@@ -175,7 +176,10 @@ def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
     def at(shift: np.ndarray) -> CpuConstants:
         return replace(
             start,
-            **{name: float(getattr(start, name) * np.exp(by)) for name, by in zip(names, shift)},
+            **{
+                name: clamped("cpu", prefix + name, float(getattr(start, name) * np.exp(by)))
+                for name, by in zip(names, shift)
+            },
         )
 
     def left(shift: np.ndarray) -> np.ndarray:

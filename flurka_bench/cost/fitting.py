@@ -7,15 +7,16 @@ twenty rows, held by a prior toward the shipped values, and then explains what i
 function of the shape (``Residual``).
 """
 
-import csv
-import gzip
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from flurka_bench.cost.tables import Table, lacks, read_table
 from flurka_bench.errors import RequestError
+from flurka_bench.workload import DTYPES
 
 NOISE = 0.06  # log-seconds: scale of residuals beyond which a row counts as an outlier
 
@@ -45,76 +46,55 @@ class Rows:
         )
 
 
+SHAPE = ("B", "M", "N", "K", "H", "batch", "num_heads", "seq_len", "head_dim", "num_keys")
+
+
 def read_rows(path: str | Path) -> list[Rows]:
     """Operator files (columns as in data/gpu_ops: device, op, dtype, shape columns, latency_ms), by
     op, dtype and device.
 
-    ``columns["line"]`` is each row's place in the file, from 0.
+    ``columns["line"]`` is each row's place among the file's rows, from 0. Columns that are no shape
+    (``SHAPE``) are not read.
 
     Raises:
-        RequestError: the file cannot be read, a needed column is missing, or a value is not a
-            positive number.
+        RequestError: the file cannot be read, a needed column is missing, or a value is not what
+            its column holds; says the line and the column.
     """
-    path = Path(path)
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as stream
-        ):
-            reader = csv.reader(stream)
-            header = next(reader, [])
-            table = [row for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RequestError(f"cannot read {path}: {error}") from None
-    missing = {"op", "dtype", "latency_ms"} - set(header)
+    return rows_of(read_table(path))
+
+
+def rows_of(table: Table) -> list[Rows]:
+    """As ``read_rows``, of a file that was read."""
+    missing = [name for name in ("op", "dtype", "latency_ms") if name not in table.header]
     if missing:
-        raise RequestError(
-            f"{path} lacks the columns {', '.join(sorted(missing))}; it has {', '.join(header) or 'none'}"
-        )
-    if not table or any(len(row) != len(header) for row in table):
-        raise RequestError(
-            f"{path} has no rows, or rows of another length than its header of {len(header)} columns"
-        )
-    columns = dict(zip(header, map(np.array, zip(*table))))
-    words = ("device", "op", "dtype", "kernel")
-    device = columns.get("device", np.full(len(table), ""))
+        raise lacks(table, f"the columns {', '.join(missing)}")
+    cells = {name: table.column(name) for name in table.header}
+    devices = cells.get("device", [""] * len(table.rows))
+    places: dict[tuple[str, str, str], list[int]] = {}
+    for place, key in enumerate(zip(cells["op"], cells["dtype"], devices)):
+        if key[1] not in DTYPES:
+            raise table.wrong(place, "dtype", f"one of {', '.join(DTYPES)}", key[1])
+        places.setdefault(key, []).append(place)
     groups = []
-    keys = np.stack([columns["op"], columns["dtype"], device], axis=1)
-    for op, dtype, name in np.unique(keys, axis=0):
-        mask = (columns["op"] == op) & (columns["dtype"] == dtype) & (device == name)
-        own = {key: column[mask] for key, column in columns.items() if key not in words}
-        # A file of several ops leaves the sizes that an op does not have empty.
-        picked = {
-            key: _positive(path, key, column)
-            for key, column in own.items()
-            if key == "latency_ms" or (column != "").any()
-        }
-        seconds = picked.pop("latency_ms") * 1e-3
-        picked["line"] = np.flatnonzero(mask)
+    for (op, dtype, device), own in sorted(places.items()):
+        columns = {}
+        for name in (name for name in table.header if name in SHAPE):
+            # A file of several ops leaves the sizes that an op does not have empty.
+            if any(cells[name][place] for place in own):
+                sizes = [table.size(place, name, cells[name][place]) for place in own]
+                columns[name] = np.array(sizes, dtype=float)
+        latencies = cells["latency_ms"]
+        seconds = [table.seconds(place, "latency_ms", latencies[place]) for place in own]
         groups.append(
-            Rows(op=str(op), dtype=str(dtype), device=str(name), columns=picked, seconds=seconds)
+            Rows(
+                op=op,
+                dtype=dtype,
+                device=device,
+                columns=columns | {"line": np.array(own)},
+                seconds=np.array(seconds),
+            )
         )
     return groups
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _positive(path: Path, name: str, column: np.ndarray) -> np.ndarray:
-    try:
-        values = column.astype(float)
-    except ValueError:
-        wrong = next(text for text in column.tolist() if not _is_number(text))
-        raise RequestError(f"{path}: column {name} must hold numbers, got {wrong!r}") from None
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise RequestError(f"{path}: column {name} must hold finite numbers above 0")
-    return values
 
 
 def fit_log(
@@ -134,6 +114,9 @@ def fit_log(
 
     Returns:
         The shift (p,) and its posterior covariance (p, p) in the Gaussian approximation.
+
+    Raises:
+        RequestError: a residual is not finite where the fit begins.
     """
     prior_sd = np.asarray(prior_sd, dtype=float)
     x = np.zeros(len(prior_sd))
@@ -142,6 +125,8 @@ def fit_log(
         return float(np.sum(2 * (np.sqrt(1 + (r / noise) ** 2) - 1)) + np.sum((x / prior_sd) ** 2))
 
     r = residual(x)
+    if not np.isfinite(r).all():
+        raise RequestError("rows cannot be fitted: a shape is too large for a predicted time")
     value, damping = loss(x, r), 1e-2
     for _ in range(max_steps):
         step = 1e-3
@@ -189,6 +174,7 @@ class Residual:
     # log units of a single row: measurement and the tile steps that no smooth function follows
     NOISE = 0.12
     LIMIT = 0.4  # a row further off is taken for this far
+    LARGEST = 3.0  # log units: what is fitted to rows within LIMIT overshoots far less
 
     @classmethod
     def fitted(cls, anchors: np.ndarray, log_residuals: np.ndarray) -> "Residual":
@@ -207,8 +193,18 @@ class Residual:
         return np.exp(exponent) * real(self.AMPLITUDE**2) + real(self.OFFSET**2)
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Factor (m,) on the predicted seconds at features (m, f)."""
-        return np.exp(self._covariance(features) @ self.weights.astype(features.dtype))
+        """Factor (m,) on the predicted seconds at features (m, f).
+
+        Raises:
+            RequestError: a factor that no fit gives; the weights were not found by ``fitted``.
+        """
+        logs = self._covariance(features) @ self.weights.astype(features.dtype)
+        if np.abs(logs).max(initial=0.0) > self.LARGEST:
+            raise RequestError(
+                "the residual in the profile's [measured] table moves a prediction by a factor of"
+                f" more than {math.exp(self.LARGEST):.0f}: calibrate writes no such one"
+            )
+        return np.exp(logs)
 
     def as_rows(self) -> list[list[float]]:
         """Anchors with their weights, as a profile stores them: f + 1 numbers a row."""

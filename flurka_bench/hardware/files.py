@@ -10,9 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flurka_bench.errors import RequestError, unknown
-from flurka_bench.hardware.profile import LARGEST, Figure, Profile, is_measured, short
-from flurka_bench.toml import parse_toml
+from flurka_bench.errors import RequestError, short, unknown
+from flurka_bench.hardware.profile import LARGEST, Figure, Profile, is_measured
+from flurka_bench.toml import parse_toml, read_text
 
 SCHEMA = 1
 FOLDER = Path(__file__).parent / "profiles"
@@ -98,11 +98,7 @@ def parse_profile(text: str, where: str) -> Profile:
 
 
 def _read(path: Path) -> Profile:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot read hardware profile {path}: {error}") from None
-    return parse_profile(text, str(path))
+    return parse_profile(read_text(path, "hardware profile"), str(path))
 
 
 @lru_cache

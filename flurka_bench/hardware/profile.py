@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from flurka_bench.errors import RequestError, unknown
+from flurka_bench.errors import RequestError, short, unknown
+from flurka_bench.hardware.measured import check as check_measured
 
 # The figures of the [datasheet] table: unit, and the range outside which a value is a slip of the
 # pen (a bandwidth in GB/s, a clock in MHz), not a machine.
@@ -205,17 +206,6 @@ class Profile:
 LARGEST = sys.float_info.max  # TOML's integers have no end, and nan is not below it either
 
 
-def short(value: Any) -> str:
-    """A value as an error shows it."""
-    try:
-        return repr(value)[:80]
-    except (
-        ValueError,
-        RecursionError,
-    ):  # thousands of digits (from hexadecimal), or dotted keys nested too deeply
-        return f"a {type(value).__name__} too long to show"
-
-
 def is_measured(value: Any) -> bool:
     """Whether it is a finite number or rows of them, at any depth."""
     if isinstance(value, (list, tuple)):
@@ -274,10 +264,10 @@ def _check(profile: Profile) -> None:
             f"SMs x lanes x 2 x clock gives {lanes_peak:.4g} FLOP/s, but vector.float32 says {quoted:.4g}"
         )
     for name, value in profile.measured.items():
-        if not is_measured(value):
-            raise wrong(
-                f"measured {name!r} must be a finite number or rows of them, got {short(value)}"
-            )
+        try:
+            check_measured(profile.kind, name, value)
+        except RequestError as error:
+            raise wrong(str(error)) from None
     for name, value in profile.sources.items():
         if not isinstance(value, str):
             raise wrong(f"source {name!r} must be text, got {short(value)}")

@@ -39,7 +39,7 @@ def curves(run: ErrorRun, inputs: Iterable[str] | None = None) -> Figure:
         sizes = {(item.seq_len, item.head_dim) for item in own}
         at = max(sizes, key=lambda size: (size == (512, 64), size))
         own = [item for item in own if (item.seq_len, item.head_dim) == at]
-        row[0].set_title(f"{label}, N {at[0]}, d {at[1]}", fontsize=9)
+        row[0].set_title(f"{style.plain(label)}, N {at[0]}, d {at[1]}", fontsize=9)
         _against_rank(row[0], own)
         if columns == 2:
             _against_features(row[1], own)

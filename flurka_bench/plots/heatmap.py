@@ -156,9 +156,9 @@ def heat_map(
     fixed = grid.fixed
     bar.set_label(f"← {fixed['baseline']} faster      {fixed['subject']} faster →")
     told = f"\n* {note}" if note else ""
-    fig.suptitle(
+    style.title(
+        fig,
         f"Speedup of {fixed['subject']} over {baseline(str(fixed['baseline'])).label}\n{caption(fixed)}{told}",
-        fontsize=10,
     )
     handles = [Patch(facecolor="white", edgecolor="0.35", hatch="////", label="undecided or the same"),
                Patch(facecolor="0.88", edgecolor="0.6", label="no measurement (why: in the cell)")]  # fmt: skip
@@ -213,7 +213,7 @@ def _draw(
                 axis.text(
                     column,
                     line,
-                    _hole(row, grid, x, y, side),
+                    style.plain(_hole(row, grid, x, y, side)),
                     ha="center",
                     va="center",
                     fontsize=6.5,

@@ -106,9 +106,9 @@ def error_map(frame: pd.DataFrame, x: str = "seq_len", y: str = "rank") -> Figur
     )
     bar.set_ticks([0.5, 0.7, 1, 1.4, 2], labels=["1/2", "0.7", "1", "1.4", "2"])
     bar.minorticks_off()
-    fig.suptitle(
+    style.title(
+        fig,
         f"Error of the model by {style.SYMBOLS[x]} (across) and {style.SYMBOLS[y]} (up; –: has none)\n{both['device'].iloc[0]}",
-        fontsize=10,
     )
     return fig
 

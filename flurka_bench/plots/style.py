@@ -96,13 +96,19 @@ def ratio_axis(axis: Axes, which: str = "y") -> None:
     target.set_minor_locator(matplotlib.ticker.NullLocator())
 
 
+def plain(text: object) -> str:
+    """A text that comes from data, for matplotlib to draw as it is: two dollar signs in a device's
+    name would begin and end a formula."""
+    return str(text).replace("$", r"\$")
+
+
 def title(fig: Figure, text: str) -> None:
-    """The title over the whole figure, legend included."""
-    fig.suptitle(text, fontsize=10)
+    """The title over the whole figure, legend included; drawn as it is."""
+    fig.suptitle(plain(text), fontsize=10)
 
 
 def says_nothing(message: str) -> Figure:
     """A figure that says why there is no picture."""
     fig = figure(6, 2)
-    fig.text(0.5, 0.5, message, ha="center", va="center", wrap=True)
+    fig.text(0.5, 0.5, plain(message), ha="center", va="center", wrap=True)
     return fig

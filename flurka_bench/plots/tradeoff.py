@@ -193,7 +193,7 @@ def devices(cells: pd.DataFrame, axis: str = "seq_len") -> Figure:
             where, part["min"], part["max"], color=colours[number % 7], linewidth=2.5, alpha=0.5
         )
         plot.plot(where, part["median"], "o", color=colours[number % 7], markerfacecolor=None if measured else "white",
-                  label=f"{name} ({'measured' if measured else 'predicted'})")  # fmt: skip
+                  label=f"{style.plain(name)} ({'measured' if measured else 'predicted'})")  # fmt: skip
     plot.axhline(1, color="black", linewidth=0.8)
     style.ratio_axis(plot)
     plot.set_xticks(range(len(places)), [str(place) for place in places])

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from flurka_bench.errors import RequestError, unknown
+from flurka_bench.errors import RequestError, short, unknown
 from flurka_bench.quality import text as texts
 from flurka_bench.quality.encoder import Encoder
 
@@ -293,7 +293,33 @@ def family(name: str, **parameters: Any) -> Family:
     for parameter in parameters:
         if parameter not in accepted:
             raise unknown(f"parameter of the {name} inputs", parameter, accepted)
+    for parameter, value in parameters.items():
+        _check_parameter(name, parameter, value, kind)
     return kind(**parameters)
+
+
+LARGEST_PARAMETER = 1e6  # of scales and spreads, whose logits are their squares
+LARGEST_COUNT = 2**20  # clusters: each has a row of its own
+
+
+def _check_parameter(name: str, parameter: str, value: Any, kind: type) -> None:
+    """Raise RequestError unless a parameter has the type of its default, and is in range."""
+    if kind is Trained:
+        if parameter == "layers":
+            good = isinstance(value, list) and all(type(layer) is int for layer in value)
+            wanted = "a list of whole numbers"
+        else:
+            good, wanted = isinstance(value, str) and "\0" not in value, "a text"
+    elif isinstance(default := kind.__dataclass_fields__[parameter].default, bool):
+        good, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        good = type(value) is int and 1 <= value <= LARGEST_COUNT
+        wanted = f"a whole number from 1 to {LARGEST_COUNT}"
+    else:
+        good = type(value) in (int, float) and 0 <= value <= LARGEST_PARAMETER
+        wanted = f"a number from 0 to {LARGEST_PARAMETER:g}"
+    if not good:
+        raise RequestError(f"{parameter} of the {name} inputs must be {wanted}, got {short(value)}")
 
 
 def _positive(name: str, value: float) -> None:

@@ -224,27 +224,30 @@ def run(
 def _measure_group(
     group: Group, missing: list[Configuration], suite: ErrorSuite, training: _TrainingCache
 ) -> Iterator[dict[str, Any]]:
-    draw = group.draw(group.seed)
-    reference = implied.reference(draw)
+    try:
+        draw = group.draw(group.seed)
+        reference = implied.reference(draw)
+    except (MemoryError, RuntimeError) as error:  # sizes that this machine does not hold
+        yield from (_identity(group, item) | _failed(error) for item in missing)
+        return
     bench = _Bench(group, reference, draw, training)
     for together in _batches(missing, bench.size_bytes):
         source = inputs.generator("lanczos", group.family.label, group.seq_len, group.seed)
         try:
             candidates = [bench.candidate(item) for item in together]
             results = measure(reference, candidates, source, spectral=suite.spectral)
-        except (
-            MemoryError,
-            RuntimeError,
-        ) as error:  # torch reports exhausted memory and failed decompositions as RuntimeError
-            status = (
-                "oom" if isinstance(error, MemoryError) or "memory" in str(error) else "crashed"
-            )
-            line = " ".join(str(error).split())[:300] or type(error).__name__
-            for item in together:
-                yield _identity(group, item) | {"status": status, "error": line}
+        except (MemoryError, RuntimeError) as error:
+            yield from (_identity(group, item) | _failed(error) for item in together)
             continue
         for item, errors in zip(together, results):
             yield _identity(group, item) | _outcome(errors)
+
+
+def _failed(error: MemoryError | RuntimeError) -> dict[str, Any]:
+    """Status and error of a case; torch reports exhausted memory and failed decompositions as
+    RuntimeError."""
+    status = "oom" if isinstance(error, MemoryError) or "memory" in str(error) else "crashed"
+    return {"status": status, "error": " ".join(str(error).split())[:300] or type(error).__name__}
 
 
 def _batches(

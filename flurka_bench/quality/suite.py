@@ -22,15 +22,17 @@ configurations.
 """
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from flurka_bench import mechanisms
-from flurka_bench.errors import RequestError, unknown
+from flurka_bench.errors import RequestError, short, unknown
 from flurka_bench.quality import projections
-from flurka_bench.toml import parse_toml
+from flurka_bench.toml import parse_toml, read_text
+from flurka_bench.workload import LARGEST_SIZE, check_combinations
 
 SHIPPED = (
     Path(__file__).parent / "suites"
@@ -54,6 +56,8 @@ _KEYS = (
     "inputs",
     "mechanisms",
 )
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # it becomes the name of a folder
+MAX_TRAINING_INPUTS = 10_000
 _MECHANISM_KEYS = ("mechanism", "projection", "share_kv", "rank", "num_features")
 
 
@@ -129,6 +133,20 @@ class ErrorSuite:
     inputs: tuple[Inputs, ...]
     configurations: tuple[Configuration, ...]
 
+    def check_size(self) -> None:
+        """Raise RequestError where the suite asks for more cases than can be meant, before any is
+        made. A trained encoder's layers come on top."""
+        seeds = range(self.seeds)
+        check_combinations(
+            f"error suite {self.name!r}",
+            *([item.seq_len, item.head_dim, seeds, self.configurations] for item in self.inputs),
+            mend="shorten its lists, or fewer seeds",
+        )
+        check_combinations(
+            f"error suite {self.name!r}: training_inputs", [range(self.training_inputs)],
+            mend="fewer", limit=MAX_TRAINING_INPUTS,
+        )  # fmt: skip
+
     def override(self, **changes: Any) -> "ErrorSuite":
         """The suite with command-line options laid over it.
 
@@ -170,18 +188,22 @@ class ErrorSuite:
             ]
         for knob in ("rank", "num_features"):
             if knob in given:
+                option = f"--{knob.replace('_', '-')}"
+                check_combinations(option, [configurations, given[knob]], mend="give fewer values")
                 configurations = [
                     replace(item, **{knob: value})
                     for item in configurations
                     for value in given[knob]
                 ]
-        return replace(
+        changed = replace(
             self,
             text=f"{self.text}\n# options: {json.dumps(given, sort_keys=True, default=str)}\n",
             seeds=given.get("seeds", self.seeds),
             inputs=tuple(inputs),
             configurations=tuple(dict.fromkeys(configurations)),
         )
+        changed.check_size()
+        return changed
 
     def at(self, seq_len: int, head_dim: int) -> list[Configuration]:
         """The configurations that exist at this size, each once. Raises RequestError, saying why,
@@ -210,11 +232,7 @@ def load(name_or_path: str) -> ErrorSuite:
         path = SHIPPED / f"{name_or_path}.toml"
     elif not path.is_file():
         raise unknown("error suite", name_or_path, [*shipped(), "FILE.toml"])
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"cannot read suite file {path}: {error}") from None
-    return parse(text, name=path.stem)
+    return parse(read_text(path, "suite file"), name=path.stem)
 
 
 def parse(text: str, *, name: str = "error") -> ErrorSuite:
@@ -230,10 +248,17 @@ def parse(text: str, *, name: str = "error") -> ErrorSuite:
         )
     spectral = data.get("spectral", True)
     if not isinstance(spectral, bool):
-        raise RequestError(f"spectral must be true or false, got {spectral!r}")
-    return ErrorSuite(
-        name=str(data.get("name", name)),
-        description=str(data.get("description", "")),
+        raise RequestError(f"spectral must be true or false, got {short(spectral)}")
+    name, description = data.get("name", name), data.get("description", "")
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise RequestError(
+            f"a suite's name has up to 64 letters, digits, '-', '_' and '.', got {short(name)}"
+        )
+    if not isinstance(description, str):
+        raise RequestError(f"description must be a text, got {short(description)}")
+    suite = ErrorSuite(
+        name=name,
+        description=description,
         text=text,
         seeds=_count(data.get("seeds", 3), "seeds"),
         training_inputs=_count(data.get("training_inputs", 8), "training_inputs", least=3),
@@ -243,6 +268,8 @@ def parse(text: str, *, name: str = "error") -> ErrorSuite:
             item for table in _tables(data, "mechanisms") for item in _configurations(table)
         ),
     )
+    suite.check_size()
+    return suite
 
 
 def _tables(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
@@ -293,7 +320,8 @@ def _configurations(table: dict[str, Any]) -> list[Configuration]:
         if value not in projections.PROJECTIONS:
             raise unknown("projection", value, projections.PROJECTIONS)
     if not all(isinstance(value, bool) for value in axes.get("share_kv", [])):
-        raise RequestError(f"share_kv takes true and false, got {axes['share_kv']!r}")
+        raise RequestError(f"share_kv takes true and false, got {short(axes['share_kv'])}")
+    check_combinations("a [[mechanisms]] table", axes.values(), mend="shorten its lists")
     return [Configuration(**dict(zip(axes, values))) for values in product(*axes.values())]
 
 
@@ -302,6 +330,8 @@ def _list(value: Any) -> list[Any]:
 
 
 def _count(value: Any, name: str, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise RequestError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST_SIZE:
+        raise RequestError(
+            f"{name} must be a whole number from {least} to 2^40, got {short(value)}"
+        )
     return value

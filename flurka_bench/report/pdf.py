@@ -56,7 +56,7 @@ def _text_pages(content: Content) -> list[Figure]:
             place = (0.07, 0.95 - 0.0185 * line)
             fig.text(
                 *place,
-                text.replace("$", r"\$"),
+                style.plain(text),
                 fontsize=_SIZES[kind],
                 family=family,
                 fontweight=weight,

@@ -14,6 +14,7 @@ from flurka_bench.results.records import (
     TIMING,
     UPGRADES,
     Form,
+    check_meta,
     check_record,
     upgrade,
 )
@@ -69,14 +70,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
     if not isinstance(meta, dict):
         raise RequestError(f"{path} must hold an object, got {type(meta).__name__}")
     meta = {**upgrade(meta, str(path), {}), "schema": SCHEMA}
-    for key, kind in {"suite": dict, "environment": dict, "device": str, "started": str}.items():
-        if not isinstance(meta.get(key), kind):
-            raise RequestError(
-                f"{path} must have {key!r} as a {'table' if kind is dict else 'text'}"
-            )
-    for key in ("name", "text"):
-        if not isinstance(meta["suite"].get(key), str):
-            raise RequestError(f"{path} must have suite.{key} as a text")
+    try:
+        check_meta(meta)
+    except RequestError as error:
+        raise RequestError(f"{path}: {error}") from None
     return meta
 
 

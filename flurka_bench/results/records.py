@@ -11,33 +11,61 @@ behind graph_s and device_s.
    Adds the timer's own share of a sample.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flurka_bench.errors import RequestError, unknown
-from flurka_bench.workload import BACKENDS, COMPRESSIONS, DTYPES, LEVELS, ORDERS, PASSES
+from flurka_bench.errors import RequestError, short, unknown
+from flurka_bench.mechanisms import MECHANISMS
+from flurka_bench.workload import (
+    BACKENDS,
+    COMPRESSIONS,
+    DTYPES,
+    LARGEST_SIZE,
+    LEVELS,
+    ORDERS,
+    PASSES,
+    STAGES,
+)
 
 SCHEMA = 3
+LARGEST_COUNT = 2**53  # the last whole number up to which a float holds every one
+LARGEST_NUMBER = 1e30  # no case has as many FLOPs; squares of it are floats yet
+LONGEST_S = 1e9  # 30 years
+LONGEST_TEXT = 100_000  # characters
+LONGEST_SHOWN = 60  # of a wrong value
 STATUSES = ("ok", "oom", "timeout", "crashed", "incorrect", "invalid", "skipped", "unsupported")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One field of a record: its type, unit and meaning. ``accepted`` lists a text's values,
-    ``least`` bounds a number."""
+    """One field of a record: its type, unit and meaning.
 
-    kind: str  # text, count, number, flag, numbers, counts, table
+    ``accepted`` lists a text's values, or a table's names. ``least`` and ``most`` bound a number,
+    and those of a list or a table of numbers; without ``most`` a count ends
+    where a float no longer holds it, a number at ``LARGEST_NUMBER``, a time at ``LONGEST_S``.
+    """
+
+    kind: str  # text, count, number, flag, texts, counts, numbers, table, table of numbers
     meaning: str
     unit: str = ""
     required: bool = False  # present and not null
     accepted: tuple[str, ...] = ()
     least: float | None = None
+    most: float | None = None
+
+    @property
+    def limit(self) -> float:
+        """The largest number that may stand here."""
+        if self.most is not None:
+            return self.most
+        if self.kind in ("count", "counts"):
+            return LARGEST_COUNT
+        return LONGEST_S if self.unit == "s" else LARGEST_NUMBER
 
 
 def _size(meaning: str, required: bool = True, least: int = 1) -> Field:
-    return Field(kind="count", meaning=meaning, required=required, least=least)
+    return Field(kind="count", meaning=meaning, required=required, least=least, most=LARGEST_SIZE)
 
 
 def _seconds(meaning: str) -> Field:
@@ -55,7 +83,9 @@ FIELDS: dict[str, Field] = {
         required=True,
         accepted=STATUSES,
     ),
-    "mechanism": Field(kind="text", meaning="one of the ten cells", required=True),
+    "mechanism": Field(
+        kind="text", meaning="one of the ten cells", required=True, accepted=tuple(MECHANISMS)
+    ),
     "level": Field(
         kind="text", meaning="how much of a model is timed", required=True, accepted=LEVELS
     ),
@@ -97,7 +127,9 @@ FIELDS: dict[str, Field] = {
     "num_calls": _size("calls per sample", required=False),
     "num_warmup": _size("calls before the first sample", required=False, least=0),
     "warmup_s": Field(
-        kind="numbers", meaning="time of one call while it warmed up, per block, in order", unit="s"
+        kind="numbers",
+        meaning="time of one call while it warmed up, per block, in order",
+        unit="s",
     ),
     "num_dropped": _size(
         "samples dropped because the device was throttled or the clock stepped back",
@@ -134,8 +166,16 @@ FIELDS: dict[str, Field] = {
         meaning="what the clock says bounds it",
         accepted=("launch-bound", "compute-bound", "memory-bound"),
     ),
-    "stages_s": Field(kind="table", meaning="time by stage", unit="s"),
-    "predicted_stages_s": Field(kind="table", meaning="predicted time by stage", unit="s"),
+    "stages_s": Field(
+        kind="table of numbers", meaning="time by stage", unit="s", accepted=STAGES, least=0
+    ),
+    "predicted_stages_s": Field(
+        kind="table of numbers",
+        meaning="predicted time by stage",
+        unit="s",
+        accepted=STAGES,
+        least=0,
+    ),
     "flops": Field(kind="number", meaning="floating-point operations of one call", least=0),
     "bytes": Field(
         kind="number", meaning="bytes read and written by one call's kernels", unit="B", least=0
@@ -180,11 +220,7 @@ def check_record(record: Any, *, strict: bool = False, form: Form = TIMING) -> N
             if spec.required:
                 raise RequestError(f"a record must have {name!r} ({spec.meaning})")
         elif not _fits(spec, value):
-            least = "" if spec.least is None else f" of at least {spec.least}"
-            wanted = (
-                f"one of {', '.join(spec.accepted)}" if spec.accepted else f"a {spec.kind}{least}"
-            )
-            raise RequestError(f"field {name!r} must be {wanted}, got {str(value)[:60]!r}")
+            raise RequestError(f"field {name!r} must be {_wanted(spec)}, got {_shown(value)}")
     if strict and (extra := record.keys() - form.fields.keys()):
         raise unknown("field of a record", min(extra), form.fields)
     if form is not TIMING:
@@ -195,31 +231,191 @@ def check_record(record: Any, *, strict: bool = False, form: Form = TIMING) -> N
         )
     if record["status"] == "ok" and not (record["samples_s"] and record.get("median_s")):
         raise RequestError("a record with status ok must have samples_s and a median_s above 0")
+    _check_band(record)
+    _check_knobs(record)
+
+
+def _check_band(record: Mapping[str, Any]) -> None:
+    """Raise RequestError unless a prediction is a positive time inside its band."""
+    low, middle, high = (
+        record.get(name) for name in ("predicted_low_s", "predicted_s", "predicted_high_s")
+    )
+    if middle is None:
+        return
+    low, high = middle if low is None else low, middle if high is None else high
+    if not 0 < low <= middle <= high:
+        raise RequestError(
+            "fields 'predicted_low_s', 'predicted_s' and 'predicted_high_s' must be above 0 and in"
+            f" this order, got {low:g}, {middle:g}, {high:g}"
+        )
+
+
+def _check_knobs(record: Mapping[str, Any]) -> None:
+    """Raise RequestError unless the record has the knobs that its mechanism and level ask for."""
+    cell = MECHANISMS[record["mechanism"]]
+    for name, needed in (
+        ("rank", cell.compressed),
+        ("num_features", cell.is_kernel),
+        ("order", record["level"] != "core"),
+    ):
+        if needed and record.get(name) is None:
+            raise RequestError(
+                f"field {name!r} must not be null for {record['mechanism']} at level"
+                f" {record['level']}"
+            )
+
+
+def _wanted(spec: Field) -> str:
+    """What a field takes, in words."""
+    if spec.accepted and spec.kind == "text":
+        return f"one of {', '.join(spec.accepted)}"
+    names = f" by {', '.join(spec.accepted)}" if spec.accepted else ""
+    bounds = ""
+    if spec.kind in ("count", "number", "counts", "numbers", "table of numbers"):
+        bounds = "" if spec.least is None else f" of at least {spec.least}"
+        bounds += f"{' and' if bounds else ' of'} at most {spec.limit:g}"
+    return f"a {spec.kind}{names}{bounds}"
+
+
+def _shown(value: Any) -> str:
+    """A wrong value, in at most ``LONGEST_SHOWN`` characters."""
+    return short(value)[:LONGEST_SHOWN]
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a text that can be written: no half of a surrogate pair, and of bounded
+    length."""
+    return isinstance(value, str) and len(value) <= LONGEST_TEXT and _can_be_written(value)
+
+
+def _can_be_written(value: str) -> bool:
+    if value.isascii():
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_number(spec: Field, value: Any, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return False
+    least = -spec.limit if spec.least is None else spec.least
+    return least <= value <= spec.limit  # nan is in no range
 
 
 def _fits(spec: Field, value: Any) -> bool:
-    def number(entry: Any, whole: bool) -> bool:
-        if isinstance(entry, bool) or not isinstance(entry, int if whole else int | float):
-            return False
-        return (
-            (abs(entry) < 10**300 or whole)
-            and math.isfinite(entry)
-            and (spec.least is None or entry >= spec.least)
-        )
-
     match spec.kind:
         case "text":
-            return isinstance(value, str) and (not spec.accepted or value in spec.accepted)
+            return is_text(value) and (not spec.accepted or value in spec.accepted)
         case "flag":
             return isinstance(value, bool)
         case "count" | "number":
-            return number(value, spec.kind == "count")
+            return _is_number(spec, value, spec.kind == "count")
+        case "texts":
+            return isinstance(value, list) and all(map(is_text, value))
         case "counts" | "numbers":
+            whole = spec.kind == "counts"
             return isinstance(value, list) and all(
-                number(entry, spec.kind == "counts") for entry in value
+                _is_number(spec, entry, whole) for entry in value
             )
-    scalars = str | int | float | bool | None
-    return isinstance(value, dict) and all(isinstance(entry, scalars) for entry in value.values())
+        case "table of numbers":
+            return isinstance(value, dict) and all(
+                name in spec.accepted and _is_number(spec, entry, whole=False)
+                for name, entry in value.items()
+            )
+    return isinstance(value, dict) and all(
+        is_text(name)
+        and (
+            entry is None
+            or isinstance(entry, bool)
+            or (is_text(entry) if isinstance(entry, str) else _is_number(spec, entry, whole=False))
+        )
+        for name, entry in value.items()
+    )
+
+
+# What readers take from run.json, by dotted name; all else there is only shown.
+_SHARE = Field(kind="number", meaning="of all CPUs", least=0, most=1.5)
+_SIZE_B = Field(kind="number", meaning="of memory or a disk", unit="B", least=0)
+META_FIELDS: dict[str, Field] = {
+    "kind": Field(kind="text", meaning="of run"),
+    "suite.name": Field(kind="text", meaning="the suite's name", required=True),
+    "suite.text": Field(kind="text", meaning="its file as written", required=True),
+    "device": Field(kind="text", meaning="the device's own name", required=True),
+    "started": Field(kind="text", meaning="when", required=True),
+    "device_name": Field(kind="text", meaning="as torch calls it"),
+    "run_id": Field(kind="text", meaning="different for every run"),
+    "host": Field(kind="text", meaning="name of the machine"),
+    "version": Field(kind="text", meaning="of flurka-bench"),
+    "seed": Field(kind="count", meaning="of inputs and parameters", least=0),
+    "wall_s": Field(kind="number", meaning="in all sessions", unit="s", least=0),
+    "time_in_calls_s": Field(kind="number", meaning="in all sessions", unit="s", least=0),
+    "environment.warnings": Field(kind="texts", meaning="what disturbs a measurement"),
+    "environment.torch.num_threads": Field(
+        kind="count", meaning="threads of an operator", least=1, most=4096
+    ),
+    "environment.cpu.busy_fraction": _SHARE,
+    "environment.cpu.steal_fraction": _SHARE,
+    "environment.memory_available_bytes": _SIZE_B,
+    "environment.disk_free_bytes": _SIZE_B,
+}
+_SESSION_FIELDS = {name: META_FIELDS[name] for name in ("wall_s", "time_in_calls_s")}
+MAX_DEPTH = 20  # of tables and lists in run.json
+_TEXT_LIMITS = {"suite.text": 4_000_000}  # what a suite's file may have
+
+
+def check_meta(meta: Mapping[str, Any]) -> None:
+    """Raise RequestError unless what readers take from run.json has its type and range, and all
+    texts can be written."""
+    for table in ("suite", "environment"):
+        if not isinstance(meta.get(table), dict):
+            raise RequestError(f"field {table!r} must be a table, got {_shown(meta.get(table))}")
+    for name, spec in META_FIELDS.items():
+        value: Any = meta
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value is None and spec.required:
+            raise RequestError(f"must have {name!r} ({spec.meaning})")
+        fits = value is None or _fits(spec, value)
+        if name in _TEXT_LIMITS and isinstance(value, str):  # its letters are looked at below
+            fits = len(value) <= _TEXT_LIMITS[name]
+        if not fits:
+            raise RequestError(f"field {name!r} must be {_wanted(spec)}, got {_shown(value)}")
+    sessions = meta.get("sessions", [])
+    if not isinstance(sessions, list) or not all(
+        isinstance(each, dict)
+        and all(_fits(spec, each.get(name)) for name, spec in _SESSION_FIELDS.items())
+        for each in sessions
+    ):
+        raise RequestError(
+            f"field 'sessions' must be a list of tables with {', '.join(_SESSION_FIELDS)} in"
+            f" seconds, got {_shown(sessions)}"
+        )
+    _check_depth(meta, "", MAX_DEPTH)
+
+
+def _check_depth(value: Any, where: str, left: int) -> None:
+    """Raise RequestError for texts that cannot be written and numbers that no reader can show, at
+    any depth."""
+    if isinstance(value, str):
+        if not _can_be_written(value):
+            raise RequestError(f"field {where!r} must be a text, got {_shown(value)}")
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= LARGEST_NUMBER:
+            raise RequestError(
+                f"field {where!r} must be a number of at most {LARGEST_NUMBER:g}, got"
+                f" {_shown(value)}"
+            )
+    elif isinstance(value, dict | list):
+        if not left:
+            raise RequestError(f"field {where[:LONGEST_SHOWN]!r} is nested too deeply")
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, entry in pairs:
+            if isinstance(key, str) and not is_text(key):
+                raise RequestError(f"field {where!r} has the name {_shown(key)}: no text")
+            _check_depth(entry, f"{where}.{key}".removeprefix("."), left - 1)
 
 
 def _upgrade_1(record: dict[str, Any]) -> dict[str, Any]:
@@ -249,7 +445,7 @@ def upgrade(data: dict[str, Any], where: str, upgrades: Mapping[int, Callable]) 
         raise RequestError(f"{where} has no schema version: not written by flurka-bench")
     if version > SCHEMA:
         raise RequestError(
-            f"{where} has schema {version}; this flurka-bench reads up to {SCHEMA} (install a newer one)"
+            f"{where} has schema {_shown(version)}; this flurka-bench reads up to {SCHEMA} (install a newer one)"
         )
     while version < SCHEMA:
         data = upgrades[version](data) if version in upgrades else data
