@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flurka_bench.attention.compression import Compression
 from flurka_bench.attention.functional import head_linear, linear, merge_heads, split_heads
+from flurka_bench.attention.masks import attended_keys, kept_keys, zero_padding
 from flurka_bench.attention.similarity import (
     FeatureMap,
     Softmax,
@@ -89,13 +90,24 @@ class AttentionLayer(nn.Module):
         self._query_weight = None
         return super().train(mode)
 
-    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """x (b, N, D), key_padding_mask (b, N), True = keep -> (b, N, D). Padded rows of the result
-        mean nothing."""
-        if key_padding_mask is not None:
-            x = x.masked_fill(~key_padding_mask[..., None], 0)
+    def forward(
+        self,
+        x: Tensor,
+        keep_mask: Tensor | None = None,
+        *,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """x (b, N, D) -> (b, N, D). Padded rows of the result mean nothing.
+
+        The masks are those of ``attention.functional``: ``keep_mask`` bool (b, N), True = keep;
+        ``key_padding_mask`` bool (b, N), True = padding, as in ``nn.MultiheadAttention``. Raises
+        RequestError for both at once and for anything that is not bool (b, N) beside x.
+        """
+        keep = kept_keys(keep_mask, key_padding_mask, x, x.shape[-2])
+        if keep is not None:
+            x = zero_padding(x, keep)
         if self.order == "absorbed":
-            return self._absorbed(x, key_padding_mask)
+            return self._absorbed(x, keep)
         with stage("project"):
             q = self._heads(linear(x, self.to_q.weight))
         if self.compression is None:
@@ -104,14 +116,14 @@ class AttentionLayer(nn.Module):
                     self._heads(linear(x, self.to_k.weight)),
                     self._heads(linear(x, self.to_v.weight)),
                 )
-            out = self.similarity(q, k, v, key_padding_mask)
+            out = self.similarity(q, k, v, attended_keys(keep))
         else:
             k, v = (
-                self._project_then_compress(x)
+                self._project_then_compress(x, keep)
                 if self.order == "project_first"
-                else self._compress_then_project(x)
+                else self._compress_then_project(x, keep)
             )
-            out = self.similarity(q, k, v)
+            out = self.similarity(q, k, v, attended_keys(self.compression.kept_rows(keep)))
         with stage("merge"):
             return linear(merge_heads(out), self.to_out.weight)
 
@@ -122,7 +134,7 @@ class AttentionLayer(nn.Module):
             return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         return split_heads(x, self.num_heads)
 
-    def _project_then_compress(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _project_then_compress(self, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """E (x W): keys and values (b, h, k, d).
 
         Kernels: project: 2 matmuls; compress: 2 of ``Compression``.
@@ -131,13 +143,16 @@ class AttentionLayer(nn.Module):
             k, v = linear(x, self.to_k.weight), linear(x, self.to_v.weight)
         with stage("compress"):
             if self.compression.share_heads:
-                return self._heads(self.compression.shared_rows(k)), self._heads(
-                    self.compression.shared_rows(v, True)
+                return self._heads(self.compression.shared_rows(k, False, keep)), self._heads(
+                    self.compression.shared_rows(v, True, keep)
                 )
             k, v = (t.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for t in (k, v))
-            return self.compression.head_rows(k), self.compression.head_rows(v, of_values=True)
+            return (
+                self.compression.head_rows(k, False, keep),
+                self.compression.head_rows(v, True, keep),
+            )
 
-    def _compress_then_project(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _compress_then_project(self, x: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """(E x) W: keys and values (b, h, k, d); the N-long ones are never formed.
 
         Kernels: compress: 1 of ``Compression`` if E = F, else 2; project: 2 matmuls.
@@ -148,8 +163,8 @@ class AttentionLayer(nn.Module):
             else self.compression.input_rows
         )
         with stage("compress"):
-            rows_k = compress(x)
-            rows_v = rows_k if self.compression.shared else compress(x, of_values=True)
+            rows_k = compress(x, False, keep)
+            rows_v = rows_k if self.compression.shared else compress(x, True, keep)
         with stage("project"):
             if self.compression.share_heads:
                 return self._heads(linear(rows_k, self.to_k.weight)), self._heads(
@@ -181,23 +196,25 @@ class AttentionLayer(nn.Module):
         """
         features, (b, n, _), h = self.similarity, x.shape, self.num_heads
         if self.compression is not None:
-            k, v = self._compress_then_project(x)
+            k, v = self._compress_then_project(x, keep)
+            keep_rows = attended_keys(self.compression.kept_rows(keep))
+            keep_rows = None if keep_rows is None else keep_rows[:, None, :, None]
             with stage("features"):
-                phi_k, shift = features.key_features(k)
+                phi_k, shift = features.key_features(k, keep_rows)
             with stage("key_value"):
                 kv, key_mean = key_value(phi_k, v)
         else:
             kv, key_mean, shift = self._absorbed_keys(x, keep)
         with stage("merge"):
             per_head_out = self.to_out.weight.unflatten(1, (h, -1)).permute(1, 2, 0)
-            kvo = head_linear(kv, per_head_out).reshape(b, -1, x.shape[-1])
+            kvo = head_linear(kv, per_head_out).flatten(1, 2)
         with stage("project"):
             cached = self._query_weight
             weight = (
                 self._absorb(self.to_q) if cached is None or torch.is_grad_enabled() else cached
             )
         with stage("features"):
-            y = linear(x, weight).view(b, n, h, -1)
+            y = linear(x, weight).view(b, n, h, features.num_features)
             phi_q = features.activate_queries(y, None if shift is None else shift.transpose(1, 2))
         with stage("output"):
             phi_q = phi_q / normaliser(phi_q, key_mean.transpose(1, 2))
@@ -215,16 +232,16 @@ class AttentionLayer(nn.Module):
         scale (h m D, in place), mean, 1 ``head_linear``.
         """
         features, (b, n, _), h = self.similarity, x.shape, self.num_heads
-        keep = None if keep is None else keep[:, :, None, None]
+        keep = None if keep is None else attended_keys(keep)[:, :, None, None]
         if features.absorbs_keys:
             with stage("project"):
                 weight = self._absorb(self.to_k)
             with stage("features"):
-                y = linear(x, weight).view(b, n, h, -1)
+                y = linear(x, weight).view(b, n, h, features.num_features)
                 phi_k, shift = features.activate_keys(y, None, keep, rows=1)
         else:
             with stage("project"):
-                k = linear(x, self.to_k.weight).view(b, n, h, -1)
+                k = linear(x, self.to_k.weight).view(b, n, h, features.head_dim)
             with stage("features"):
                 phi_k, shift = features.key_features(k, keep, rows=1)
         with stage("key_value"):
@@ -319,7 +336,7 @@ class FLuRKAAttention(AttentionLayer):
     >>> layer.order
     'absorbed'
     >>> keep = torch.arange(100).expand(2, -1) < torch.tensor([[100], [70]])  # True where a position is not padding
-    >>> layer(torch.randn(2, 100, 64), key_padding_mask=keep).shape
+    >>> layer(torch.randn(2, 100, 64), keep_mask=keep).shape
     torch.Size([2, 100, 64])
     """
 

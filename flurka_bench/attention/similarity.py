@@ -3,7 +3,8 @@
 Shape letters as in ``workload``; L is the number of key rows: N, or k after compression. Feature
 maps work in two layouts that differ in where the heads are: heads first (b, h, L, m) and tokens
 first (b, L, h, m), the latter straight from a projection. ``rows`` names the dimension that runs
-over keys.
+over keys. ``keep`` (b, L) is True where a key is kept, at least one in each sequence: layers and
+functional cores see to that (``masks.attended_keys``).
 
 A feature map phi replaces softmax(q k^T / sqrt(d)) by phi(q) phi(k)^T / sum over keys. The quotient
 is all that counts, so whatever multiplies both, or one query's features, is left out where that
