@@ -91,6 +91,17 @@ def interpret():
     with torch.no_grad():
         errors = [float((out.double() - exact).norm() / exact.norm()) for out in (layer(x), eager)]
     print(json.dumps({"case": ["float32", "layer"], "errors": errors}))
+    layer = FLuRKAAttention(32, 2, 40, 10, 16, similarity="favor", compression="mean-pool")
+    layer.order = "project_first"
+    keep = torch.arange(40) < torch.tensor([[18], [0]])  # within a window, and none
+    exact, eager = layer.double()(x.double(), keep), layer.float()(x, keep)
+    layer.similarity = FusedFeatures(layer.similarity)
+    with torch.no_grad():
+        assert layer(x[:0]).shape == (0, 40, 32)
+        fused = layer(x, keep)
+    assert (fused[1] == 0).all()
+    errors = [float((out.double() - exact).norm() / exact.norm()) for out in (fused, eager)]
+    print(json.dumps({"case": ["float32", "padded layer"], "errors": errors}))
     big = feature_map("favor", 16, 32, dtype=torch.float16)
     q, k, v = (
         50 * torch.nn.functional.normalize(torch.randn(1, 1, 80, 16), dim=-1).half()
@@ -200,7 +211,7 @@ def own_process(mode, **environment):
 
 def test_interpreted_kernels_agree_with_the_eager_code():
     results = own_process("interpret", TRITON_INTERPRET="1")
-    assert len(results) == 3 * 3 * 2 * 2 + 2
+    assert len(results) == 3 * 3 * 2 * 2 + 3
     # Triton's interpreter truncates where it stores bfloat16, twice the error of rounding
     slack = {"float32": 3e-6, "float16": 1e-3, "bfloat16": 1.2e-2, "|x| = 50": 0.0}
     for result in results:
