@@ -226,7 +226,7 @@ class Layer:
                     else tape.copy(kvo, *shape, copied_back=True)
                 )
             with tape.stage("project"):
-                if tape.train:
+                if tape.train or case.backend == "compiled":  # which cannot see that W_q changed
                     weight = self._absorb(self.w_q, "absorb_queries")
                 else:  # computed once, before inference
                     weight = tape.leaf("W_q_omega", width, all_features, role="buffer")
