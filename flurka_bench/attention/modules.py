@@ -15,6 +15,9 @@ from flurka_bench.attention.similarity import (
     Softmax,
     feature_map,
     key_value,
+    level_keys,
+    level_queries,
+    mean_product,
     normaliser,
 )
 from flurka_bench.attention.stages import stage
@@ -274,7 +277,7 @@ class AttentionLayer(nn.Module):
         Kernels: project: W_q Omega (1 matmul; none once prepared); keys: as
             ``_compress_then_project`` or
         ``_absorbed_keys``; merge into the product: 1 ``head_linear``; features: 1 matmul,
-        ``activate_queries``; output: normaliser (product, row sum), division, 1 matmul (b, N, h *
+        ``activate_queries``, ``level_queries``; output: normaliser (product, row sum), division, 1 matmul (b, N, h *
         m) @ (b, h * m, D).
         """
         features, (b, n, _), h = self.similarity, x.shape, self.num_heads
@@ -282,10 +285,11 @@ class AttentionLayer(nn.Module):
             k, v = self._compress_then_project(x)
             with stage("features"):
                 phi_k, shift = features.key_features(k)
+                phi_k, scale = level_keys(phi_k, -2)
             with stage("key_value"):
                 kv, key_mean = key_value(phi_k, v)
         else:
-            kv, key_mean, shift = self._absorbed_keys(x, keep)
+            kv, key_mean, shift, scale = self._absorbed_keys(x, keep)
         with stage("merge"):
             per_head_out = self._weight("to_out").unflatten(1, (h, -1)).permute(1, 2, 0)
             kvo = head_linear(kv, per_head_out).reshape(b, -1, x.shape[-1])
@@ -294,20 +298,21 @@ class AttentionLayer(nn.Module):
         with stage("features"):
             y = linear(x, weight).view(b, n, h, -1)
             phi_q = features.activate_queries(y, None if shift is None else shift.transpose(1, 2))
+            phi_q = level_queries(phi_q, None if scale is None else scale.transpose(1, 2))
         with stage("output"):
             phi_q = phi_q / normaliser(phi_q, key_mean.transpose(1, 2))
             return torch.bmm(phi_q.flatten(2), kvo)
 
     def _absorbed_keys(
         self, x: Tensor, keep: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """phi(K)^T V = (phi(K)^T x) W_v for uncompressed keys: kv (b, h, m, d), the mean of phi(K)
-        (b, h, 1, m), the shift.
+        (b, h, 1, m), the shift, the scale of ``level_keys``.
 
         Kernels: where phi(k) needs k Omega alone: project: W_k Omega; features: 1 matmul,
             ``activate_keys``. Else project:
-        1 matmul; features: ``key_features``. Then key_value: matmul (b, h * m, N) @ (b, N, D),
-        scale (h m D, in place), mean, 1 ``head_linear``.
+        1 matmul; features: ``key_features``. Then features: ``level_keys``; key_value: ``mean_product``
+        (b, h * m, N) @ (b, N, D), mean, 1 ``head_linear``.
         """
         features, (b, n, _), h = self.similarity, x.shape, self.num_heads
         keep = None if keep is None else keep[:, :, None, None]
@@ -322,11 +327,14 @@ class AttentionLayer(nn.Module):
                 k = self.to_k(x).view(b, n, h, -1)
             with stage("features"):
                 phi_k, shift = features.key_features(k, keep, rows=1)
+        with stage("features"):
+            phi_k, scale = level_keys(phi_k, 1)
         with stage("key_value"):
-            kx = torch.bmm(phi_k.flatten(2).transpose(1, 2), x).mul_(1 / n)
+            kx = mean_product(phi_k.flatten(2), x)
             key_mean = phi_k.mean(1, keepdim=True).transpose(1, 2)
             kv = head_linear(kx.unflatten(1, (h, -1)), self._per_head_in("to_v"))
-        return kv, key_mean, None if shift is None else shift.transpose(1, 2)
+        shift, scale = (None if t is None else t.transpose(1, 2) for t in (shift, scale))
+        return kv, key_mean, shift, scale
 
 
 def _has_bias(child: nn.Module) -> bool:
