@@ -383,6 +383,32 @@ def test_stage_ranges_only_when_asked_for():
         )
 
 
+def test_new_layers_of_all_mechanisms_give_outputs_of_one_size():
+    """Within a factor of two of full attention, for every kind of compression and N / k from 2 to
+    16; so mechanisms can be trained with one learning rate."""
+    width, heads, n = 64, 4, 256
+    x = torch.randn(4, n, width)
+
+    def size(layer):
+        with torch.no_grad():
+            return float(layer(x).std())
+
+    full = size(FullAttention(width, heads))
+    sizes = {"favor": 32, "relu": 32, "elu": None}
+    for kind, m in sizes.items():
+        assert 0.5 < size(PerformerAttention(width, heads, m, similarity=kind)) / full < 2, kind
+    for compression in ("dense", "mean-pool", "conv"):
+        for rank in (16, 128):
+            knobs = {"seq_len": n, "rank": rank, "compression": compression}
+            layers = [LinformerAttention(width, heads, **knobs)]
+            layers += [
+                FLuRKAAttention(width, heads, num_features=m, similarity=kind, **knobs)
+                for kind, m in sizes.items()
+            ]
+            for layer in layers:
+                assert 0.5 < size(layer) / full < 2, (compression, rank, layer.similarity)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
