@@ -1,10 +1,13 @@
 """The mechanisms as PyTorch code: algebraic identities, mostly in float64."""
 
+import copy
 import doctest
 import math
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from flurka_bench import attention, mechanisms
 from flurka_bench.attention import (
@@ -190,6 +193,188 @@ def test_weights_prepared_for_inference_change_nothing_and_are_forgotten_in_trai
     layer.eval()
     with torch.inference_mode():
         assert not torch.allclose(layer(x), before)
+
+
+EVENTS = {
+    "prepare": lambda layer, step: layer.prepare_inference(),
+    "redraw": lambda layer, step: layer.similarity.redraw(torch.Generator().manual_seed(step)),
+    "load": lambda layer, step: layer.load_state_dict(
+        {name: tensor * 0.9 for name, tensor in layer.state_dict().items()}
+    ),
+    "assign": lambda layer, step: layer.load_state_dict(
+        {name: tensor * 1.1 for name, tensor in layer.state_dict().items()}, assign=True
+    ),
+    "half": lambda layer, step: layer.half(),
+    "bfloat16": lambda layer, step: layer.bfloat16(),
+    "double": lambda layer, step: layer.double(),
+    "child": lambda layer, step: layer.to_q.double().to(layer.to_v.weight.dtype),
+    "optimizer": lambda layer, step: one_step(layer),
+    "exchange": lambda layer, step: setattr(layer, "to_q", copy.deepcopy(layer.to_v)),
+    "copy": lambda layer, step: layer.load_state_dict(copy.deepcopy(layer).state_dict()),
+    "data": lambda layer, step: setattr(layer.to_q.weight, "data", layer.to_q.weight.data * 0.8),
+    "train": lambda layer, step: layer.train(),
+}
+
+
+def one_step(layer):
+    parameters = list(layer.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 0.1)
+    torch.optim.SGD(parameters, lr=0.5).step()
+
+
+@given(
+    kind=st.sampled_from(["flurka-relu", "flurka-favor", "kernel-relu"]),
+    events=st.lists(st.sampled_from(sorted(EVENTS)), min_size=2, max_size=6),
+)
+@example(kind="flurka-relu", events=["prepare", *sorted(EVENTS)])
+@settings(max_examples=15, deadline=None)
+def test_whatever_happens_a_layer_equals_a_new_one_with_its_state(kind, events):
+    """Bit by bit: W_q Omega is kept only while what it was made of is unchanged."""
+    layer = make_layer(kind, dtype=torch.float32)
+    layer.order = "absorbed"
+    layer.prepare_inference()
+    for step, event in enumerate(events):
+        with torch.inference_mode():
+            layer(torch.ones(1, N, H * D_HEAD, dtype=layer.to_v.weight.dtype))
+        EVENTS[event](layer, step)
+        dtype = layer.to_v.weight.dtype
+        new = make_layer(kind, dtype=dtype)
+        new.order = "absorbed"
+        new.load_state_dict(layer.state_dict())
+        x = torch.randn(B, N, H * D_HEAD, dtype=dtype)
+        with torch.inference_mode():
+            assert torch.equal(layer(x), new(x)), event
+            assert torch.equal(copy.deepcopy(layer)(x), new(x)), event
+
+
+def test_prepared_weights_are_computed_once_and_again_when_stale():
+    """Or the cache would be right and useless."""
+    layer = make_layer("flurka-relu")
+    layer.prepare_inference()
+    computed = []
+    absorb = layer._absorb
+    layer._absorb = lambda weight: computed.append(1) or absorb(weight)
+    x = torch.randn(B, N, H * D_HEAD, dtype=torch.float64)
+    with torch.inference_mode():
+        for _ in range(3):
+            layer(x)
+        assert len(computed) == 0
+    layer.similarity.redraw()
+    with torch.no_grad():
+        for _ in range(3):
+            layer(x)
+    assert len(computed) == 1
+
+
+def test_compiled_layers_see_changed_weights():
+    layer = make_layer("flurka-relu")
+    layer.prepare_inference()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    x = torch.randn(B, N, H * D_HEAD, dtype=torch.float64)
+    with torch.inference_mode():
+        compiled(x)
+        layer.similarity.redraw()
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+class LowRankUpdate(torch.nn.Module):
+    """x W^T and a low-rank term, as LoRA wraps a projection."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        width = base.in_features
+        self.update = torch.nn.Parameter(torch.randn(width, width, dtype=base.weight.dtype) / 8)
+
+    def forward(self, x):
+        return self.base(x) + x @ self.update
+
+
+CALLED = {  # order, heads share E: the projections that are called
+    ("project_first", True): ("to_q", "to_k", "to_v", "to_out"),
+    ("project_first", False): ("to_q", "to_k", "to_v", "to_out"),
+    ("compress_first", True): ("to_q", "to_k", "to_v", "to_out"),
+    ("compress_first", False): ("to_q", "to_out"),
+    ("absorbed", True): ("to_k", "to_v"),
+    ("absorbed", False): (),
+}
+
+
+@pytest.mark.parametrize("child", ["to_q", "to_k", "to_v", "to_out"])
+@pytest.mark.parametrize(("order", "share_heads"), CALLED)
+def test_projections_are_called_or_a_sentence_says_who_calls_them(order, share_heads, child):
+    layer = make_layer("flurka-relu", share_heads=share_heads)
+    x = torch.randn(B, N, H * D_HEAD, dtype=torch.float64)
+    plain = getattr(layer, child)
+    lora = LowRankUpdate(plain)
+    merged = copy.deepcopy(layer)
+    with torch.no_grad():
+        getattr(merged, child).weight.add_(lora.update.T)
+    merged.order, layer.order = "project_first", order
+    setattr(layer, child, lora)
+    if child in CALLED[order, share_heads]:
+        torch.testing.assert_close(layer(x), merged(x))
+        setattr(layer, child, plain)
+        fired = []
+        plain.register_forward_hook(lambda *_: fired.append(1))
+        layer(x)
+        assert fired == [1]
+        return
+    with pytest.raises(RequestError, match=f"{child} must be nn.Linear.*LowRankUpdate") as error:
+        layer(x)
+    accepted = str(error.value).partition("order=")[2]
+    for other in layer.orders:
+        if other in accepted:
+            layer.order = other
+            torch.testing.assert_close(layer(x), merged(x))
+    assert "project_first" in accepted
+    setattr(layer, child, plain)
+    plain.register_forward_hook(lambda *_: None)
+    layer.order = order
+    with pytest.raises(RequestError, match=f"{child} must be.*with hooks"):
+        layer(x)
+
+
+@pytest.mark.parametrize("name", ["kernel-relu", "kernel-favor", "full-sdpa"])
+def test_projections_of_uncompressed_mechanisms_are_called_or_refused(name):
+    x = torch.randn(B, N, H * D_HEAD, dtype=torch.float64)
+    for order in mechanisms.get(name).orders:
+        for child in ("to_q", "to_k", "to_v", "to_out"):
+            layer = make_layer(name)
+            layer.order = order
+            setattr(layer, child, LowRankUpdate(getattr(layer, child)))
+            if order == "project_first" or (name, child) == ("kernel-favor", "to_k"):
+                layer(x)
+            else:
+                with pytest.raises(RequestError, match="order=project_first takes it"):
+                    layer(x)
+
+
+@pytest.mark.parametrize("child", ["to_k", "to_v"])
+def test_a_bias_is_honoured_or_refused(child):
+    layer = make_layer("low-rank")
+    width = H * D_HEAD
+    biased = torch.nn.Linear(width, width, dtype=torch.float64)
+    setattr(layer, child, biased)
+    x = torch.randn(B, N, width, dtype=torch.float64)
+    layer.order = "project_first"
+    keep = keep_mask()
+    q, k, v = (
+        p(x).unflatten(-1, (H, D_HEAD)).transpose(1, 2)
+        for p in (layer.to_q, layer.to_k, layer.to_v)
+    )
+    for mask in (None, keep):
+        attended = functional.compressed_attention(
+            q, k, v, layer.similarity, layer.compression, mask
+        )
+        out = layer(x, mask)
+        expected = layer.to_out(attended.transpose(1, 2).flatten(2))
+        rows = slice(None) if mask is None else mask
+        torch.testing.assert_close(out[rows], expected[rows])
+    layer.order = "compress_first"
+    with pytest.raises(RequestError, match=f"{child} must be.*bias=True.*order=project_first"):
+        layer(x)
 
 
 @pytest.mark.parametrize("name", NAMES)
