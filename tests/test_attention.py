@@ -22,7 +22,7 @@ from flurka_bench.attention import (
     functional,
     modules,
 )
-from flurka_bench.attention.similarity import orthogonal_gaussian
+from flurka_bench.attention.similarity import _MeanProduct, orthogonal_gaussian
 from flurka_bench.attention.stages import profiled_stages
 from flurka_bench.errors import RequestError
 from flurka_bench.workload import STAGES
@@ -515,6 +515,104 @@ def test_half_precision_sums_over_long_inputs_do_not_overflow(name):
     v = torch.full_like(k, 0.5)
     out = functional.compressed_attention(q, k, v, similarity)
     torch.testing.assert_close(out, torch.full_like(out, 0.5), atol=5e-3, rtol=0)
+
+
+KERNELS = ["kernel-relu", "kernel-elu", "kernel-favor"]
+
+
+@pytest.mark.parametrize("n", [1, 100, 70_000])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 40_000.0])
+@pytest.mark.parametrize("name", ["full-sdpa", *KERNELS])
+def test_float16_attention_to_equal_values_gives_that_value(name, size, n):
+    """Any weighted mean of one number is that number, of whatever size, at whatever length."""
+    if name == "full-sdpa" and n > 100:
+        n = 1000
+    similarity, _ = parts(name, num_features=16, dtype=torch.float16)
+    generator = torch.Generator().manual_seed(n)
+    q, k = (torch.randn(1, 1, rows, D_HEAD, generator=generator).half() for rows in (3, n))
+    q[..., 1], k[..., 1] = 4.0, -4.0  # a constant channel
+    v = torch.full_like(k, size)
+    out = functional.compressed_attention(q, k, v, similarity)
+    torch.testing.assert_close(out, torch.full_like(out, size), rtol=4e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "n", "mean"),
+    [(name, order, 1024, 8.0) for name in NAMES for order in mechanisms.get(name).orders]
+    + [(name, "project_first", 65_536, 0.5) for name in KERNELS],
+)
+def test_float16_layers_take_inputs_with_a_mean(name, order, n, mean):
+    layer = make_layer(name, seq_len=n, rank=64, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in () if layer.compression is None else layer.compression.parameters():
+            weight.normal_(std=n**-0.5)
+    layer.order = order
+    x = (torch.randn(1, n, H * D_HEAD) + mean).half()
+    with torch.no_grad():
+        wide = layer(x.float())
+        narrow = layer.half()(x)
+    assert torch.isfinite(narrow).all()
+    assert float((narrow - wide).norm() / wide.norm()) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_gradients_through_the_smallest_features_are_exact(dtype):
+    """q = k = -1: both features are the 1e-3 that relu adds, their product 1e-6. One key, so the
+    output is v, and its gradient 1."""
+    features = feature_map("relu", 1, 1, dtype=dtype)
+    features.omega.fill_(1)
+    q, k = (torch.full((1, 1, 1, 1), -1.0, dtype=dtype, requires_grad=True) for _ in range(2))
+    v = torch.ones(1, 1, 1, 1, dtype=dtype, requires_grad=True)
+    out = functional.performer_attention(q, k, v, features)
+    out.backward()
+    assert (out.item(), v.grad.item(), q.grad.item(), k.grad.item()) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_float16_gradients_are_those_of_float32_to_rounding(name):
+    similarity, _ = parts(name, num_features=16, dtype=torch.float16)
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, 2, 600, D_HEAD, generator=generator).half() for _ in range(3)]
+    direction = torch.randn(1, 2, 600, D_HEAD, generator=generator).half()
+
+    def gradients(dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in tensors]
+        out = functional.compressed_attention(*leaves, similarity.to(dtype))
+        return torch.autograd.grad(out, leaves, direction.to(dtype))
+
+    for narrow, wide in zip(gradients(torch.float16), gradients(torch.float32)):
+        assert float((narrow - wide).norm() / wide.norm()) < 0.03
+
+
+def test_the_mean_product_has_the_gradients_of_its_formula():
+    a, b = (torch.randn(2, 5, n, dtype=torch.float64, requires_grad=True) for n in (3, 4))
+    torch.testing.assert_close(_MeanProduct.apply(a, b), a.mT @ b / 5)
+    assert torch.autograd.gradcheck(_MeanProduct.apply, (a, b))
+    assert torch.autograd.gradgradcheck(_MeanProduct.apply, (a, b))
+
+
+@pytest.mark.parametrize("rows", ["core", "layer"])
+def test_favor_takes_float16_keys_of_any_norm(rows):
+    """Above |k| = 256 the square leaves float16; keys of norm 300 to 1,200, some of them padded."""
+    keep = keep_mask()
+    if rows == "core":
+        features = feature_map("favor", D_HEAD, 16, dtype=torch.float16)
+        q, k, v = (t.half() for t in qkv(dtype=torch.float32))
+        k = (k / k.norm(dim=-1, keepdim=True) * torch.linspace(300, 1200, N)[:, None]).half()
+        k[1, :, -1] = 0
+        for mask in (None, keep):
+            out = functional.performer_attention(q, k, v, features, key_padding_mask=mask)
+            wide = functional.performer_attention(
+                q.float(), k.float(), v.float(), copy.deepcopy(features).float(),
+                key_padding_mask=mask,
+            )  # fmt: skip
+            torch.testing.assert_close(out.float(), wide, atol=2e-2, rtol=0)
+        return
+    layer = make_layer("kernel-favor", dtype=torch.float16)
+    x = 500 * torch.randn(B, N, H * D_HEAD, dtype=torch.float16)
+    for order in layer.orders:
+        layer.order = order
+        assert torch.isfinite(layer(x, keep)[keep]).all()
 
 
 @pytest.mark.parametrize("kind", ["favor", "relu"])
