@@ -179,6 +179,17 @@ def test_masks_mean_what_multi_head_attention_means_by_them():
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_projection_with_a_bias_leaves_padding_padded(name):
+    layer = module_of(name, "project_first", *VARIANTS[0])
+    for child in ("to_k", "to_v"):
+        setattr(layer, child, torch.nn.Linear(WIDTH, WIDTH, dtype=torch.float64))
+    x = draw(2)
+    out = layer(x, ends((7, 0)))
+    torch.testing.assert_close(out[:1, :7], layer(x[:1, :7]))
+    assert (out[1] == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_core_and_layer_takes_both_masks(name):
     keep, x = ends(), draw(3)
     for order in ("core", *mechanisms.get(name).orders):

@@ -18,7 +18,10 @@ class Compression(nn.Module):
     """Keys and values from seq_len rows to ``rank`` rows (Wang et al. 2020, arXiv 2006.04768,
     section 4).
 
-    dense      learned E, F (k, N), initialised N(0, 1/k) as in the paper's theorem.
+    dense      learned E, F (k, N), initialised N(0, k/N^2): a row has norm sqrt(k/N), that of a
+               mean over N/k positions, so compressed keys and values start as large as those of
+               the other kinds, and a layer's output as large as full attention's. (N(0, 1/k), that
+               of the paper's theorem, has rows of norm sqrt(N/k): outputs N/k times as large.)
     mean-pool  windows of N/k rows, averaged; no parameters, so E = F and all heads share.
     conv       a convolution over positions with kernel and stride N/k, one tap vector for all
                channels (so it commutes with the projections, unlike ``nn.Conv1d``), initialised to
@@ -80,7 +83,7 @@ class Compression(nn.Module):
         for weight in self.parameters():
             if self.kind == "dense":
                 draw = torch.randn(weight.shape, generator=generator, dtype=torch.float32)
-                weight.copy_(draw / math.sqrt(self.rank))
+                weight.copy_(draw * (math.sqrt(self.rank) / self.seq_len))
             else:
                 weight.fill_(1 / self.window)
 

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from flurka_bench.attention.functional import linear
 from flurka_bench.attention.masks import kept_keys
 from flurka_bench.attention.modules import AttentionLayer
 from flurka_bench.attention.stages import stage
@@ -42,9 +41,7 @@ class EncoderLayer(nn.Module):
             x = x + attended
             normed = self.norm_ffn(x)
         with stage("ffn"):
-            update = linear(
-                nn.functional.gelu(linear(normed, self.ffn_in.weight)), self.ffn_out.weight
-            )
+            update = self.ffn_out(nn.functional.gelu(self.ffn_in(normed)))
         with stage("other"):
             return x + update
 
@@ -77,4 +74,4 @@ class Encoder(nn.Module):
             x = layer(x, keep)
         with stage("other"):
             x = self.norm(x)
-            return x if self.head is None else linear(x, self.head.weight)
+            return x if self.head is None else self.head(x)
