@@ -1,10 +1,13 @@
 """The mechanisms as PyTorch code: algebraic identities, mostly in float64."""
 
+import copy
 import doctest
 import math
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from flurka_bench import attention, mechanisms
 from flurka_bench.attention import (
@@ -19,7 +22,7 @@ from flurka_bench.attention import (
     functional,
     modules,
 )
-from flurka_bench.attention.similarity import orthogonal_gaussian
+from flurka_bench.attention.similarity import _MeanProduct, orthogonal_gaussian
 from flurka_bench.attention.stages import profiled_stages
 from flurka_bench.errors import RequestError
 from flurka_bench.workload import STAGES
@@ -130,7 +133,7 @@ def test_sdpa_equals_materialised_softmax_and_the_formula():
     )
     for sdpa in (True, False):
         torch.testing.assert_close(
-            functional.full_attention(q, k, v, sdpa=sdpa, key_padding_mask=keep), by_hand
+            functional.full_attention(q, k, v, sdpa=sdpa, keep_mask=keep), by_hand
         )
 
 
@@ -192,6 +195,188 @@ def test_weights_prepared_for_inference_change_nothing_and_are_forgotten_in_trai
         assert not torch.allclose(layer(x), before)
 
 
+EVENTS = {
+    "prepare": lambda layer, step: layer.prepare_inference(),
+    "redraw": lambda layer, step: layer.similarity.redraw(torch.Generator().manual_seed(step)),
+    "load": lambda layer, step: layer.load_state_dict(
+        {name: tensor * 0.9 for name, tensor in layer.state_dict().items()}
+    ),
+    "assign": lambda layer, step: layer.load_state_dict(
+        {name: tensor * 1.1 for name, tensor in layer.state_dict().items()}, assign=True
+    ),
+    "half": lambda layer, step: layer.half(),
+    "bfloat16": lambda layer, step: layer.bfloat16(),
+    "double": lambda layer, step: layer.double(),
+    "child": lambda layer, step: layer.to_q.double().to(layer.to_v.weight.dtype),
+    "optimizer": lambda layer, step: one_step(layer),
+    "exchange": lambda layer, step: setattr(layer, "to_q", copy.deepcopy(layer.to_v)),
+    "copy": lambda layer, step: layer.load_state_dict(copy.deepcopy(layer).state_dict()),
+    "data": lambda layer, step: setattr(layer.to_q.weight, "data", layer.to_q.weight.data * 0.8),
+    "train": lambda layer, step: layer.train(),
+}
+
+
+def one_step(layer):
+    parameters = list(layer.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 0.1)
+    torch.optim.SGD(parameters, lr=0.5).step()
+
+
+@given(
+    kind=st.sampled_from(["flurka-relu", "flurka-favor", "kernel-relu"]),
+    events=st.lists(st.sampled_from(sorted(EVENTS)), min_size=2, max_size=6),
+)
+@example(kind="flurka-relu", events=["prepare", *sorted(EVENTS)])
+@settings(max_examples=15, deadline=None)
+def test_whatever_happens_a_layer_equals_a_new_one_with_its_state(kind, events):
+    """Bit by bit: W_q Omega is kept only while what it was made of is unchanged."""
+    layer = make_layer(kind, dtype=torch.float32)
+    layer.order = "absorbed"
+    layer.prepare_inference()
+    for step, event in enumerate(events):
+        with torch.inference_mode():
+            layer(torch.ones(1, N, H * D_HEAD, dtype=layer.to_v.weight.dtype))
+        EVENTS[event](layer, step)
+        dtype = layer.to_v.weight.dtype
+        new = make_layer(kind, dtype=dtype)
+        new.order = "absorbed"
+        new.load_state_dict(layer.state_dict())
+        x = torch.randn(B, N, H * D_HEAD, dtype=dtype)
+        with torch.inference_mode():
+            assert torch.equal(layer(x), new(x)), event
+            assert torch.equal(copy.deepcopy(layer)(x), new(x)), event
+
+
+def test_prepared_weights_are_computed_once_and_again_when_stale():
+    """Or the cache would be right and useless."""
+    layer = make_layer("flurka-relu")
+    layer.prepare_inference()
+    computed = []
+    absorb = layer._absorb
+    layer._absorb = lambda weight: computed.append(1) or absorb(weight)
+    x = torch.randn(B, N, H * D_HEAD, dtype=torch.float64)
+    with torch.inference_mode():
+        for _ in range(3):
+            layer(x)
+        assert len(computed) == 0
+    layer.similarity.redraw()
+    with torch.no_grad():
+        for _ in range(3):
+            layer(x)
+    assert len(computed) == 1
+
+
+def test_compiled_layers_see_changed_weights():
+    layer = make_layer("flurka-relu")
+    layer.prepare_inference()
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    x = torch.randn(B, N, H * D_HEAD, dtype=torch.float64)
+    with torch.inference_mode():
+        compiled(x)
+        layer.similarity.redraw()
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+class LowRankUpdate(torch.nn.Module):
+    """x W^T and a low-rank term, as LoRA wraps a projection."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        width = base.in_features
+        self.update = torch.nn.Parameter(torch.randn(width, width, dtype=base.weight.dtype) / 8)
+
+    def forward(self, x):
+        return self.base(x) + x @ self.update
+
+
+CALLED = {  # order, heads share E: the projections that are called
+    ("project_first", True): ("to_q", "to_k", "to_v", "to_out"),
+    ("project_first", False): ("to_q", "to_k", "to_v", "to_out"),
+    ("compress_first", True): ("to_q", "to_k", "to_v", "to_out"),
+    ("compress_first", False): ("to_q", "to_out"),
+    ("absorbed", True): ("to_k", "to_v"),
+    ("absorbed", False): (),
+}
+
+
+@pytest.mark.parametrize("child", ["to_q", "to_k", "to_v", "to_out"])
+@pytest.mark.parametrize(("order", "share_heads"), CALLED)
+def test_projections_are_called_or_a_sentence_says_who_calls_them(order, share_heads, child):
+    layer = make_layer("flurka-relu", share_heads=share_heads)
+    x = torch.randn(B, N, H * D_HEAD, dtype=torch.float64)
+    plain = getattr(layer, child)
+    lora = LowRankUpdate(plain)
+    merged = copy.deepcopy(layer)
+    with torch.no_grad():
+        getattr(merged, child).weight.add_(lora.update.T)
+    merged.order, layer.order = "project_first", order
+    setattr(layer, child, lora)
+    if child in CALLED[order, share_heads]:
+        torch.testing.assert_close(layer(x), merged(x))
+        setattr(layer, child, plain)
+        fired = []
+        plain.register_forward_hook(lambda *_: fired.append(1))
+        layer(x)
+        assert fired == [1]
+        return
+    with pytest.raises(RequestError, match=f"{child} must be nn.Linear.*LowRankUpdate") as error:
+        layer(x)
+    accepted = str(error.value).partition("order=")[2]
+    for other in layer.orders:
+        if other in accepted:
+            layer.order = other
+            torch.testing.assert_close(layer(x), merged(x))
+    assert "project_first" in accepted
+    setattr(layer, child, plain)
+    plain.register_forward_hook(lambda *_: None)
+    layer.order = order
+    with pytest.raises(RequestError, match=f"{child} must be.*with hooks"):
+        layer(x)
+
+
+@pytest.mark.parametrize("name", ["kernel-relu", "kernel-favor", "full-sdpa"])
+def test_projections_of_uncompressed_mechanisms_are_called_or_refused(name):
+    x = torch.randn(B, N, H * D_HEAD, dtype=torch.float64)
+    for order in mechanisms.get(name).orders:
+        for child in ("to_q", "to_k", "to_v", "to_out"):
+            layer = make_layer(name)
+            layer.order = order
+            setattr(layer, child, LowRankUpdate(getattr(layer, child)))
+            if order == "project_first" or (name, child) == ("kernel-favor", "to_k"):
+                layer(x)
+            else:
+                with pytest.raises(RequestError, match="order=project_first takes it"):
+                    layer(x)
+
+
+@pytest.mark.parametrize("child", ["to_k", "to_v"])
+def test_a_bias_is_honoured_or_refused(child):
+    layer = make_layer("low-rank")
+    width = H * D_HEAD
+    biased = torch.nn.Linear(width, width, dtype=torch.float64)
+    setattr(layer, child, biased)
+    x = torch.randn(B, N, width, dtype=torch.float64)
+    layer.order = "project_first"
+    keep = keep_mask()
+    q, k, v = (
+        p(x).unflatten(-1, (H, D_HEAD)).transpose(1, 2)
+        for p in (layer.to_q, layer.to_k, layer.to_v)
+    )
+    for mask in (None, keep):
+        attended = functional.compressed_attention(
+            q, k, v, layer.similarity, layer.compression, mask
+        )
+        out = layer(x, mask)
+        expected = layer.to_out(attended.transpose(1, 2).flatten(2))
+        rows = slice(None) if mask is None else mask
+        torch.testing.assert_close(out[rows], expected[rows])
+    layer.order = "compress_first"
+    with pytest.raises(RequestError, match=f"{child} must be.*bias=True.*order=project_first"):
+        layer(x)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_permuting_batch_or_heads_commutes(name):
     attend, (q, k, v) = core(name), qkv()
@@ -222,15 +407,6 @@ def test_what_padded_keys_hold_changes_nothing_exactly(name, order):
     assert not torch.allclose(out[keep], layer(x)[keep])  # so the mask does something
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_masking_the_end_equals_a_shorter_input(name):
-    n = 8  # a multiple of the window
-    attend, tensors = core(name), qkv()
-    keep = (torch.arange(N) < n).expand(B, -1)
-    shorter = attend(*(t[:, :, :n] for t in tensors))
-    torch.testing.assert_close(attend(*tensors, keep)[:, :, :n], shorter)
-
-
 @pytest.mark.parametrize("kind", ["mean-pool", "conv"])
 def test_windows_are_the_banded_matrix_they_stand_for(kind):
     for share_heads in (True, False):
@@ -241,13 +417,12 @@ def test_windows_are_the_banded_matrix_they_stand_for(kind):
             torch.nn.init.normal_(weight)
         x = torch.randn(B, H, N, D_HEAD, dtype=torch.float64)
         for of_values, matrix in enumerate(compression.matrices()):
-            torch.testing.assert_close(
-                compression.head_rows(x, bool(of_values)), matrix.to(x.dtype) @ x
-            )
-        shorter = compression.head_rows(x[:, :, :7])  # three windows and a half
-        torch.testing.assert_close(
-            shorter, (compression.matrices()[0].to(x.dtype)[..., :7] @ x[:, :, :7])[:, :, :4]
-        )
+            torch.testing.assert_close(compression.head_rows(x, bool(of_values)), matrix @ x)
+        shorter, matrix = x[:, :, :7], compression.matrices(7)[0]  # three windows and a half
+        torch.testing.assert_close(compression.head_rows(shorter), matrix @ shorter)
+        whole = compression.matrices()[0][..., :4, :7]
+        torch.testing.assert_close(matrix[..., :3, :], whole[..., :3, :])
+        torch.testing.assert_close(matrix[..., 3, :], 2 * whole[..., 3, :])  # one of two positions
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -332,6 +507,104 @@ def test_half_precision_sums_over_long_inputs_do_not_overflow(name):
     torch.testing.assert_close(out, torch.full_like(out, 0.5), atol=5e-3, rtol=0)
 
 
+KERNELS = ["kernel-relu", "kernel-elu", "kernel-favor"]
+
+
+@pytest.mark.parametrize("n", [1, 100, 70_000])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 40_000.0])
+@pytest.mark.parametrize("name", ["full-sdpa", *KERNELS])
+def test_float16_attention_to_equal_values_gives_that_value(name, size, n):
+    """Any weighted mean of one number is that number, of whatever size, at whatever length."""
+    if name == "full-sdpa" and n > 100:
+        n = 1000
+    similarity, _ = parts(name, num_features=16, dtype=torch.float16)
+    generator = torch.Generator().manual_seed(n)
+    q, k = (torch.randn(1, 1, rows, D_HEAD, generator=generator).half() for rows in (3, n))
+    q[..., 1], k[..., 1] = 4.0, -4.0  # a constant channel
+    v = torch.full_like(k, size)
+    out = functional.compressed_attention(q, k, v, similarity)
+    torch.testing.assert_close(out, torch.full_like(out, size), rtol=4e-3, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "order", "n", "mean"),
+    [(name, order, 1024, 8.0) for name in NAMES for order in mechanisms.get(name).orders]
+    + [(name, "project_first", 65_536, 0.5) for name in KERNELS],
+)
+def test_float16_layers_take_inputs_with_a_mean(name, order, n, mean):
+    layer = make_layer(name, seq_len=n, rank=64, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in () if layer.compression is None else layer.compression.parameters():
+            weight.normal_(std=n**-0.5)
+    layer.order = order
+    x = (torch.randn(1, n, H * D_HEAD) + mean).half()
+    with torch.no_grad():
+        wide = layer(x.float())
+        narrow = layer.half()(x)
+    assert torch.isfinite(narrow).all()
+    assert float((narrow - wide).norm() / wide.norm()) < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_gradients_through_the_smallest_features_are_exact(dtype):
+    """q = k = -1: both features are the 1e-3 that relu adds, their product 1e-6. One key, so the
+    output is v, and its gradient 1."""
+    features = feature_map("relu", 1, 1, dtype=dtype)
+    features.omega.fill_(1)
+    q, k = (torch.full((1, 1, 1, 1), -1.0, dtype=dtype, requires_grad=True) for _ in range(2))
+    v = torch.ones(1, 1, 1, 1, dtype=dtype, requires_grad=True)
+    out = functional.performer_attention(q, k, v, features)
+    out.backward()
+    assert (out.item(), v.grad.item(), q.grad.item(), k.grad.item()) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_float16_gradients_are_those_of_float32_to_rounding(name):
+    similarity, _ = parts(name, num_features=16, dtype=torch.float16)
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, 2, 600, D_HEAD, generator=generator).half() for _ in range(3)]
+    direction = torch.randn(1, 2, 600, D_HEAD, generator=generator).half()
+
+    def gradients(dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in tensors]
+        out = functional.compressed_attention(*leaves, similarity.to(dtype))
+        return torch.autograd.grad(out, leaves, direction.to(dtype))
+
+    for narrow, wide in zip(gradients(torch.float16), gradients(torch.float32)):
+        assert float((narrow - wide).norm() / wide.norm()) < 0.03
+
+
+def test_the_mean_product_has_the_gradients_of_its_formula():
+    a, b = (torch.randn(2, 5, n, dtype=torch.float64, requires_grad=True) for n in (3, 4))
+    torch.testing.assert_close(_MeanProduct.apply(a, b), a.mT @ b / 5)
+    assert torch.autograd.gradcheck(_MeanProduct.apply, (a, b))
+    assert torch.autograd.gradgradcheck(_MeanProduct.apply, (a, b))
+
+
+@pytest.mark.parametrize("rows", ["core", "layer"])
+def test_favor_takes_float16_keys_of_any_norm(rows):
+    """Above |k| = 256 the square leaves float16; keys of norm 300 to 1,200, some of them padded."""
+    keep = keep_mask()
+    if rows == "core":
+        features = feature_map("favor", D_HEAD, 16, dtype=torch.float16)
+        q, k, v = (t.half() for t in qkv(dtype=torch.float32))
+        k = (k / k.norm(dim=-1, keepdim=True) * torch.linspace(300, 1200, N)[:, None]).half()
+        k[1, :, -1] = 0
+        for mask in (None, keep):
+            out = functional.performer_attention(q, k, v, features, keep_mask=mask)
+            wide = functional.performer_attention(
+                q.float(), k.float(), v.float(), copy.deepcopy(features).float(),
+                keep_mask=mask,
+            )  # fmt: skip
+            torch.testing.assert_close(out.float(), wide, atol=2e-2, rtol=0)
+        return
+    layer = make_layer("kernel-favor", dtype=torch.float16)
+    x = 500 * torch.randn(B, N, H * D_HEAD, dtype=torch.float16)
+    for order in layer.orders:
+        layer.order = order
+        assert torch.isfinite(layer(x, keep)[keep]).all()
+
+
 @pytest.mark.parametrize("kind", ["favor", "relu"])
 def test_redraw_changes_features_not_shapes(kind):
     layer = FLuRKAAttention(12, H, N, K, M, similarity=kind)
@@ -381,6 +654,32 @@ def test_stage_ranges_only_when_asked_for():
             == {"project", "compress", "features", "key_value", "output", "merge"}
             <= set(STAGES)
         )
+
+
+def test_new_layers_of_all_mechanisms_give_outputs_of_one_size():
+    """Within a factor of two of full attention, for every kind of compression and N / k from 2 to
+    16; so mechanisms can be trained with one learning rate."""
+    width, heads, n = 64, 4, 256
+    x = torch.randn(4, n, width)
+
+    def size(layer):
+        with torch.no_grad():
+            return float(layer(x).std())
+
+    full = size(FullAttention(width, heads))
+    sizes = {"favor": 32, "relu": 32, "elu": None}
+    for kind, m in sizes.items():
+        assert 0.5 < size(PerformerAttention(width, heads, m, similarity=kind)) / full < 2, kind
+    for compression in ("dense", "mean-pool", "conv"):
+        for rank in (16, 128):
+            knobs = {"seq_len": n, "rank": rank, "compression": compression}
+            layers = [LinformerAttention(width, heads, **knobs)]
+            layers += [
+                FLuRKAAttention(width, heads, num_features=m, similarity=kind, **knobs)
+                for kind, m in sizes.items()
+            ]
+            for layer in layers:
+                assert 0.5 < size(layer) / full < 2, (compression, rank, layer.similarity)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,14 @@ def interpret():
                             }
                         )
                     )
+    for kind in ("favor", "relu", "elu"):
+        for splits in (1, 3):  # values and lengths whose sums leave float16
+            features = feature_map(kind, 16, None if kind == "elu" else 32, dtype=torch.float16)
+            q, k = torch.randn(2, 1, 1, 300, 16).half() - 2
+            v = torch.full_like(k, 40_000.0)
+            out = fused_feature_attention(q, k, v, features, splits=splits)
+            error = float((out.double() / 40_000 - 1).abs().max())
+            print(json.dumps({"case": ["v = 40,000", kind, splits], "errors": [error, 0.0]}))
     layer = FLuRKAAttention(32, 2, 40, 20, 16, similarity="relu", order="compress_first")
     x = torch.randn(2, 40, 32)
     exact, eager = layer.double()(x.double()), layer.float()(x)
@@ -91,6 +99,17 @@ def interpret():
     with torch.no_grad():
         errors = [float((out.double() - exact).norm() / exact.norm()) for out in (layer(x), eager)]
     print(json.dumps({"case": ["float32", "layer"], "errors": errors}))
+    layer = FLuRKAAttention(32, 2, 40, 10, 16, similarity="favor", compression="mean-pool")
+    layer.order = "project_first"
+    keep = torch.arange(40) < torch.tensor([[18], [0]])  # within a window, and none
+    exact, eager = layer.double()(x.double(), keep), layer.float()(x, keep)
+    layer.similarity = FusedFeatures(layer.similarity)
+    with torch.no_grad():
+        assert layer(x[:0]).shape == (0, 40, 32)
+        fused = layer(x, keep)
+    assert (fused[1] == 0).all()
+    errors = [float((out.double() - exact).norm() / exact.norm()) for out in (fused, eager)]
+    print(json.dumps({"case": ["float32", "padded layer"], "errors": errors}))
     big = feature_map("favor", 16, 32, dtype=torch.float16)
     q, k, v = (
         50 * torch.nn.functional.normalize(torch.randn(1, 1, 80, 16), dim=-1).half()
@@ -171,10 +190,23 @@ def compile_for_chips():
             launches = [
                 (
                     kernels.key_side,
-                    {**dots, "BLOCK_L": tile.rows, "HAS_MASK": kind == "favor"},
+                    {
+                        **dots,
+                        "BLOCK_L": tile.rows,
+                        "HAS_MASK": kind == "favor",
+                        "FINAL": kind != "relu",
+                    },
                     tile.num_warps,
                 ),
-                (kernels.query_side, {**dots, "BLOCK_N": tile.rows}, tile.num_warps),
+                (
+                    kernels.query_side,
+                    {
+                        **dots,
+                        "BLOCK_N": tile.rows,
+                        "GROUP": tile.features if kind != "favor" else COMBINED_FEATURES,
+                    },
+                    tile.num_warps,
+                ),
             ]
             launches += (
                 [(kernels.combine, {**common, "BLOCK_M": COMBINED_FEATURES}, 4)]
@@ -200,9 +232,15 @@ def own_process(mode, **environment):
 
 def test_interpreted_kernels_agree_with_the_eager_code():
     results = own_process("interpret", TRITON_INTERPRET="1")
-    assert len(results) == 3 * 3 * 2 * 2 + 2
+    assert len(results) == 3 * 3 * 2 * 2 + 3 * 2 + 3
     # Triton's interpreter truncates where it stores bfloat16, twice the error of rounding
-    slack = {"float32": 3e-6, "float16": 1e-3, "bfloat16": 1.2e-2, "|x| = 50": 0.0}
+    slack = {
+        "float32": 3e-6,
+        "float16": 1e-3,
+        "bfloat16": 1.2e-2,
+        "|x| = 50": 0.0,
+        "v = 40,000": 1e-3,
+    }
     for result in results:
         assert result["errors"][0] <= slack[result["case"][0]], result
 

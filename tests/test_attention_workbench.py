@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from flurka_bench import mechanisms
-from flurka_bench.attention import IncorrectOutput, UnsupportedCase, build
+from flurka_bench.attention import IncorrectOutput, UnsupportedCase, build, similarity
 from flurka_bench.errors import RequestError
 from flurka_bench.workload import Case
 
@@ -80,6 +80,53 @@ def test_gate_catches_a_mechanism_that_is_slightly_another(name, dtype):
         bench.run = run
     with pytest.raises(IncorrectOutput, match="off by"):
         bench.check()
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "dtype", "spoil", "says"),
+    [
+        # 1 / L after the product, as float16 sums overflow; |k|^2 in float16
+        ("kernel-elu", "core", "float16", "level", "elements of the output are NaN"),
+        ("flurka-relu", "core", "float16", "product", "elements of the output are NaN"),
+        ("kernel-relu", "layer", "float16", "level", "output for large inputs"),
+        ("kernel-favor", "core", "float16", "squares", "output for large inputs"),
+        # a value mean that is left out of the result: nothing where inputs have mean zero
+        ("kernel-relu", "core", "float32", "centred", "off by"),
+    ],
+)
+def test_gate_sees_what_inputs_of_mean_zero_hide(name, level, dtype, spoil, says, monkeypatch):
+    def product(phi_k, v):
+        return torch.matmul(phi_k.mT, v).mul_(1 / phi_k.shape[-2])
+
+    order = None if level == "core" else "project_first"
+    bench = build(case_of(name, level, order, dtype=dtype))
+    if spoil in ("level", "product"):
+        monkeypatch.setattr(similarity, "mean_product", product)
+    if spoil == "level":
+        monkeypatch.setattr(similarity, "level_keys", lambda phi_k, rows: (phi_k, None))
+    if spoil == "squares":
+        monkeypatch.setattr(
+            similarity._HalfSquares, "apply", lambda k, keep, rows: (k * k).sum(-1, keepdim=True)
+        )
+    if spoil == "centred":
+        attend = bench.module.similarity.forward
+        timed = bench.inputs[2].mean(-2, keepdim=True)
+        bench.module.similarity.forward = lambda q, k, v, keep=None: (
+            attend(q, k, v - v.mean(-2, keepdim=True)) + timed
+        )
+    bench._check_inputs(64, 2)  # the inputs that are timed do not show it
+    with pytest.raises(IncorrectOutput, match=says):
+        bench.check()
+
+
+@pytest.mark.parametrize("pass_", ["forward", "train"])
+def test_the_gate_leaves_inputs_and_gradients_as_they_were(pass_):
+    bench = build(case_of("flurka-relu", "layer", "absorbed", pass_=pass_, dtype="float16"))
+    inputs, values = bench.inputs, [tensor.clone() for tensor in bench.inputs]
+    bench.check()
+    assert bench.inputs is inputs
+    assert all(torch.equal(a, b) for a, b in zip(inputs, values))
+    assert all(parameter.grad is None for parameter in bench.module.parameters())
 
 
 def test_gate_catches_bad_gradients():

@@ -19,13 +19,13 @@ def measured_peak_bytes(case: Case) -> int:
     layers = [
         module
         for module in bench.module.modules()
-        if getattr(module, "_query_weight", None) is not None
+        if getattr(module, "_prepared", None) is not None
     ]
     tensors = [
         *bench.module.parameters(),
         *bench.module.buffers(),
         *bench.inputs,
-        *(layer._query_weight for layer in layers),
+        *(layer._prepared.weight for layer in layers),
     ]
     if case.pass_ == "train":
         tensors.append(bench.inputs[0])  # the given gradient of the result has its size

@@ -31,7 +31,9 @@ VIEWS = {
     "slice",
 }
 KINDS = {
-    "mm": "matmul", "bmm": "matmul", "_softmax": "softmax", "_softmax_backward_data": "softmax",
+    "mm": "matmul", "bmm": "matmul", "baddbmm": "matmul",
+    "_softmax": "softmax", "_softmax_backward_data": "softmax",
+    "linalg_vector_norm": "reduction", "amin": "reduction",
     "sum": "reduction", "mean": "reduction", "amax": "reduction", "clone": "copy", "copy_": "copy",
     "_scaled_dot_product_flash_attention_for_cpu": "attention",
     "_scaled_dot_product_flash_attention_for_cpu_backward": "attention",
@@ -58,7 +60,8 @@ class KernelLog(TorchDispatchMode):
         name = func.__name__.split(".")[0]
         if name not in VIEWS and not name.startswith(("empty", "new_empty")):
             reads = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-            reads = reads[1:] if name == "copy_" else reads  # its first argument is where it writes
+            # the first argument of copy_ is where it writes; that of our baddbmm is times 0, unread
+            reads = reads[1:] if name in ("copy_", "baddbmm") else reads
             reads = {(tensor.data_ptr(), tensor.shape): tensor for tensor in reads}.values()
             writes = [leaf for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
             kind = KINDS.get(name, "elementwise")
@@ -97,7 +100,9 @@ SHAPE = {"num_heads": 3, "seq_len": 20, "head_dim": 6, "rank": 10, "num_features
 @pytest.mark.parametrize(("name", "level", "order", "pass_"), FORMS)
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("share_kv", [False, True])
-def test_every_kernel_and_byte_of_the_usual_compression(name, level, order, pass_, batch, share_kv):
+def test_every_kernel_and_byte_of_the_usual_compression(
+    name, level, order, pass_, batch, share_kv, dtype="float32"
+):
     case = Case(
         mechanism=name,
         level=level,
@@ -105,6 +110,7 @@ def test_every_kernel_and_byte_of_the_usual_compression(name, level, order, pass
         pass_=pass_,
         batch=batch,
         share_kv=share_kv,
+        dtype=dtype,
         **SHAPE,
     )
     expected, got = summary(launched(case)), summary(lowered(case))
@@ -114,6 +120,17 @@ def test_every_kernel_and_byte_of_the_usual_compression(name, level, order, pass
             *(size - 2 * 4 * 10 * 6 * 3 * batch for size in expected[1:]),
         )
     assert got == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "order", "pass_"), [form for form in FORMS if MECHANISMS[form[0]].is_kernel]
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_kernel_and_byte_of_float16(name, level, order, pass_, batch):
+    """float16 levels its features: kernels that the other dtypes do not launch."""
+    test_every_kernel_and_byte_of_the_usual_compression(
+        name, level, order, pass_, batch, False, "float16"
+    )
 
 
 @pytest.mark.parametrize(

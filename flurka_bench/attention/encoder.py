@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from flurka_bench.attention.functional import linear
+from flurka_bench.attention.masks import kept_keys
 from flurka_bench.attention.modules import AttentionLayer
 from flurka_bench.attention.stages import stage
 
@@ -22,22 +22,26 @@ class EncoderLayer(nn.Module):
         self.ffn_in = nn.Linear(model_dim, ffn_dim, bias=False, **options)
         self.ffn_out = nn.Linear(ffn_dim, model_dim, bias=False, **options)
 
-    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """x (b, N, D) -> (b, N, D).
+    def forward(
+        self,
+        x: Tensor,
+        keep_mask: Tensor | None = None,
+        *,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """x (b, N, D) -> (b, N, D); masks as ``AttentionLayer``.
 
         Kernels: layer norm, those of the attention, addition; layer norm, matmul, gelu, matmul,
             addition.
         """
         with stage("other"):
             normed = self.norm_attention(x)
-        attended = self.attention(normed, key_padding_mask)
+        attended = self.attention(normed, keep_mask, key_padding_mask=key_padding_mask)
         with stage("other"):
             x = x + attended
             normed = self.norm_ffn(x)
         with stage("ffn"):
-            update = linear(
-                nn.functional.gelu(linear(normed, self.ffn_in.weight)), self.ffn_out.weight
-            )
+            update = self.ffn_out(nn.functional.gelu(self.ffn_in(normed)))
         with stage("other"):
             return x + update
 
@@ -55,12 +59,19 @@ class Encoder(nn.Module):
         self.embedding = nn.Embedding(vocab_size, model_dim, **options) if vocab_size else None
         self.head = nn.Linear(model_dim, vocab_size, bias=False, **options) if vocab_size else None
 
-    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """x (b, N, D) or tokens (b, N) -> (b, N, D) or logits."""
+    def forward(
+        self,
+        x: Tensor,
+        keep_mask: Tensor | None = None,
+        *,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
+        """x (b, N, D) or tokens (b, N) -> (b, N, D) or logits; masks as ``AttentionLayer``."""
+        keep = kept_keys(keep_mask, key_padding_mask, x, x.shape[1])
         with stage("other"):
             x = x if self.embedding is None else self.embedding(x)
         for layer in self.layers:
-            x = layer(x, key_padding_mask)
+            x = layer(x, keep)
         with stage("other"):
             x = self.norm(x)
-            return x if self.head is None else linear(x, self.head.weight)
+            return x if self.head is None else self.head(x)

@@ -75,19 +75,25 @@ def layer_problem(layer: AttentionLayer, x: Tensor) -> Problem:
     """A layer's attention over x (b, N, D)."""
     projections = (layer.to_q, layer.to_k, layer.to_v, layer.to_out)
     return replace(
-        core_problem(layer.similarity, layer.compression, layer.num_heads),
+        core_problem(layer.similarity, layer.compression, layer.num_heads, x.shape[1]),
         x=x,
         weights=tuple(projection.weight for projection in projections),
     )
 
 
-def core_problem(similarity: nn.Module, compression: Compression | None, num_heads: int) -> Problem:
-    """The two choices as tensors; the caller adds q, k, v or x."""
+def core_problem(
+    similarity: nn.Module,
+    compression: Compression | None,
+    num_heads: int,
+    num_positions: int | None = None,
+) -> Problem:
+    """The two choices as tensors; the caller adds q, k, v or x. ``num_positions``: of an input
+    shorter than the compression's."""
     name = getattr(similarity, "name", "softmax")
     return Problem(
         similarity=name,
         num_heads=num_heads,
-        compression=None if compression is None else compression.matrices(),
+        compression=None if compression is None else compression.matrices(num_positions),
         omega=None if name == "softmax" else similarity.omega,
     )
 
@@ -126,15 +132,15 @@ def _keys_or_values(problem: Problem, which: int, batch_index: int, dtype: torch
             [_operand(problem, which, batch_index, dtype, chunk) for chunk in chunks], dim=1
         )
     matrix = problem.compression[which - 1]
-    if problem.x is not None and matrix.ndim == 2:  # E (x W) = (E x) W spares the N-long product
+    x = problem.x
+    if x is not None and matrix.ndim == 2:  # E (x W) = (E x) W spares the N-long product
         return _project(
             problem,
             which,
-            sum(matrix[:, c].to(dtype) @ problem.x[batch_index, c].to(dtype) for c in chunks),
+            sum(matrix[:, c].to(x.device, dtype) @ x[batch_index, c].to(dtype) for c in chunks),
         )
-    return sum(
-        matrix[..., c].to(dtype) @ _operand(problem, which, batch_index, dtype, c) for c in chunks
-    )
+    operands = ((c, _operand(problem, which, batch_index, dtype, c)) for c in chunks)
+    return sum(matrix[..., c].to(rows.device, dtype) @ rows for c, rows in operands)
 
 
 def _head(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

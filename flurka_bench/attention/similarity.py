@@ -3,18 +3,26 @@
 Shape letters as in ``workload``; L is the number of key rows: N, or k after compression. Feature
 maps work in two layouts that differ in where the heads are: heads first (b, h, L, m) and tokens
 first (b, L, h, m), the latter straight from a projection. ``rows`` names the dimension that runs
-over keys.
+over keys. ``keep`` (b, L) is True where a key is kept, at least one in each sequence: layers and
+functional cores see to that (``masks.attended_keys``).
 
 A feature map phi replaces softmax(q k^T / sqrt(d)) by phi(q) phi(k)^T / sum over keys. The quotient
 is all that counts, so whatever multiplies both, or one query's features, is left out where that
 saves work or range:
 
-- means over keys stand for sums, so that half precision does not overflow at long inputs;
+- means over keys stand for sums;
 - FAVOR+ features of a query lack exp(-|q|^2 / 2), and carry two stabilisers, derived at
   ``FavorFeatures``.
+
+float16 alone holds no number above 65,504 (bfloat16 has float32's range). There a feature is divided
+by its mean over keys, and the queries' feature multiplied by it (``level_keys``,
+``level_queries``), so that phi(k)^T v / L is a weighted mean of the values; 1 / L is applied inside
+the product (``_MeanProduct``); and queries are normalised before they meet that mean. So the output
+of finite values is finite, whatever the length. The other dtypes need none of these kernels.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +32,11 @@ from flurka_bench.errors import RequestError, unknown
 
 # as performer-pytorch's and google-research's kernel_epsilon: keeps the normaliser above zero
 RELU_EPSILON = 1e-3
+
+
+# The least mean that float16 features are divided by: features of a mean below it, which a few keys
+# among more than 32,768 make, still stay below 65,504 after the division.
+SMALLEST_KEY_SCALE = 2**-15
 
 
 class Softmax(nn.Module):
@@ -147,17 +160,21 @@ class FeatureMap(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None = None) -> Tensor:
         """q (b, h, N, d), k and v (b, h, L, d), keep (b, L) -> (b, h, N, d).
 
-        Kernels: features: those of ``key_features``, ``query_features``; key_value: those of
+        Kernels: features: those of ``key_features``, ``level_keys``, ``query_features``,
+            ``level_queries``; key_value: those of
             ``key_value``; output:
         matmul, product with the key sum, row sum (the normaliser, not a matmul: BLAS is slow at one
-        column), division.
+        column), division (in float16 of the features, before the matmul).
         """
         with stage("features"):
             phi_k, shift = self.key_features(k, None if keep is None else keep[:, None, :, None])
-            phi_q = self.query_features(q, shift)
+            phi_k, scale = level_keys(phi_k, -2)
+            phi_q = level_queries(self.query_features(q, shift), scale)
         with stage("key_value"):
             kv, key_mean = key_value(phi_k, v)
         with stage("output"):
+            if scale is not None:
+                return torch.matmul(phi_q / normaliser(phi_q, key_mean), kv)
             return torch.matmul(phi_q, kv) / normaliser(phi_q, key_mean)
 
 
@@ -165,10 +182,69 @@ def key_value(phi_k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """phi(k) (b, h, L, m), v (b, h, L, d) -> phi(k)^T v / L (b, h, m, d) and the mean of phi(k) (b,
     h, 1, m).
 
-    Kernels: matmul, scale (m d, in place), mean.
+    Kernels: ``mean_product``, mean.
     """
-    kv = torch.matmul(phi_k.transpose(-1, -2), v).mul_(1 / phi_k.shape[-2])
-    return kv, phi_k.mean(-2, keepdim=True)
+    return mean_product(phi_k, v), phi_k.mean(-2, keepdim=True)
+
+
+def mean_product(phi_k: Tensor, v: Tensor) -> Tensor:
+    """phi(k)^T v / L: (..., L, m) and (..., L, d) -> (..., m, d).
+
+    Kernels: matmul, scale (m d, in place); in float16 1 matmul, which scales before it rounds.
+    """
+    if phi_k.dtype == torch.float16:
+        lead = phi_k.shape[:-2]
+        product = _MeanProduct.apply(phi_k.flatten(0, -3), v.flatten(0, -3))
+        return product.unflatten(0, lead)
+    return torch.matmul(phi_k.transpose(-1, -2), v).mul_(1 / phi_k.shape[-2])
+
+
+class _MeanProduct(torch.autograd.Function):
+    """a^T b / L of a (B, L, m) and b (B, L, d). The way back scales the gradient, the smallest of
+    the three, before its products; autograd's own way would scale these after they overflowed."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor) -> Tensor:
+        unread = a.new_empty(1, 1, 1)
+        return torch.baddbmm(unread, a.transpose(1, 2), b, beta=0, alpha=1 / a.shape[1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        grad = grad * (1 / a.shape[1])
+        return torch.bmm(b, grad.transpose(1, 2)), torch.bmm(a, grad)
+
+
+def level_keys(phi_k: Tensor, rows: int) -> tuple[Tensor, Tensor | None]:
+    """In float16: each feature over its mean over keys (dimension ``rows``), and that mean, for
+    ``level_queries``. Else phi(k) itself and None.
+
+    The result does not depend on the mean, which is a constant to the gradient. Kernels, float16:
+    mean, lower limit (in place), division (in place where no gradient is recorded).
+    """
+    if phi_k.dtype != torch.float16:
+        return phi_k, None
+    scale = phi_k.detach().mean(rows, keepdim=True).clamp_min_(SMALLEST_KEY_SCALE)
+    return phi_k / scale if phi_k.requires_grad else phi_k.div_(scale), scale
+
+
+def level_queries(phi_q: Tensor, scale: Tensor | None) -> Tensor:
+    """phi(q) times what ``level_keys`` divided by, relative to a head's largest: phi(q) . phi(k) as
+    it was but for a factor a head.
+
+    Kernels, float16: maximum over features, division, product (in place where no gradient is
+    recorded). Else none.
+    """
+    if scale is None:
+        return phi_q
+    scale = scale / scale.amax(-1, keepdim=True)
+    return phi_q * scale if phi_q.requires_grad else phi_q.mul_(scale)
 
 
 def normaliser(phi_q: Tensor, key_mean: Tensor) -> Tensor:
@@ -257,12 +333,15 @@ class FavorFeatures(FeatureMap):
     def activate_keys(
         self, y: Tensor, k: Tensor | None, keep: Tensor | None, rows: int
     ) -> tuple[Tensor, Tensor]:
-        """Kernels: square of k, row sum, subtraction (scaled, in place), maximum over keys,
-        subtraction, exp (both in place).
+        """Kernels: square of k, row sum (in float16 those of ``_HalfSquares``), subtraction
+        (scaled, in place), maximum over keys, subtraction, exp (both in place).
 
         The shift c is (b, h, 1, m), or (b, 1, h, m) where ``rows`` is 1.
         """
-        squares = (k * k).sum(-1, keepdim=True)
+        if k.dtype == torch.float16:
+            squares = _HalfSquares.apply(k, keep, rows)
+        else:
+            squares = (k * k).sum(-1, keepdim=True)
         y.sub_(squares, alpha=0.5 * self.head_dim**-0.5)
         if keep is not None:
             y.masked_fill_(~keep, -math.inf)
@@ -278,6 +357,32 @@ class FavorFeatures(FeatureMap):
         """
         y = y + shift if y.requires_grad else y.add_(shift)
         return y.sub_(y.detach().amax(-1, keepdim=True)).exp_()
+
+
+class _HalfSquares(torch.autograd.Function):
+    """|k|^2 of float16 keys, less the least of all kept keys: a constant of the head, which FAVOR+'s
+    stabiliser takes up. |k|^2 itself leaves float16's range from |k| = 256 on.
+
+    What is still above 65,504 is infinite, and the key's features are 0, as they should be. Kernels:
+    norm (in float32), square, minimum over keys, subtraction, rounding; the last four over (L, 1).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(k: Tensor, keep: Tensor | None, rows: int) -> Tensor:
+        squares = torch.linalg.vector_norm(k, dim=-1, keepdim=True, dtype=torch.float32).square_()
+        kept = squares if keep is None else squares.masked_fill(~keep, math.inf)
+        return squares.sub_(kept.amin(rows, keepdim=True)).to(k.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor | None, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (k,) = ctx.saved_tensors
+        return k * (2 * grad), None, None
 
 
 FEATURE_MAPS: dict[str, type[FeatureMap]] = {

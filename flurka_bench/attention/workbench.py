@@ -27,6 +27,17 @@ RMS_FACTOR = 4.0
 LARGEST_FACTOR = 8.0
 
 
+# The uneven check input: what means, constant channels and large heads look like. 4,096 summed over
+# more than 16 keys leaves float16, its mean does not.
+CHANNEL_MEAN = 1.0
+CONSTANT_CHANNEL = 2.0
+CONSTANT_VALUES = 4096.0
+LARGE_HEAD = 2.0
+UNEVEN_GRADIENT = 1 / 256  # E's gradient sums over channels, the large one included
+# The large check input, float16 only: keys of norm above 256, and sums over keys beyond 65,504.
+LARGE_INPUT = 128.0
+
+
 class IncorrectOutput(FlurkaError):
     """A case's output is not what its mechanism should give; its time means nothing."""
 
@@ -86,16 +97,71 @@ class Workbench:
         return out.detach()
 
     def check(self, num_rows: int = 64) -> None:
-        """Run once and compare ``num_rows`` query rows of up to two batch elements with the float64
-        reference.
+        """Run and compare with the float64 reference: ``num_rows`` query rows of up to two batch
+        elements on the inputs that are timed, and a quarter of them, of one element, on uneven
+        ones: some channels with a mean, some constant, a head of larger scale. Values, that is, of
+        which sums over keys grow with the length. In float16, whose range is small, a third, large
+        input must give finite numbers.
 
         The tolerance is ``RMS_FACTOR`` resp. ``LARGEST_FACTOR`` times the error of the same
         reference in the case's dtype. Raises IncorrectOutput for a wrong shape, NaN or Inf
         anywhere, rows beyond the tolerance, gradients missing or not finite.
         """
+        self._check_inputs(num_rows, 2)
+        if not self.inputs[0].is_floating_point():
+            return  # tokens: a model's norms make its inputs even
+        timed, grad_output = self.inputs, self._grad_output
+        try:
+            if grad_output is not None:
+                self._grad_output = grad_output * UNEVEN_GRADIENT
+            self.inputs, scale = self._uneven(timed)
+            self._check_inputs(max(1, num_rows // 4), 1, scale)
+            if self.case.dtype == "float16" and self.case.backend != "compiled":
+                self.inputs = self._large(timed)
+                with torch.no_grad():
+                    self._check_finite("output for large inputs", self.module(*self.inputs))
+        finally:
+            self.inputs, self._grad_output = timed, grad_output
+            self.module.zero_grad(set_to_none=True)
+
+    def _large(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Copies of ``inputs``, of which x, or at level core k, has +-``LARGE_INPUT`` added to each
+        channel."""
+        large = 1 if self.case.level == "core" else 0
+        generator = torch.Generator().manual_seed(self.case.seq_len)
+        signs = 2 * torch.randint(2, inputs[0].shape[-1:], generator=generator) - 1
+        return tuple(
+            tensor.detach() + LARGE_INPUT * signs.to(tensor) if i == large else tensor.detach()
+            for i, tensor in enumerate(inputs)
+        )
+
+    def _uneven(self, inputs: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | float]:
+        """Copies of ``inputs`` whose channels have means, the first being constant, and whose first
+        head, at level core, is of larger scale; and the size of each channel of the result.
+
+        The last is 1 at level layer, where the output projection mixes channels.
+        """
+        generator = torch.Generator().manual_seed(self.case.seq_len)
+        uneven = []
+        for index, tensor in enumerate(inputs):
+            means = torch.randn(tensor.shape[-1], generator=generator).to(tensor)
+            copy = tensor.detach() + CHANNEL_MEAN * means
+            values = self.case.level == "core" and index == 2
+            copy[..., 0] = CONSTANT_VALUES if values else CONSTANT_CHANNEL
+            if self.case.level == "core" and not values:
+                copy[:, 0] *= LARGE_HEAD
+            uneven.append(copy.requires_grad_(tensor.requires_grad))
+        if self.case.level != "core":
+            return tuple(uneven), 1.0
+        scale = torch.ones(inputs[0].shape[-1], dtype=torch.float64, device=inputs[0].device)
+        scale[0] = CONSTANT_VALUES
+        return tuple(uneven), scale
+
+    def _check_inputs(self, num_rows: int, num_batches: int, scale: Tensor | float = 1.0) -> None:
+        """One pass over ``self.inputs`` against the reference, in units of ``scale`` a channel."""
         case, device = self.case, self.inputs[0].device
         generator = torch.Generator().manual_seed(case.seq_len)
-        batches = torch.randperm(case.batch, generator=generator)[:2].tolist()
+        batches = torch.randperm(case.batch, generator=generator)[:num_batches].tolist()
         rows = torch.randperm(case.seq_len, generator=generator)[
             : max(1, num_rows // len(batches))
         ].to(device)
@@ -108,11 +174,12 @@ class Workbench:
                 [self._reference(i, rows, kind) for i in batches]
                 for kind in (torch.float64, rough_dtype)
             )
-            losses = [per_eps * (r - e) for r, e in zip(rough, exact)]
+            losses = [per_eps * (r - e) / scale for r, e in zip(rough, exact)]
         out = self.run()
         self._check_whole(out)
         for batch_index, right, loss in zip(batches, exact, losses):
-            self._check_rows(out[batch_index][..., rows, :].double(), right, loss, batch_index)
+            got = out[batch_index][..., rows, :].double()
+            self._check_rows(got / scale, right / scale, loss, batch_index)
 
     def _check_whole(self, out: Tensor) -> None:
         case = self.case

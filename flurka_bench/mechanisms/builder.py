@@ -50,13 +50,14 @@ class Tape(Recorder):
         )
         return out
 
-    def matmul(self, a: Var, b: Var, name: str) -> Var:
+    def matmul(self, a: Var, b: Var, name: str, *, scaled: bool = False) -> Var:
         """(…, r, i) @ (…, i, c) -> (…, r, c), batch dimensions broadcast; the gradients are the
         chain rule's two products.
 
         A right operand without batch dimensions makes it one tall product, as torch folds it. A
         left one is expanded over the batch (``torch.bmm`` of a view), so that its gradient is a
-        product a batch, summed afterwards.
+        product a batch, summed afterwards. ``scaled`` multiplies by a constant inside the product,
+        and on the way back the gradient before its products.
         """
         rows, inner, cols = a.shape[-2], a.shape[-1], b.shape[-1]
         lead = broadcast(a.shape[:-2], b.shape[:-2])
@@ -65,6 +66,8 @@ class Tape(Recorder):
         self._matmul_op(name, lead, (rows, inner, cols), (a, b), out, tall=tall)
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
+            if scaled:
+                g = self.pointwise(f"{name}_backward", g, vector=1)
             return (
                 self._matmul_grad(a, name, lead, (rows, cols, inner), (g, b), tall=tall),
                 self._matmul_grad(b, name, lead, (inner, rows, cols), (a, g), summed=tall),
@@ -249,9 +252,9 @@ class Tape(Recorder):
         self._step(out, (a, b), pull)
         return out
 
-    def multiply(self, a: Var, b: Var, name: str = "multiply") -> Var:
+    def multiply(self, a: Var, b: Var, name: str = "multiply", *, in_place: bool = False) -> Var:
         """a * b elementwise."""
-        out = self.pointwise(name, a, b, vector=1)
+        out = self.pointwise(name, a, b, vector=1, in_place=in_place)
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
             first = self.pointwise(f"{name}_backward", g, b, vector=1) if a.requires_grad else None
@@ -262,9 +265,9 @@ class Tape(Recorder):
         self._step(out, (a, b), pull)
         return out
 
-    def divide(self, a: Var, b: Var, name: str = "divide") -> Var:
+    def divide(self, a: Var, b: Var, name: str = "divide", *, in_place: bool = False) -> Var:
         """a / b elementwise; the divisor's gradient, -g (a / b) / b, is four kernels in torch."""
-        out = self.pointwise(name, a, b, special=1)
+        out = self.pointwise(name, a, b, special=1, in_place=in_place)
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
             second = None
@@ -347,6 +350,23 @@ class Tape(Recorder):
         def pull(g: Var) -> tuple[Var]:
             expanded = Var(g.tensor, x.shape)
             return (self.pointwise(f"{name}_backward", expanded, vector=1) if mean else expanded,)
+
+        self._step(out, (x,), pull)
+        return out
+
+    def half_squares(self, x: Var, dim: int, name: str) -> Var:
+        """The squared norms of float16 rows (…, d) -> (…, 1), less the least over ``dim``: a norm
+        in float32, four small kernels, and two on the way back."""
+        with self.as_dtype("float32"):
+            norms = self._reduced(x, (len(x.shape) - 1,), name, keepdim=True)
+            squares = self.pointwise(f"{name}_square", norms, vector=1, in_place=True)
+            least = self._reduced(squares, (dim % len(x.shape),), f"{name}_minimum", keepdim=True)
+            squares = self.pointwise(f"{name}_less", squares, least, vector=1, in_place=True)
+        out = self.pointwise(f"{name}_round", squares)
+
+        def pull(g: Var) -> tuple[Var]:
+            doubled = self.pointwise(f"{name}_backward", g, vector=1)
+            return (self.pointwise(f"{name}_backward", x, doubled, vector=1),)
 
         self._step(out, (x,), pull)
         return out

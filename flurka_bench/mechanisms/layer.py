@@ -101,7 +101,11 @@ class Layer:
         if self.any_strides:
             return self.tape.view(x, *shape)
         if is_one(b):
-            return self.tape.view(x, *shape, copied_back=copied_back)
+            # the gradient of float16's key norms lies as the keys do, and takes the other in
+            lies_so = self.mechanism.similarity == "favor" and self.tape.dtype == "float16"
+            return self.tape.view(
+                x, *shape, copied_back=copied_back and not (transposed_back and lies_so)
+            )
         return self.tape.copy(x, *shape, name="split_heads", copied_back=copied_back)
 
     def _merge(self, x: Var) -> Var:
@@ -209,11 +213,12 @@ class Layer:
                 k, v = self._compress_then_project(x)
                 with tape.stage("features"):
                     phi_k, shift = features.key_features(k)
+                    phi_k, scale = features.level_keys(phi_k, -2)
                 with tape.stage("key_value"):
                     kv, key_mean = features.key_value(phi_k, v)
                 tape.hold(k, v, phi_k)
             else:
-                kv, key_mean, shift = self._absorbed_keys(x)
+                kv, key_mean, shift, scale = self._absorbed_keys(x)
             with tape.stage("merge"):
                 per_head_out = tape.view(self.w_out, h, case.head_dim, width, copied_back=True)
                 kvo = self._head_linear(
@@ -226,7 +231,7 @@ class Layer:
                     else tape.copy(kvo, *shape, copied_back=True)
                 )
             with tape.stage("project"):
-                if tape.train:
+                if tape.train or case.backend == "compiled":  # which cannot see that W_q changed
                     weight = self._absorb(self.w_q, "absorb_queries")
                 else:  # computed once, before inference
                     weight = tape.leaf("W_q_omega", width, all_features, role="buffer")
@@ -235,6 +240,9 @@ class Layer:
                 phi_q = features.activate_queries(
                     y, None if shift is None else tape.view(shift, b, 1, h, m)
                 )
+                phi_q = features.level_queries(
+                    phi_q, None if scale is None else tape.view(scale, b, 1, h, m)
+                )
             tape.hold(kv, key_mean, kvo, y)
             with tape.stage("output"):
                 normaliser = features.normaliser(phi_q, tape.view(key_mean, b, 1, h, m))
@@ -242,9 +250,9 @@ class Layer:
                 tape.hold(phi_q)
                 return tape.matmul(tape.view(phi_q, b, n, all_features), kvo, "output")
 
-    def _absorbed_keys(self, x: Var) -> tuple[Var, Var, Var | None]:
+    def _absorbed_keys(self, x: Var) -> tuple[Var, Var, Var | None, Var | None]:
         """phi(K)ᵀ V = (phi(K)ᵀ x) W_v for keys that are not compressed: kv (b, h, m, d), the mean
-        of phi(K), the shift."""
+        of phi(K), the shift, the scale of ``level_keys``."""
         tape, case, features = self.tape, self.case, self.features
         b, n, h, d, m, width = (
             case.batch, case.seq_len, case.num_heads, case.head_dim, case.num_features, case.model_dim,
@@ -264,13 +272,14 @@ class Layer:
                 with tape.stage("features"):
                     phi_k, shift = features.key_features(k, rows=1)
                 tape.hold(k)
+            with tape.stage("features"):
+                phi_k, scale = features.level_keys(phi_k, 1)
             tape.hold(phi_k)
             with tape.stage("key_value"):
-                rows = tape.transpose(tape.view(phi_k, b, n, all_features))
-                kx = tape.scale(tape.matmul(rows, x, "key_value"), "mean_key_value", in_place=True)
+                kx = features.mean_product(tape.view(phi_k, b, n, all_features), x)
                 key_mean = tape.reduce(phi_k, 1, "key_mean", mean=True)
                 tape.hold(kx)
                 kv = self._head_linear(
                     tape.view(kx, b, h, m, width), self._per_head(self.w_v), "project_values"
                 )
-        return kv, key_mean, shift
+        return kv, key_mean, shift, scale

@@ -130,6 +130,13 @@ class Recorder:
         self._stage = before
 
     @contextmanager
+    def as_dtype(self, dtype: str) -> Iterator[None]:
+        """Tensors made inside have this dtype."""
+        before, self.dtype = self.dtype, dtype
+        yield
+        self.dtype = before
+
+    @contextmanager
     def frame(self) -> Iterator[None]:
         """A function of the eager code: what it ``hold``s stays in memory until it returns."""
         self._frames.append([])

@@ -50,7 +50,10 @@ class FeatureMap:
         tape = self.tape
         if self.kind != "favor":
             return self._activate(y), None
-        squares = tape.reduce(tape.multiply(k, k, "square"), -1, "key_norm")
+        if tape.dtype == "float16":
+            squares = tape.half_squares(k, rows, "key_norm")
+        else:
+            squares = tape.reduce(tape.multiply(k, k, "square"), -1, "key_norm")
         y = tape.subtract(y, squares, "subtract_key_norm", scaled=True, in_place=True)
         shift = tape.reduce(tape.detach(y), rows, "key_maximum")
         return tape.exp(
@@ -76,6 +79,30 @@ class FeatureMap:
             in_place=True,
         )
 
+    def level_keys(self, phi_k: Var, rows: int) -> tuple[Var, Var | None]:
+        """phi(k) over its mean over keys, and that mean, in float16; else phi(k) and None."""
+        tape = self.tape
+        if tape.dtype != "float16":
+            return phi_k, None
+        scale = tape.reduce(tape.detach(phi_k), rows, "key_scale", mean=True)
+        scale = tape.pointwise("key_scale_limit", scale, vector=1, in_place=True)
+        return tape.divide(phi_k, scale, "level_keys", in_place=not tape.train), scale
+
+    def level_queries(self, phi_q: Var, scale: Var | None) -> Var:
+        """phi(q) times what ``level_keys`` divided by, relative to a head's largest."""
+        if scale is None:
+            return phi_q
+        tape = self.tape
+        scale = tape.divide(scale, tape.reduce(scale, -1, "largest_key_scale"), "key_scale_share")
+        return tape.multiply(phi_q, scale, "level_queries", in_place=not tape.train)
+
+    def mean_product(self, phi_k: Var, v: Var) -> Var:
+        """phi(k)ᵀ v / L, scaled afterwards, or in float16 within."""
+        tape, rows = self.tape, self.tape.transpose(phi_k)
+        if tape.dtype == "float16":
+            return tape.matmul(rows, v, "key_value", scaled=True)
+        return tape.scale(tape.matmul(rows, v, "key_value"), "mean_key_value", in_place=True)
+
     def _activate(self, y: Var) -> Var:
         if self.kind == "relu":
             return self.tape.add_constant(self.tape.clamp_min(y))
@@ -90,11 +117,15 @@ class FeatureMap:
         with tape.frame():
             with tape.stage("features"):
                 phi_k, shift = self.key_features(k)
-                phi_q = self.query_features(q, shift)
+                phi_k, scale = self.level_keys(phi_k, -2)
+                phi_q = self.level_queries(self.query_features(q, shift), scale)
             with tape.stage("key_value"):
                 kv, key_mean = self.key_value(phi_k, v)
             tape.hold(phi_k, phi_q, kv, key_mean)
             with tape.stage("output"):
+                if scale is not None:
+                    weights = tape.divide(phi_q, self.normaliser(phi_q, key_mean), "normalise")
+                    return tape.matmul(weights, kv, "output")
                 return tape.divide(
                     tape.matmul(phi_q, kv, "output"), self.normaliser(phi_q, key_mean), "normalise"
                 )
@@ -132,11 +163,7 @@ class FeatureMap:
 
     def key_value(self, phi_k: Var, v: Var) -> tuple[Var, Var]:
         """phi(k)ᵀ v / L, and the mean of phi(k)."""
-        tape = self.tape
-        kv = tape.scale(
-            tape.matmul(tape.transpose(phi_k), v, "key_value"), "mean_key_value", in_place=True
-        )
-        return kv, tape.reduce(phi_k, -2, "key_mean", mean=True)
+        return self.mean_product(phi_k, v), self.tape.reduce(phi_k, -2, "key_mean", mean=True)
 
     def normaliser(self, phi_q: Var, key_mean: Var) -> Var:
         """phi(q) · mean of phi(k), one a query and head."""

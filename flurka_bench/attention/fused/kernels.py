@@ -1,12 +1,16 @@
 """Triton kernels of attention by features, forward: no feature and no score is ever written to
 memory.
 
-    key_side     K, V (L rows), Omega  ->  S = phi(K)^T V / L (m, d), z = sum phi(K) / L (m), for
-                 FAVOR+ the stabiliser c (m)
+    key_side     K, V (L rows), Omega  ->  z = sum phi(K) / L (m), S = phi(K)^T V / L / f (m, d),
+                 for FAVOR+ the stabiliser c (m); f is the largest z of a group of features
     combine      the same, from parts that ``key_side`` left where many keys were split over
                  programs
-    query_side   Q, Omega, S, z, c  ->  (phi(Q) S) / (phi(Q) z), walking the features as flash
-                 attention walks keys
+    query_side   Q, Omega, S, z, c  ->  ((phi(Q) f) S) / (phi(Q) . z), walking the features as
+                 flash attention walks keys
+
+A row of S is at most a weighted mean of the values, so it fits the inputs' dtype whatever L is.
+Groups are the blocks of the kernel that writes S. phi(Q) f is taken relative to the head's largest
+z, and rounded to that dtype.
 
 Why FAVOR+ splits so well: its stabiliser c_j is one number per feature (see
 ``similarity.FavorFeatures``), so programs that hold different features share nothing, and the query
@@ -32,6 +36,11 @@ def _elu_plus_one(x):
 
 
 @triton.jit
+def _one_over_largest(z):
+    return 1 / tl.max(tl.maximum(z, 1e-37), axis=0)
+
+
+@triton.jit
 def _load(pointers, mask, UPCAST: tl.constexpr):
     tile = tl.load(pointers, mask=mask, other=0.0)
     if UPCAST:
@@ -45,13 +54,13 @@ def key_side(
     stride_kb, stride_kh, stride_kl, stride_vb, stride_vh, stride_vl,
     num_heads, num_keys, num_features, head_dim, keys_per_split, num_splits, half_scale, epsilon, out_scale,
     KIND: tl.constexpr, HAS_MASK: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_L: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, FINAL: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of features * splits of keys, B). Writes s (B, splits, m, d), z and c (B,
     splits, m).
 
     ``half_scale`` is FAVOR+'s d^-1/2 / 2 before |k|^2. ``out_scale`` is 1 / L where this is the
-    only split, else 1.
+    only split (``FINAL``), else 1, and S is not divided by z yet.
     """
     split = tl.program_id(0) % num_splits
     offs_m = (tl.program_id(0) // num_splits) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -119,9 +128,9 @@ def key_side(
     if KIND == 1:
         tl.store(c_ptr + row, c, mask=in_m)
     s_pointers = s_ptr + row[:, None] * head_dim + offs_d[None, :]
-    tl.store(
-        s_pointers, (s * out_scale).to(s_ptr.dtype.element_ty), mask=in_m[:, None] & in_d[None, :]
-    )
+    if FINAL:
+        s *= _one_over_largest(z)
+    tl.store(s_pointers, s.to(s_ptr.dtype.element_ty), mask=in_m[:, None] & in_d[None, :])
 
 
 @triton.jit
@@ -163,7 +172,7 @@ def combine(
         tl.store(c_ptr + row, c, mask=in_m)
     tl.store(
         s_ptr + row[:, None] * head_dim + offs_d[None, :],
-        (s * out_scale).to(s_ptr.dtype.element_ty),
+        (s * _one_over_largest(z)).to(s_ptr.dtype.element_ty),
         mask=inside,
     )
 
@@ -174,7 +183,7 @@ def query_side(
     stride_qb, stride_qh, stride_qn, stride_ob, stride_oh, stride_on,
     num_heads, num_queries, num_features, head_dim, epsilon,
     KIND: tl.constexpr, UPCAST: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """Grid (blocks of queries, B). Walks the features in blocks; FAVOR+ with a running maximum, as
     flash attention."""
@@ -193,6 +202,13 @@ def query_side(
             UPCAST,
         )
 
+    largest = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    for first in range(0, num_features, BLOCK_M):
+        offs_m = first + tl.arange(0, BLOCK_M)
+        row = head * num_features + offs_m
+        largest = tl.maximum(largest, tl.load(z_ptr + row, mask=offs_m < num_features, other=0.0))
+    share = 1 / tl.max(largest, axis=0)
+
     numerator = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     normaliser = tl.zeros((BLOCK_N,), dtype=tl.float32)
     highest = tl.full((BLOCK_N,), float("-inf"), dtype=tl.float32)
@@ -204,6 +220,9 @@ def query_side(
             s_ptr + row[:, None] * head_dim + offs_d[None, :], in_m[:, None] & in_d[None, :], UPCAST
         )
         z = tl.load(z_ptr + row, mask=in_m, other=0.0)
+        grouped = tl.reshape(z, (BLOCK_M // GROUP, GROUP))
+        group_largest = tl.maximum(tl.max(grouped, axis=1), 1e-37)[:, None]
+        f = tl.reshape(tl.broadcast_to(group_largest, (BLOCK_M // GROUP, GROUP)), (BLOCK_M,))
         if KIND == 2:
             tile = tl.load(
                 q_ptr + rows[:, None] * stride_qn + offs_m[None, :],
@@ -228,8 +247,9 @@ def query_side(
                 phi = tl.exp(y - higher[:, None])
             else:
                 phi = tl.maximum(y, 0.0) + epsilon
-        phi = phi.to(s.dtype)  # z of features beyond num_features is 0, and so is s
-        normaliser += tl.sum(phi.to(tl.float32) * z[None, :], axis=1)
+        # z of features beyond num_features is 0, and so is s
+        phi = (phi * (f * share)[None, :]).to(s.dtype)
+        normaliser += tl.sum(phi.to(tl.float32) * (z / f)[None, :], axis=1)
         numerator += tl.dot(phi, s, input_precision=PRECISION)
     out = (numerator / normaliser[:, None]).to(out_ptr.dtype.element_ty)
     tl.store(

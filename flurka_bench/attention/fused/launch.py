@@ -84,6 +84,8 @@ def fused_feature_attention(
 
     q, k, v = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k, v))
     b, h, n, d = q.shape
+    if b == 0:  # no program to launch
+        return torch.empty_like(q)
     num_keys, m = k.shape[2], features.num_features
     kind = kernels.KINDS[features.name]
     tile = tiles(d, m, q.dtype)
@@ -113,7 +115,8 @@ def fused_feature_attention(
         kernels.key_side[(num_blocks * splits, b * h)](
             k, v, omega, keep_bytes, s, z, c, *k.stride()[:3], *v.stride()[:3],
             h, num_keys, m, d, keys_per_split, splits, 0.5 / math.sqrt(d), epsilon, 1 / num_keys if splits == 1 else 1.0,
-            HAS_MASK=keep is not None, BLOCK_L=tile.rows, num_warps=tile.num_warps, num_stages=NUM_STAGES, **common, **dots,
+            FINAL=splits == 1, HAS_MASK=keep is not None, BLOCK_L=tile.rows,
+            num_warps=tile.num_warps, num_stages=NUM_STAGES, **common, **dots,
         )  # fmt: skip
         if splits > 1:
             parts, (s, z, c) = (s, z, c), sums(1, q.dtype)
@@ -124,7 +127,8 @@ def fused_feature_attention(
         out = torch.empty(b, n, h, d, device=q.device, dtype=q.dtype).transpose(1, 2)
         kernels.query_side[(-(-n // tile.rows), b * h)](
             q, omega, s, z, c, out, *q.stride()[:3], *out.stride()[:3], h, n, m, d, epsilon,
-            BLOCK_N=tile.rows, num_warps=tile.num_warps, num_stages=NUM_STAGES, **common, **dots,
+            GROUP=tile.features if splits == 1 else COMBINED_FEATURES, BLOCK_N=tile.rows,
+            num_warps=tile.num_warps, num_stages=NUM_STAGES, **common, **dots,
         )  # fmt: skip
     return out
 
