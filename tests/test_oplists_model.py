@@ -67,8 +67,8 @@ def test_the_optimizer_is_a_phase_of_its_own():
 
 def test_training_keeps_activations_so_memory_grows_with_depth():
     case = Case(mechanism="full-math", num_layers=2, **SHAPE)
-    forward = [peak_memory_bytes(case.replace(num_layers=n)) for n in (2, 4)]
-    train = [peak_memory_bytes(case.replace(num_layers=n, pass_="train")) for n in (2, 4)]
+    forward = [peak_memory_bytes(case.replace(num_layers=n), "cuda") for n in (2, 4)]
+    train = [peak_memory_bytes(case.replace(num_layers=n, pass_="train"), "cuda") for n in (2, 4)]
     assert train[1] - train[0] > 3 * (forward[1] - forward[0])
 
 

@@ -41,7 +41,7 @@ class Lowered:
     held_until: dict[str, int]
 
 
-def lower_with_lifetimes(case: Case, device: str = "cuda") -> Lowered:
+def lower_with_lifetimes(case: Case, device: str) -> Lowered:
     """As ``lower``, with what decides how long tensors live."""
     tape = _record(case, device)
     if case.backend == "compiled":
