@@ -76,9 +76,9 @@ def validate(
 
     Example: flurka-bench validate linear_bf16.csv.gz --hardware h200 --predictions predicted.csv
     """
-    from flurka_bench.hardware import load
+    from flurka_bench.cli.targets import load_targets
 
-    profile = load(hardware)
+    profile = load_targets(hardware)[0]
     if datasheet_only:
         profile = profile.with_measured({}, {})
     header, table = (_run_table(source)) if source.is_dir() else _csv_table(source)
