@@ -14,7 +14,7 @@ from flurka_bench.ops import Op, Tensor
 from flurka_bench.workload import Case
 
 
-def lower(case: Case, device: str = "cuda") -> list[Op]:
+def lower(case: Case, device: str) -> list[Op]:
     """The kernels that ``case`` launches, in order.
 
     ``case`` is brought into canonical form first (RequestError if impossible). Its sizes may be
