@@ -75,7 +75,7 @@ def draw(workloads: int, mechanisms: int, seed: int) -> list[Case]:
                 continue
             if (
                 total(lower(case, "cpu"), "flops") < MAX_FLOPS
-                and peak_memory_bytes(case) < MAX_BYTES
+                and peak_memory_bytes(case, "cpu") < MAX_BYTES
             ):
                 cases.append(case)
         if len(cases) >= mechanisms:

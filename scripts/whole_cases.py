@@ -30,8 +30,10 @@ from flurka_bench.workload import Case
 
 def as_launched(case: Case) -> list[Op]:
     """The op list of the paper's eager code for a core forward case."""
-    ops = [op for op in lower(case) if op.name != "scale"]
-    renamed = {tensor.name: "q" for op in lower(case) if op.name == "scale" for tensor in op.writes}
+    ops = [op for op in lower(case, "cuda") if op.name != "scale"]
+    renamed = {
+        tensor.name: "q" for op in lower(case, "cuda") if op.name == "scale" for tensor in op.writes
+    }
     ops = [_with_reads(op, renamed) for op in ops]
     if case.mechanism == "full-math":
         return ops
@@ -126,7 +128,7 @@ def transformer_models(path: Path) -> None:
                 dtype=row["dtype"],
                 **size,
             )
-            ops = [op for op in lower(case) if op.phase != "optimizer"]
+            ops = [op for op in lower(case, "cuda") if op.phase != "optimizer"]
             profile = load(row["device"]).with_measured({}, {})
             predicted = float(predict_lowered(ops, case, profile).seconds[0]) * 1e3
             measured = float(row["latency_ms"])

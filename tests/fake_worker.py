@@ -82,6 +82,12 @@ def open_tools(device_name):
         raise RequestError("device 'cuda:7' is not here")
     if PLAN.get("start") == "fail":
         sys.exit("no torch today")
+    if "failing_starts" in PLAN:  # a file with a letter for each start that still fails
+        with open(PLAN["failing_starts"], "r+") as file:
+            left = file.read()
+            file.truncate(max(len(left) - 1, 0))
+        if left:
+            os.kill(os.getpid(), signal.SIGKILL)
     tools = Tools(
         device=FakeDevice(),
         build=lambda case, seed: Subject(case),

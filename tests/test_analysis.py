@@ -293,7 +293,8 @@ def test_flop_conditions_hold_where_the_counts_say(frame):
     told = stages.flop_conditions(rows, pairs)
     for (own, other), text in zip(pairs, told):
         counts = [
-            total(lower(stages.case_of(rows.loc[index])), "matmul_flops") for index in (own, other)
+            total(lower(stages.case_of(rows.loc[index]), "cuda"), "matmul_flops")
+            for index in (own, other)
         ]
         assert (
             text.endswith("(holds)" if counts[0] < counts[1] else "(does not hold)")
@@ -364,8 +365,8 @@ def test_a_record_gives_its_case_back_and_stages_carry_all_flops():
     from flurka_bench.mechanisms import lower
     from flurka_bench.ops import total
 
-    counts = stages.stage_counts(case)
-    assert sum(entry["flops"] for entry in counts.values()) == total(lower(case), "flops")
+    counts = stages.stage_counts(case, "cuda")
+    assert sum(entry["flops"] for entry in counts.values()) == total(lower(case, "cuda"), "flops")
 
 
 def test_families_cover_every_mechanism():

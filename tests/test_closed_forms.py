@@ -108,7 +108,7 @@ def test_every_closed_form_counts_its_op_list(name, level, order):
             )
             heads = shape["num_heads"] if level == "core" else 1  # the core's form is per head
             numbers = {S[key]: value for key, value in as_symbols(shape).items()}
-            assert heads * form.subs(numbers) == total(lower(case), "matmul_flops")
+            assert heads * form.subs(numbers) == total(lower(case, "cuda"), "matmul_flops")
 
 
 PAIRS = [pair for pair in itertools.permutations(FORMS, 2) if pair[0][1] == pair[1][1]]
@@ -122,7 +122,7 @@ def test_every_pair_says_what_the_op_lists_say(level):
     random.Random(1).shuffle(pairs)
     drawn = list(shapes(4, seed=2))
     columns = {key: np.array([shape[key] for shape in drawn]) for key in drawn[0]}
-    counts = {form: total(lower(Case(mechanism=form[0], level=level, order=form[2], **columns)), "matmul_flops")
+    counts = {form: total(lower(Case(mechanism=form[0], level=level, order=form[2], **columns), "cuda"), "matmul_flops")
               for form in FORMS if form[1] == level}  # fmt: skip
     for (x, _, order_x), (y, _, order_y) in pairs[:40]:
         condition = conditions(x, y, level, order_x, order_y)

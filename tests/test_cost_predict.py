@@ -48,7 +48,7 @@ def test_stages_sum_to_the_total_and_the_band_holds_it(mechanism, level):
         assert sum(p.stages.values()) == pytest.approx(p.seconds, rel=1e-4)
         assert 0 < p.seconds_low < p.seconds < p.seconds_high
         assert p.bound in BOUNDS
-        assert p.flops == total(lower(case), "flops")
+        assert p.flops == total(lower(case, "cuda"), "flops")
 
 
 def test_launches_order():
@@ -58,7 +58,8 @@ def test_launches_order():
     ]
     assert seconds == sorted(seconds)
     assert seconds[1] - seconds[0] == pytest.approx(
-        sum(p.terms.launch for p in predict_ops(lower(CASE), H100, launch="graph")), rel=1e-3
+        sum(p.terms.launch for p in predict_ops(lower(CASE, "cuda"), H100, launch="graph")),
+        rel=1e-3,
     )
 
 
@@ -66,7 +67,7 @@ def test_host_runs_ahead_of_long_kernels():
     """Eager: small cases take the sum of the dispatches, large ones the device's time and the first
     dispatch."""
     small, large = (CASE.replace(mechanism="full-math", seq_len=n) for n in (128, 16384))
-    dispatches = sum(p.terms.launch for p in predict_ops(lower(small), H100))
+    dispatches = sum(p.terms.launch for p in predict_ops(lower(small, "cuda"), H100))
     (p,) = predict([small], H100)
     assert p.seconds == pytest.approx(dispatches, rel=1e-3)
     assert p.bound == "launch"
@@ -78,7 +79,9 @@ def test_host_runs_ahead_of_long_kernels():
 def test_measured_dispatch_replaces_the_default():
     quick = H100.with_measured({"microbenchmark.launch_eager_s": 5e-6}, {})
     small = CASE.replace(mechanism="full-math", seq_len=128)
-    assert predict([small], quick)[0].seconds == pytest.approx(5e-6 * len(lower(small)), rel=0.5)
+    assert predict([small], quick)[0].seconds == pytest.approx(
+        5e-6 * len(lower(small, "cuda")), rel=0.5
+    )
 
 
 def test_an_operand_just_written_is_read_from_l2():
@@ -363,7 +366,7 @@ def test_fused_feature_kernels_pay_for_what_their_ops_count(mechanism, products,
         head_dim=64,
         num_features=64,
     )
-    ops = [op for op in lower(case) if op.kind == "attention"]
+    ops = [op for op in lower(case, "cuda") if op.kind == "attention"]
     assert len(ops) == 2
     for op, each in zip(ops, predict_ops(ops, h100, launch="none")):
         expected = attention_terms(

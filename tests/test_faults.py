@@ -293,6 +293,81 @@ sys.argv = ["run", {str(tmp_path / "faults.toml")!r}, {str(tmp_path / "run")!r}]
     assert len(fake()) == NUM_CASES
 
 
+@pytest.mark.parametrize("what", ["measurements.jsonl", "run.json", "", "replaced"])
+def test_a_record_that_goes_to_no_folder_stops_the_run(fake, tmp_path, what):
+    def remove(event):
+        if event.kind != "record" or event.num_done != 2:
+            return
+        if what == "replaced":
+            path = tmp_path / "run" / "measurements.jsonl"
+            path.rename(tmp_path / "moved")
+            path.write_bytes((tmp_path / "moved").read_bytes())
+        elif what:
+            (tmp_path / "run" / what).unlink()
+        else:
+            (tmp_path / "run").rename(tmp_path / "moved")
+
+    verb = "replaced" if what == "replaced" else "removed"
+    with pytest.raises(RequestError, match=f"was {verb} while the run was writing there") as caught:
+        fake(on_event=remove)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_a_folder_removed_after_the_last_record_is_said(fake, tmp_path):
+    def remove(event):
+        if event.kind == "record" and event.num_done == NUM_CASES:
+            (tmp_path / "run" / "measurements.jsonl").unlink()
+
+    with pytest.raises(RequestError, match="was removed while"):
+        fake(on_event=remove)
+
+
+@pytest.mark.parametrize("plan", [{}, {"kernel-relu@256": "kill"}])
+def test_a_worker_that_dies_while_it_starts_is_followed_by_another(fake, tmp_path, plan):
+    """At the start, and where a death in mid-run asks for another worker."""
+    failing = tmp_path / "failing"
+    failing.write_text("" if plan else "xx")
+    notes = []
+
+    def show(event):
+        if event.kind == "note":
+            notes.append(event.text)
+        elif event.kind == "record" and event.num_done == 1 and plan:
+            failing.write_text("xx")
+
+    records = fake({**plan, "failing_starts": str(failing)}, on_event=show)
+    counts = [entry["status"] for entry in records.values()]
+    assert counts.count("ok") == NUM_CASES - len(plan)
+    again = "the worker did not start, trying again: the worker was killed by SIGKILL"
+    assert len(notes) == 2 and all(note.startswith(again) for note in notes)
+
+
+def test_hangs_and_restarts_are_not_charged_to_the_budget(fake, tmp_path):
+    """Two hangs of 1.5 s each on a budget of 2.5 s: the other cases are measured all the same."""
+    records = fake({"kernel-relu@128": "hang", "full-math@256": "hang"}, budget_s=2.5)
+    statuses = [entry["status"] for entry in records.values()]
+    assert statuses.count("timeout") == 2 and statuses.count("ok") == NUM_CASES - 2
+    assert read_run(tmp_path / "run").meta["sessions"][0]["lost_s"] >= 3.0
+
+
+def test_a_suspended_run_is_not_charged_for_it(start, tmp_path):
+    """Stopped with its worker, as a container or Ctrl-Z does it, for longer than any time-out."""
+    process = start()
+    path = tmp_path / "run" / "measurements.jsonl"
+    wait_for(lambda: path.exists() and path.read_bytes())
+    pids = [process.pid, *children_of(process)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4.5)
+    for pid in reversed(pids):
+        os.kill(pid, signal.SIGCONT)
+    process.communicate(timeout=60)
+    run = read_run(tmp_path / "run")
+    assert process.returncode == 0
+    assert [entry["status"] for entry in run.records] == ["ok"] * NUM_CASES
+    assert 2.0 < run.meta["sessions"][0]["lost_s"] < 6.0
+
+
 def test_a_folder_that_cannot_be_written(fake):
     # /proc refuses everybody, root included
     with pytest.raises(

@@ -23,7 +23,7 @@ SHAPE = {"batch": B, "num_heads": H, "seq_len": N, "head_dim": D_HEAD, "rank": K
 
 
 def flops(name, **changes):
-    return total(lower(Case(mechanism=name, **(SHAPE | changes))), "matmul_flops")
+    return total(lower(Case(mechanism=name, **(SHAPE | changes)), "cuda"), "matmul_flops")
 
 
 CORE = {  # per batch and head
@@ -86,7 +86,7 @@ def test_a_trained_step_costs_three_forwards_where_everything_needs_a_gradient()
 
 
 def test_flash_recomputes_its_scores_but_does_not_count_them():
-    (forward, backward) = lower(Case(mechanism="full-sdpa", pass_="train", **SHAPE))
+    (forward, backward) = lower(Case(mechanism="full-sdpa", pass_="train", **SHAPE), "cuda")
     assert backward.matmul_flops == 2 * forward.matmul_flops
     assert backward.recomputed_flops == 2 * B * H * N * N * D_HEAD
     assert forward.recomputed_flops == 0
@@ -100,7 +100,7 @@ def op(ops, name):
 def test_bytes_by_hand_full_attention():
     """One head, N = 4, d = 2, float32: every number on paper. q, k, v and out are 32 bytes, scores
     64."""
-    ops = lower(Case(mechanism="full-math", num_heads=1, seq_len=4, head_dim=2))
+    ops = lower(Case(mechanism="full-math", num_heads=1, seq_len=4, head_dim=2), "cuda")
     assert [(op.name, op.bytes_read, op.bytes_written) for op in ops] == [
         ("scale", 32, 32),
         ("scores", 32 + 32, 64),
@@ -121,17 +121,20 @@ def test_bytes_by_hand_low_rank():
         ("softmax", 32, 32),
         ("output", 32 + 16, 32),
     ]
-    assert [(op.name, op.bytes_read, op.bytes_written) for op in lower(case)] == expected
+    assert [(op.name, op.bytes_read, op.bytes_written) for op in lower(case, "cuda")] == expected
     halves = [(name, read // 2, written // 2) for name, read, written in expected]
     assert [
-        (op.name, op.bytes_read, op.bytes_written) for op in lower(case.replace(dtype="bfloat16"))
+        (op.name, op.bytes_read, op.bytes_written)
+        for op in lower(case.replace(dtype="bfloat16"), "cuda")
     ] == halves
 
 
 def test_bytes_by_hand_kernel():
     """m = 3: Ω (2, 3) 24 bytes, features (4, 3) 48, key-value product (3, 2) 24, mean of the keys'
     features 12, normaliser 16."""
-    ops = lower(Case(mechanism="kernel-relu", num_heads=1, seq_len=4, head_dim=2, num_features=3))
+    ops = lower(
+        Case(mechanism="kernel-relu", num_heads=1, seq_len=4, head_dim=2, num_features=3), "cuda"
+    )
     assert [(op.name, op.bytes_read, op.bytes_written) for op in ops] == [
         ("key_features", 32 + 24, 48),
         ("relu", 48, 48),
@@ -153,7 +156,8 @@ def test_bytes_by_hand_flurka():
     """The kernel's list with two compressed rows in place of four keys, after the low-rank's two
     products."""
     ops = lower(
-        Case(mechanism="flurka-relu", num_heads=1, seq_len=4, head_dim=2, rank=2, num_features=3)
+        Case(mechanism="flurka-relu", num_heads=1, seq_len=4, head_dim=2, rank=2, num_features=3),
+        "cuda",
     )
     assert [(op.name, op.bytes_read, op.bytes_written) for op in ops] == [
         ("compress_keys", 32 + 32, 16),
@@ -186,7 +190,8 @@ def test_bytes_by_hand_fused():
             head_dim=2,
             rank=2,
             num_features=3,
-        )
+        ),
+        "cuda",
     )
     assert [(op.name, op.bytes_read, op.bytes_written) for op in ops] == [
         ("compress_keys", 32 + 32, 16),
@@ -197,9 +202,9 @@ def test_bytes_by_hand_fused():
 
 
 def test_shared_matrices_are_read_once_for_all_heads():
-    ops = lower(Case(mechanism="low-rank", **SHAPE))
+    ops = lower(Case(mechanism="low-rank", **SHAPE), "cuda")
     assert op(ops, "compress_keys").bytes_read == 4 * (K * N + B * H * N * D_HEAD)
-    apart = lower(Case(mechanism="low-rank", share_heads=False, **SHAPE))
+    apart = lower(Case(mechanism="low-rank", share_heads=False, **SHAPE), "cuda")
     assert op(apart, "compress_keys").bytes_read == 4 * (H * K * N + B * H * N * D_HEAD)
 
 
@@ -207,17 +212,17 @@ def test_one_tensor_used_twice_is_one_tensor():
     """E = F is one parameter, and x one input: readers that track residency rely on the name."""
     reads = [
         {tensor.name for tensor in op.reads}
-        for op in lower(Case(mechanism="low-rank", share_kv=True, **SHAPE))
+        for op in lower(Case(mechanism="low-rank", share_kv=True, **SHAPE), "cuda")
     ]
     assert "E" in reads[0] & reads[1]
-    layer = lower(Case(mechanism="full-math", level="layer", **SHAPE))
+    layer = lower(Case(mechanism="full-math", level="layer", **SHAPE), "cuda")
     assert sum("x" in {tensor.name for tensor in op.reads} for op in layer) == 3
 
 
 def test_names_are_unique_per_piece_of_memory():
     for name in MECHANISMS:
         sizes = {}
-        for op in lower(Case(mechanism=name, level="layer", pass_="train", **SHAPE)):
+        for op in lower(Case(mechanism=name, level="layer", pass_="train", **SHAPE), "cuda"):
             for tensor in (*op.reads, *op.writes):
                 assert sizes.setdefault(tensor.name, tensor.bytes) == tensor.bytes
 
@@ -243,9 +248,9 @@ def test_arrays_count_what_ints_count(name, backend):
         arrays = base.replace(
             seq_len=np.array(lengths), rank=np.array(ranks), num_features=np.array(features)
         )
-        together = lower(arrays)
+        together = lower(arrays, "cuda")
         for i, (n, k, m) in enumerate(zip(lengths, ranks, features)):
-            alone = lower(base.replace(seq_len=n, rank=k, num_features=m))
+            alone = lower(base.replace(seq_len=n, rank=k, num_features=m), "cuda")
             assert [op.name for op in alone] == [op.name for op in together]
             for quantity in (*QUANTITIES, "batch", "rows", "cols", "inner"):
                 got = [np.broadcast_to(getattr(op, quantity), 3)[i] for op in together]
@@ -259,7 +264,10 @@ def test_symbols_count_what_ints_count(name):
     for level, pass_ in (("core", "train"), ("layer", "train")):
         for order in MECHANISMS[name].orders if level == "layer" else (None,):
             form = {"mechanism": name, "level": level, "pass_": pass_, "order": order}
-            symbolic, plain = lower(Case(**form, **fields)), lower(Case(**form, **SHAPE))
+            symbolic, plain = (
+                lower(Case(**form, **fields), "cuda"),
+                lower(Case(**form, **SHAPE), "cuda"),
+            )
             numbers = {fields[key]: value for key, value in SHAPE.items()}
             for quantity in QUANTITIES:
                 assert sympy.sympify(total(symbolic, quantity)).subs(numbers) == total(
@@ -270,22 +278,24 @@ def test_symbols_count_what_ints_count(name):
 def test_arrays_of_batches_do_not_mix_one_and_many():
     case = Case(mechanism="low-rank", level="layer", **(SHAPE | {"batch": np.array([1, 2])}))
     with pytest.raises(RequestError, match="split the cases"):
-        lower(case)
-    assert len(lower(case.replace(batch=np.array([1, 1])))) == len(lower(case.replace(batch=1)))
+        lower(case, "cuda")
+    assert len(lower(case.replace(batch=np.array([1, 1])), "cuda")) == len(
+        lower(case.replace(batch=1), "cuda")
+    )
 
 
 def test_large_arrays_do_not_wrap_around():
     case = Case(
         mechanism="full-math", batch=64, num_heads=64, seq_len=np.array([2**20]), head_dim=128
     )
-    assert total(lower(case), "matmul_flops")[0] == pytest.approx(
+    assert total(lower(case, "cuda"), "matmul_flops")[0] == pytest.approx(
         64 * 64 * 4 * 2.0**40 * 128, rel=1e-12
     )
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
 def test_stages_are_the_known_ones_and_backward_keeps_them(name):
-    ops = lower(Case(mechanism=name, level="layer", pass_="train", **SHAPE))
+    ops = lower(Case(mechanism=name, level="layer", pass_="train", **SHAPE), "cuda")
     assert {op.stage for op in ops} <= set(STAGES)
     forward, backward = (
         {op.stage for op in ops if op.phase == phase} for phase in ("forward", "backward")
@@ -298,8 +308,8 @@ class TestCompiled:
     def test_feature_maps_become_one_kernel_a_side(self):
         """clamp and add fuse; the product with Ω before and the key-value product after stay with
         the library."""
-        eager = lower(Case(mechanism="kernel-relu", **SHAPE))
-        compiled = lower(Case(mechanism="kernel-relu", backend="compiled", **SHAPE))
+        eager = lower(Case(mechanism="kernel-relu", **SHAPE), "cuda")
+        compiled = lower(Case(mechanism="kernel-relu", backend="compiled", **SHAPE), "cuda")
         assert [op.name for op in compiled] == [
             "key_features", "relu+add_constant+key_mean", "query_features",
             "relu+add_constant+query_times_key_mean+normaliser", "key_value", "mean_key_value", "output", "normalise",
@@ -315,7 +325,10 @@ class TestCompiled:
         for level in ("core", "layer"):
             for order in MECHANISMS[name].orders if level == "layer" else (None,):
                 case = Case(mechanism=name, level=level, order=order, pass_=pass_, **SHAPE)
-                eager, compiled = lower(case), lower(case.replace(backend="compiled"))
+                eager, compiled = (
+                    lower(case, "cuda"),
+                    lower(case.replace(backend="compiled"), "cuda"),
+                )
                 if order == "absorbed" and pass_ == "forward":
                     # eager keeps W_q Omega while W_q is unchanged; compiled code cannot see a change
                     absorbs = op(compiled, "absorb_queries")
@@ -331,7 +344,7 @@ class TestCompiled:
     def test_nothing_is_read_before_it_is_written(self, name):
         for pass_ in ("forward", "train"):
             case = Case(mechanism=name, level="layer", pass_=pass_, backend="compiled", **SHAPE)
-            ops = lower(case)
+            ops = lower(case, "cuda")
             made = {tensor.name for op in ops for tensor in op.writes}
             written = set()
             for step in ops:

@@ -48,7 +48,7 @@ def test_matmul_flops_are_torchs_own(name, level, order, pass_, shape):
             mechanism=name, level=level, order=order, pass_=pass_,
             compression=compression, share_kv=share_kv, share_heads=share_heads, **shape,
         )  # fmt: skip
-        assert total(lower(case), "matmul_flops") == counted(case), case.case_id
+        assert total(lower(case, "cuda"), "matmul_flops") == counted(case), case.case_id
 
 
 def test_a_wrong_count_would_be_seen():
@@ -56,4 +56,4 @@ def test_a_wrong_count_would_be_seen():
     case = Case(
         mechanism="flurka-relu", num_heads=2, seq_len=12, head_dim=4, rank=3, num_features=5
     )
-    assert total(lower(case.replace(rank=4)), "matmul_flops") != counted(case)
+    assert total(lower(case.replace(rank=4), "cuda"), "matmul_flops") != counted(case)

@@ -162,7 +162,7 @@ def test_rarer_compressions_differ_by_no_more_than_copies(
 def test_flops_of_the_vector_units_are_counted():
     """exp is a special function, and a row softmax does four vector operations and one exponential
     an element."""
-    ops = lower(Case(mechanism="full-math", num_heads=1, seq_len=5, head_dim=3))
+    ops = lower(Case(mechanism="full-math", num_heads=1, seq_len=5, head_dim=3), "cuda")
     (softmax,) = (op for op in ops if op.kind == "softmax")
     assert (softmax.vector_flops, softmax.special_flops) == (4 * 25, 25 + 5)
     assert total(ops, "special_flops") == 30

@@ -1,5 +1,6 @@
 """``run`` and ``suites`` as a user calls them, with the real worker on tiny cases."""
 
+import hashlib
 import json
 import os
 import signal
@@ -11,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from flurka_bench.cli.run import _print_answer, headline
+from flurka_bench.cli.targets import profile_of_run
+from flurka_bench.errors import RequestError
 from flurka_bench.measure.runner import Summary, run_suite
 from flurka_bench.results import RunWriter, read_run
 from flurka_bench.suite import parse_suite
 
 REPOSITORY = Path(__file__).parents[1]
+FAKE = (sys.executable, str(REPOSITORY / "tests" / "fake_worker.py"))
 
 TINY = """
 name = "tiny"
@@ -43,6 +47,44 @@ def command(tmp_path):
         )  # fmt: skip
 
     return call
+
+
+def test_a_run_is_predicted_again_from_the_profile_it_keeps(command, tmp_path):
+    """The records' predictions come back, whatever profile this machine has by then."""
+    text = TINY.replace('"core", "layer"', '"core"').replace('"low-rank-sdpa", "kernel-relu", ', "")
+    (tmp_path / "small.toml").write_text(text)
+    first = command("run", "small.toml", "--device", "cpu", "--out", "run")
+    assert first.returncode == 0, first.stderr
+    (kept,) = read_run(tmp_path / "run").meta["predicted_from"]
+    assert hashlib.sha256(kept["profile"].encode()).hexdigest() == kept["sha256"]
+    (tmp_path / f"hardware-{kept['hardware']}.toml").write_text("")  # and nobody reads this
+    arguments = ("--mechanism", "full-math", "--seq-len", "128", "--num-heads", "2")
+    again = command("predict", "--hardware", "run", *arguments, "--json")
+    assert again.returncode == 0, again.stderr
+    (predicted,) = [
+        record["predicted_s"]
+        for record in read_run(tmp_path / "run").records
+        if record["mechanism"] == "full-math"
+    ]
+    assert json.loads(again.stdout)[0]["seconds"] == pytest.approx(predicted)
+    checked = command("validate", "run", "--hardware", "run", "--json")
+    assert checked.returncode == 0, checked.stderr
+    meta = json.loads((tmp_path / "run" / "run.json").read_text())
+    del meta["predicted_from"]  # as older runs are
+    (tmp_path / "run" / "run.json").write_text(json.dumps(meta))
+    with pytest.raises(RequestError, match="keeps no hardware profile"):
+        profile_of_run(tmp_path / "run")
+
+
+def test_cases_that_were_not_reached_are_said_and_tried_again(tmp_path, capsys):
+    run_suite(parse_suite(TINY), out=tmp_path / "run", budget_s=1e-6, worker_command=FAKE)
+    assert read_run(tmp_path / "run").records == []
+    summary = Summary(folder=tmp_path / "run", num_cases=8, num_before=0, wall_s=1.0, num_late=8)
+    _print_answer(tmp_path / "run", summary, as_json=False)
+    said = capsys.readouterr().out
+    assert "8 not reached in the time budget" in said and "the same command goes on" in said
+    _print_answer(tmp_path / "run", summary, as_json=True)
+    assert json.loads(capsys.readouterr().out)["num_not_reached"] == 8
 
 
 def test_a_run_from_the_command_line_and_again(command, tmp_path):

@@ -42,10 +42,10 @@ def case_of(record: Mapping[str, Any]) -> Case:
     return Case(**values)
 
 
-def stage_counts(case: Case) -> dict[str, dict[str, float]]:
+def stage_counts(case: Case, device: str) -> dict[str, dict[str, float]]:
     """FLOPs and bytes by stage of a case, in the order in which the stages run (forward and
-    backward together)."""
-    ops = lower(case)
+    backward together), ``device`` as in ``mechanisms.lower``."""
+    ops = lower(case, device)
     counts = {}
     for stage in STAGES:
         own = [op for op in ops if op.stage == stage]
@@ -94,7 +94,9 @@ def reason(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
             )
         )
     flops = [
-        record["flops"] if record.get("flops", 0) > 0 else total(lower(case_of(record)), "flops")
+        record["flops"]
+        if record.get("flops", 0) > 0
+        else total(lower(case_of(record), "cuda"), "flops")
         for record in (own, other)
     ]
     parts.append(
@@ -141,6 +143,6 @@ def _matmul_flops(rows: pd.DataFrame) -> dict[int, float]:
         first = case_of(part.iloc[0])
         sizes = ("seq_len", "num_heads", "head_dim", "rank", "num_features")
         arrays = {name: part[name].to_numpy() for name in sizes if getattr(first, name) is not None}
-        count = total(lower(first.replace(backend="eager", **arrays)), "matmul_flops")
+        count = total(lower(first.replace(backend="eager", **arrays), "cuda"), "matmul_flops")
         found |= dict(zip(part.index, np.broadcast_to(np.asarray(count, dtype=float), len(part))))
     return found

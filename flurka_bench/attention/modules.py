@@ -149,6 +149,10 @@ class AttentionLayer(nn.Module):
         self._keeps_query_weight, self._prepared = False, None
         return super().train(mode)
 
+    def prepared_tensors(self) -> list[Tensor]:
+        """What ``prepare_inference`` keeps beside the parameters: W_q Omega, or nothing."""
+        return [] if self._prepared is None else [self._prepared.weight]
+
     def _query_weight(self) -> Tensor:
         """W_q Omega (h * m, D). Kernels: those of ``_absorb``; none where it was kept."""
         keeps = self._keeps_query_weight and not torch.is_grad_enabled()

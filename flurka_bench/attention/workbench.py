@@ -87,14 +87,34 @@ class Workbench:
         if self.case.pass_ == "forward":
             with torch.inference_mode():
                 return self._call(*self.inputs)
-        self.module.zero_grad(set_to_none=True)
-        for tensor in self.inputs:
-            tensor.grad = None
+        self.drop_gradients()
         out = self._call(*self.inputs)
         out.backward(self._grad_output)
         if self._optimizer is not None:
             self._optimizer.step()
         return out.detach()
+
+    def drop_gradients(self) -> None:
+        """Let go of the gradients that the last pass left in parameters and inputs."""
+        self.module.zero_grad(set_to_none=True)
+        for tensor in self.inputs:
+            tensor.grad = None
+
+    def resident_bytes(self) -> int:
+        """What lies in memory between calls: inputs, the given gradient, parameters, buffers,
+        prepared weights, gradients and the optimizer's moments, each once."""
+        tensors = [*self.module.parameters(), *self.module.buffers(), *self.inputs]
+        tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+        if self._grad_output is not None:
+            tensors.append(self._grad_output)
+        for module in self.module.modules():  # what prepare_inference made is no buffer
+            if isinstance(module, AttentionLayer):
+                tensors += module.prepared_tensors()
+        if self._optimizer is not None:
+            for state in self._optimizer.state.values():
+                tensors += [each for each in state.values() if isinstance(each, Tensor)]
+        kept = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
     def check(self, num_rows: int = 64) -> None:
         """Run and compare with the float64 reference: ``num_rows`` query rows of up to two batch
@@ -105,13 +125,14 @@ class Workbench:
 
         The tolerance is ``RMS_FACTOR`` resp. ``LARGEST_FACTOR`` times the error of the same
         reference in the case's dtype. Raises IncorrectOutput for a wrong shape, NaN or Inf
-        anywhere, rows beyond the tolerance, gradients missing or not finite.
+        anywhere, rows beyond the tolerance, gradients missing or not finite. The gradients are
+        dropped at the end: the call whose memory is measured next must not find them.
         """
-        self._check_inputs(num_rows, 2)
-        if not self.inputs[0].is_floating_point():
-            return  # tokens: a model's norms make its inputs even
         timed, grad_output = self.inputs, self._grad_output
         try:
+            self._check_inputs(num_rows, 2)
+            if not timed[0].is_floating_point():
+                return  # tokens: a model's norms make its inputs even
             if grad_output is not None:
                 self._grad_output = grad_output * UNEVEN_GRADIENT
             self.inputs, scale = self._uneven(timed)
@@ -122,7 +143,7 @@ class Workbench:
                     self._check_finite("output for large inputs", self.module(*self.inputs))
         finally:
             self.inputs, self._grad_output = timed, grad_output
-            self.module.zero_grad(set_to_none=True)
+            self.drop_gradients()
 
     def _large(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Copies of ``inputs``, of which x, or at level core k, has +-``LARGE_INPUT`` added to each

@@ -127,10 +127,12 @@ def _figures(
             peak = profile.peaks[profile.matmul_unit(dtype)].value
             roof = "calibrated" if profile.is_calibrated else "datasheet"
             title = f"{profile.title}, {dtype}; roof: {roof}"
+            device = "cpu" if profile.kind == "cpu" else "cuda"
+            bandwidth = profile.memory_bandwidth_bytes_per_s
             return [
                 (
                     "roofline",
-                    model.roofline(rows, peak, profile.memory_bandwidth_bytes_per_s, title),
+                    model.roofline(rows, peak, bandwidth, title, device=device),
                 )
             ]
         case "stages":

@@ -87,7 +87,7 @@ def run(
     profile = _profile(found, hardware)
     predictions = _predictions(cases, profile, stages=stages)
     if dry_run:
-        _print_plan(loaded, cases, predictions, as_json=json)
+        _print_plan(loaded, cases, predictions, kind=found.kind, as_json=json)
         return
     from flurka_bench.measure.runner import run_suite
 
@@ -108,6 +108,7 @@ def run(
             stages=stages,
             budget_s=budget_s,
             memory_limit_bytes=memory_limit_bytes,
+            predicted_from=_predicted_from(profile) if profile and predictions else None,
         )
     _print_answer(folder, summary, as_json=json)
     if plot:
@@ -121,6 +122,17 @@ def _profile(found: "FoundDevice", hardware: str | None) -> "Profile | None":
     return own_profile(found.name) if hardware is None else load_targets(hardware)[0]
 
 
+def _cache(profile: "Profile") -> str:
+    """How the timer finds the cache, which is what the predictions beside it are for."""
+    return "warm" if profile.kind == "cpu" else "cold"
+
+
+def _predicted_from(profile: "Profile") -> dict[str, str]:
+    from flurka_bench.cli.targets import prediction_source
+
+    return prediction_source(profile, _cache(profile))
+
+
 def _predictions(
     cases: "list[Case]", profile: "Profile | None", *, stages: bool
 ) -> dict[str, dict[str, Any]]:
@@ -130,10 +142,9 @@ def _predictions(
         return {}
     from flurka_bench.cost.predict import predict
 
-    cache = "warm" if profile.kind == "cpu" else "cold"
     found = {}
     try:
-        predictions = predict(cases, profile, cache=cache)
+        predictions = predict(cases, profile, cache=_cache(profile))
     except RequestError as error:  # a clock needs no model
         print(f"note: no predictions: {error}", file=sys.stderr)
         return {}
@@ -179,14 +190,19 @@ def _peaks(profile: "Profile | None") -> "Callable[[Case], Peaks | None]":
 
 
 def _print_plan(
-    suite: "Suite", cases: "list[Case]", predictions: dict[str, dict[str, Any]], *, as_json: bool
+    suite: "Suite",
+    cases: "list[Case]",
+    predictions: dict[str, dict[str, Any]],
+    *,
+    kind: str,
+    as_json: bool,
 ) -> None:
     from flurka_bench import mechanisms
 
     rows = []
     for case in cases:
         row = {"case_id": case.case_id, **case.as_record(), **predictions.get(case.case_id, {})}
-        rows.append(row | {"peak_memory_bytes": int(mechanisms.peak_memory_bytes(case))})
+        rows.append(row | {"peak_memory_bytes": int(mechanisms.peak_memory_bytes(case, kind))})
     seconds = [row["predicted_s"] for row in rows if row.get("predicted_s") is not None]
     total = {
         "num_cases": len(rows),
@@ -333,6 +349,7 @@ def _print_answer(folder: Path, summary: "Summary", *, as_json: bool) -> None:
         print_json({
             "folder": str(folder),
             "statuses": statuses,
+            "num_not_reached": summary.num_late,
             "wall_s": found.meta.get("wall_s"),
             "time_in_calls_s": found.meta.get("time_in_calls_s"),
             "cells": cells.to_dict("records"),
@@ -341,6 +358,9 @@ def _print_answer(folder: Path, summary: "Summary", *, as_json: bool) -> None:
     for _, cell in _leading(cells).iterrows():
         _print_workload(cell)
     told = ", ".join(f"{count} {status}" for status, count in statuses.items())
+    if summary.num_late:
+        late = f"{summary.num_late} not reached in the time budget"
+        told = f"{told}, {late}" if told else late
     share = (
         f"{summary.time_in_calls_s / summary.wall_s:.0%} of it inside calls"
         if summary.wall_s
@@ -352,6 +372,8 @@ def _print_answer(folder: Path, summary: "Summary", *, as_json: bool) -> None:
         else "nothing was left to measure"
     )
     print(f"\n{told} in {folder}; {session}")
+    if summary.num_late:
+        print("the same command goes on with the cases that were not reached")
     for warning in found.warnings:
         print(f"note: {warning}")
 

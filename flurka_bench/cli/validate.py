@@ -77,10 +77,10 @@ def validate(
 
     Example: flurka-bench validate linear_bf16.csv.gz --hardware h200 --predictions predicted.csv
     """
+    from flurka_bench.cli.targets import load_targets
     from flurka_bench.cost.tables import lacks, read_table
-    from flurka_bench.hardware import load
 
-    profile = load(hardware)
+    profile = load_targets(hardware)[0]
     if datasheet_only:
         profile = profile.with_measured({}, {})
     table = _run_table(source) if source.is_dir() else read_table(source)

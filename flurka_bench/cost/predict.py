@@ -293,12 +293,14 @@ def predict_lowered(
     def column(value: Number) -> np.ndarray:
         return np.broadcast_to(np.asarray(value, dtype=np.float64), (length,))
 
+    num_threads = profile.num_sms if profile.kind == "cpu" else 0
+    peak = peak_live_bytes(own.ops, own.leaves, own.held_until, num_threads=num_threads)
     return Predictions(
         seconds=total, seconds_low=low, seconds_high=high,
         bound=np.stack([waits[name] for name in BOUNDS]).argmax(axis=0).astype(np.int8),
         stages={name: np.broadcast_to(value, (length,)) for name, value in stages.items()},
         flops=column(sum(op.flops for op in ops)), bytes=column(sum(op.bytes_read + op.bytes_written for op in ops)),
-        peak_memory_bytes=column(peak_live_bytes(own.ops, own.leaves, own.held_until)), log_scale=scale, log_shape=shape,
+        peak_memory_bytes=column(peak), log_scale=scale, log_shape=shape,
     )  # fmt: skip
 
 

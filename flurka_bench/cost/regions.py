@@ -78,7 +78,7 @@ def flops(
         compression=compression, num_heads=1 if level == "core" else of["D"] / of["d"], head_dim=of["d"],
         seq_len=of["N"], rank=of["k"], num_features=of["m"],
     )  # fmt: skip
-    return sympy.expand(total(lower(case), "matmul_flops"))
+    return sympy.expand(total(lower(case, "cuda"), "matmul_flops"))
 
 
 def conditions(
@@ -125,8 +125,8 @@ def inequality(
 def holds(case_x: Case, case_y: Case) -> Number:
     """Whether ``case_x`` needs fewer matmul FLOPs than ``case_y``: a bool, or an array of them for
     arrays."""
-    return total(lower(canonical(case_x)), "matmul_flops") < total(
-        lower(canonical(case_y)), "matmul_flops"
+    return total(lower(canonical(case_x), "cuda"), "matmul_flops") < total(
+        lower(canonical(case_y), "cuda"), "matmul_flops"
     )
 
 

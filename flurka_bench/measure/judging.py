@@ -33,9 +33,10 @@ class Figures:
 
 
 @lru_cache(maxsize=4096)
-def figures(case: Case) -> Figures:
-    """A case's figures, from its op list."""
-    ops = mechanisms.lower(case)
+def figures(case: Case, device: str) -> Figures:
+    """A case's figures, from its op list on ``device``: "cpu" or "cuda", as ``mechanisms.lower``
+    takes it."""
+    ops = mechanisms.lower(case, device)
     kept = {
         tensor.name: tensor
         for op in ops
@@ -47,11 +48,13 @@ def figures(case: Case) -> Figures:
         matmul_flops=float(sum(op.matmul_flops for op in ops)),
         bytes=float(sum(op.bytes_read + op.bytes_written for op in ops)),
         resident_bytes=float(sum(tensor.bytes for tensor in kept.values())),
-        peak_bytes=float(mechanisms.peak_memory_bytes(case)),
+        peak_bytes=float(mechanisms.peak_memory_bytes(case, device)),
     )
 
 
-def reason_to_skip(case: Case, too_large: Sequence[Case], memory_bytes: int | None) -> str | None:
+def reason_to_skip(
+    case: Case, too_large: Sequence[Case], memory_bytes: int | None, device: str
+) -> str | None:
     """Why not to try a case: a smaller one of its family ran out of memory, or it needs more than
     ``memory_bytes``."""
     for other in too_large:
@@ -59,7 +62,7 @@ def reason_to_skip(case: Case, too_large: Sequence[Case], memory_bytes: int | No
             _size(case, name) >= _size(other, name) for name in SIZES
         ):
             return f"skipped: larger than an OOM ({other.case_id})"
-    needed = figures(case).peak_bytes
+    needed = figures(case, device).peak_bytes
     if memory_bytes is not None and needed > memory_bytes:
         return f"skipped: needs about {needed / 1e9:.3g} GB, the suite's memory budget is {memory_bytes / 1e9:.3g} GB"
     return None
@@ -69,6 +72,7 @@ def make_record(
     case: Case,
     outcome: dict[str, Any],
     *,
+    device: str,
     hello: dict[str, Any],
     seed: int,
     predict: Callable[[Case], dict[str, Any]] | None,
@@ -76,7 +80,7 @@ def make_record(
 ) -> dict[str, Any]:
     """A case's final record: the worker's outcome, its prediction beside it, invalid if it beats
     physics."""
-    found = figures(case)
+    found = figures(case, device)
     record: dict[str, Any] = {
         "case_id": case.case_id,
         "status": outcome["status"],
@@ -127,10 +131,10 @@ def _impossible(found: Figures, seconds: float, peaks: Peaks, cache_bytes: float
     return None
 
 
-def weight(group: Sequence[Case]) -> float:
+def weight(group: Sequence[Case], device: str) -> float:
     """How much of the time budget a group asks for: its FLOPs, and a constant for each case's own
     overheads."""
-    return sum(figures(case).flops / 1e11 + 0.02 for case in group)
+    return sum(figures(case, device).flops / 1e11 + 0.02 for case in group)
 
 
 def _size(case: Case, name: str) -> int:

@@ -18,6 +18,30 @@ from flurka_bench.measure.allocator import worker_variables
 from flurka_bench.measure.protocol import NOBODY, Heartbeat, encode
 
 _LOOK_INTERVAL_S = 1.0  # how often the runner wakes to see whether the worker still beats
+_PAUSE_SLACK_S = (
+    2.0  # a busy machine wakes the runner later than it asked for, but not by this much
+)
+
+
+class LostTime:
+    """Seconds in which a run could not work: suspended, waiting for a hung worker, starting another.
+
+    A suspended process is told nothing of it (SIGSTOP cannot be caught), so a suspension is a gap
+    between two ``tick``s that the runner, which ticks about every second, cannot have slept itself.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._last = now, now()
+        self.total_s = 0.0
+
+    def tick(self) -> float:
+        """Notes that the runner runs; the seconds of a suspension that has just ended, else 0."""
+        now = self._now()
+        gap_s, self._last = now - self._last - _LOOK_INTERVAL_S, now
+        if gap_s < _PAUSE_SLACK_S:
+            return 0.0
+        self.total_s += gap_s
+        return gap_s
 
 
 class Stopper:
@@ -43,6 +67,11 @@ class Stopper:
         os.close(self.descriptor)
         os.close(self._write)
 
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not past a signal: raises StopError then."""
+        if select.select([self.descriptor], [], [], seconds)[0]:
+            raise StopError
+
     def _handle(self, *_: object) -> None:
         self.count += 1
         if self.count > 1:  # every record is on the disk already: nothing is lost
@@ -57,10 +86,11 @@ class StopError(Exception):
 
 class WorkerDeathError(Exception):
     """The worker ended: ``status`` and ``error`` say how, ``index`` while executing which case of
-    its group, if any."""
+    its group, if any; ``waited_s`` how long it had given no sign of life."""
 
-    def __init__(self, status: str, error: str, index: int) -> None:
+    def __init__(self, status: str, error: str, index: int, waited_s: float = 0.0) -> None:
         super().__init__(error)
+        self.waited_s = waited_s
         self.status, self.error, self.index = status, error, None if index == NOBODY else index
 
 
@@ -69,8 +99,14 @@ class Worker:
     children die with it."""
 
     def __init__(
-        self, command: Sequence[str], device: str, memory_limit: int | None, stopper: Stopper
+        self,
+        command: Sequence[str],
+        device: str,
+        memory_limit: int | None,
+        stopper: Stopper,
+        lost: LostTime,
     ) -> None:
+        self.lost = lost
         self.stopper, self.heartbeat, self._buffer = stopper, Heartbeat(), b""
         self.reply, reply_end = os.pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker)
@@ -99,10 +135,12 @@ class Worker:
         """The next message. Raises StopError for a signal, WorkerDeathError at the worker's end or
         when it stops beating."""
         beats, deadline = self.heartbeat.read(), time.monotonic() + timeout_s
+        self.lost.tick()
         while b"\n" not in self._buffer:
             ready, _, _ = select.select(
                 [self.reply, self.stopper.descriptor], [], [], _LOOK_INTERVAL_S
             )
+            deadline += self.lost.tick()  # whoever was suspended could not beat
             if self.stopper.descriptor in ready:
                 raise StopError
             if self.reply in ready:
@@ -118,6 +156,7 @@ class Worker:
                     "timeout",
                     f"no sign of life for {timeout_s:.3g} s (budget.timeout in the suite)",
                     beats[0],
+                    waited_s=timeout_s,
                 )
         line, _, self._buffer = self._buffer.partition(b"\n")
         return json.loads(line)

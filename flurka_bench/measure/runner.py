@@ -5,13 +5,12 @@ the worker in a group, the case it was executing gets the blame and a record, an
 measured again by a fresh worker.
 """
 
-import contextlib
 import math
 import platform
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +19,13 @@ from typing import Any
 import flurka_bench
 from flurka_bench.errors import Interrupted, RequestError
 from flurka_bench.measure.judging import Peaks, figures, make_record, reason_to_skip, weight
-from flurka_bench.measure.process import StopError, Stopper, Worker, WorkerDeathError
+from flurka_bench.measure.process import (
+    LostTime,
+    StopError,
+    Stopper,
+    Worker,
+    WorkerDeathError,
+)
 from flurka_bench.measure.protocol import LATE, case_to_message
 from flurka_bench.results import RunWriter
 from flurka_bench.suite import Suite
@@ -28,6 +33,8 @@ from flurka_bench.workload import Case
 
 WORKER_COMMAND = (sys.executable, "-P", "-m", "flurka_bench.measure.worker")
 _START_TIMEOUT_S = 180.0
+_START_ATTEMPTS = 3
+_START_PAUSE_S = 0.5  # before the second attempt, doubled before the third
 _MAX_STRAY_DEATHS = 2  # deaths between cases before the rest of a group is given up
 
 
@@ -49,7 +56,9 @@ class Event:
 class Summary:
     """What a run did. ``wall_s`` counts from when the worker was up; ``time_in_calls_s`` is the
     part spent inside calls of the cases, of every kind: timed, warm-up and gate, for the peak
-    memory, and extra (stages, graph and device time).
+    memory, and extra (stages, graph and device time). ``lost_s`` is the part that the time budget
+    is not charged with: suspensions, hangs and restarts of the worker. ``num_late`` cases were not
+    reached within the budget and have no record yet.
     """
 
     folder: Path
@@ -57,6 +66,8 @@ class Summary:
     num_before: int
     statuses: dict[str, int] = field(default_factory=dict)
     wall_s: float = 0.0
+    lost_s: float = 0.0
+    num_late: int = 0
     calls_s: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -78,6 +89,7 @@ def run_suite(
     stages: bool = False,
     budget_s: float | None = None,
     memory_limit_bytes: int | None = None,
+    predicted_from: Mapping[str, Any] | None = None,
     worker_command: Sequence[str] = WORKER_COMMAND,
 ) -> Summary:
     """Measure a suite's cases into the run folder ``out``, or go on with the run found there.
@@ -96,6 +108,8 @@ def run_suite(
         stages: also record the time by stage.
         budget_s: replaces the suite's own time budget.
         memory_limit_bytes: most host memory that the worker may take.
+        predicted_from: what ``predict`` rests on, kept in run.json: at least ``sha256``, the
+            key under which a session names it.
         worker_command: what to start as the worker.
 
     Returns:
@@ -121,6 +135,7 @@ def run_suite(
             budget_s=budget_s or suite.budget.time_s,
             memory_limit=memory_limit_bytes
             or (suite.budget.memory_bytes if device == "cpu" else None),
+            predicted_from=predicted_from,
             command=worker_command,
         )
         return run.go()
@@ -140,13 +155,19 @@ class _Run:
     stages: bool
     budget_s: float | None
     memory_limit: int | None
+    predicted_from: Mapping[str, Any] | None
     command: Sequence[str]
+    lost: LostTime = field(default_factory=LostTime)
     worker: Worker | None = None
     hello: dict[str, Any] = field(default_factory=dict)
     summary: Summary = field(init=False)
     too_large: list[Case] = field(default_factory=list)  # cases that ran out of memory
     up_since: float | None = None
-    num_late: int = 0  # cases skipped for want of time
+
+    @property
+    def device_kind(self) -> str:
+        """cpu or cuda, whose kernels a case's op list is of."""
+        return self.device.partition(":")[0]
 
     def go(self) -> Summary:
         cases = self.suite.cases()
@@ -185,19 +206,36 @@ class _Run:
         }
 
     def _start_worker(self) -> Worker:
-        worker = self.worker = Worker(self.command, self.device, self.memory_limit, self.stopper)
-        self.stopper.on_second = worker.signal_kill
-        try:
-            message = worker.receive(_START_TIMEOUT_S)
-        except WorkerDeathError as death:
-            raise RequestError(
-                f"the worker process did not start on {self.device}: {death.error}"
-            ) from None
+        """A worker that is up. One that dies meanwhile (of memory that others hold for a moment, of
+        a driver that is busy) is followed by another; one that refuses the device is not."""
+        started, lost_s = time.monotonic(), self.lost.total_s
+        for attempt in range(1, _START_ATTEMPTS + 1):
+            worker = self.worker = Worker(
+                self.command, self.device, self.memory_limit, self.stopper, self.lost
+            )
+            self.stopper.on_second = worker.signal_kill
+            try:
+                message = worker.receive(_START_TIMEOUT_S)
+                break
+            except WorkerDeathError as death:
+                worker.kill()
+                self.worker = None
+                if attempt == _START_ATTEMPTS:
+                    raise RequestError(
+                        f"the worker process did not start on {self.device}: {death.error}"
+                        f" ({attempt} attempts)"
+                    ) from None
+                self._show("note", text=f"the worker did not start, trying again: {death.error}")
+                self.stopper.wait(_START_PAUSE_S * 2 ** (attempt - 1))
+        if self.up_since is not None:  # a suspension meanwhile is in lost_s already
+            suspended_s = self.lost.total_s - lost_s
+            self.lost.total_s += time.monotonic() - started - suspended_s
         if message["say"] == "refused":
             raise RequestError(message["error"])
         self.hello = message
         if self.up_since is None:
-            self.up_since = time.monotonic()
+            self.up_since, self.lost = time.monotonic(), LostTime()
+            worker.lost = self.lost
             meta = {"suite": self._suite_meta(), "device": message["device"], "seed": self.seed}
             if not self.writer.meta:
                 meta |= {
@@ -210,12 +248,21 @@ class _Run:
                     "sessions": [],
                 }
             self.writer.start(meta)
+            self._keep_prediction_source()
             for warning in message.get("warnings", []):
                 self._show("note", text=warning)
         return worker
 
+    def _keep_prediction_source(self) -> None:
+        """Put what the predictions rest on into run.json, beside that of earlier sessions."""
+        known = self.writer.meta.get("predicted_from", [])
+        if self.predicted_from is not None and self.predicted_from not in known:
+            self.writer.meta["predicted_from"] = [*known, dict(self.predicted_from)]
+            self.writer.save_meta()
+
     def _end(self) -> None:
         """Close the worker and put the accounts into run.json, whatever happened before."""
+        self.lost.tick()
         if self.worker is not None:
             if self.stopper.count or sys.exc_info()[0] is not None:
                 self.worker.kill()
@@ -225,20 +272,28 @@ class _Run:
         if self.up_since is None:
             return
         self.summary.wall_s = time.monotonic() - self.up_since
+        self.summary.lost_s = self.lost.total_s
         meta = self.writer.meta
         session = {
             "wall_s": self.summary.wall_s,
             "time_in_calls_s": self.summary.time_in_calls_s,
             "calls_s": dict(self.summary.calls_s),
             "num_records": sum(self.summary.statuses.values()),
+            "lost_s": self.summary.lost_s,
+            "num_late": self.summary.num_late,
         }
+        if self.predicted_from is not None:
+            session["predicted_from"] = self.predicted_from["sha256"]
         meta["sessions"] = [*meta.get("sessions", []), session]
         for key in ("wall_s", "time_in_calls_s"):
             meta[key] = sum(entry[key] for entry in meta["sessions"])
-        with contextlib.suppress(
-            RequestError
-        ):  # a full disk has already been reported by the record that did not fit
+        failed = sys.exc_info()[0] is not None
+        try:
+            self.writer.check_in_place()
             self.writer.save_meta()
+        except RequestError:
+            if not failed:  # else the record that did not fit has said it already
+                raise
 
     def _measure_all(self, todo: list[Case]) -> None:
         groups = [
@@ -246,24 +301,29 @@ class _Run:
             for _, group in groupby(todo, key=lambda case: case.workload_key)
             for chunk in self._chunks(list(group))
         ]
-        weights = [weight(group) for group in groups]
+        weights = []
+        for group in groups:
+            weights.append(weight(group, self.device_kind))
+            self.lost.tick()  # the plan of a large suite is no suspension
         for number, group in enumerate(groups):
             self._measure_group(group, weights[number] / sum(weights[number:]))
-        if self.num_late:
-            hint = "raise it with --budget and give another --out to measure them"
+        if num_late := self.summary.num_late:
+            left = "1 case was" if num_late == 1 else f"{num_late} cases were"
             self._show(
                 "note",
-                text=f"the time budget of {self.budget_s:.4g} s was spent, {self.num_late} cases were skipped ({hint})",
+                text=f"the time budget of {self.budget_s:.4g} s was spent, {left} not reached"
+                " (the same command goes on with them)",
             )
+
+    def _worked_s(self) -> float:
+        """Seconds since the first worker was up, less what was lost: the budget's clock."""
+        assert self.up_since is not None
+        self.lost.tick()
+        return time.monotonic() - self.up_since - self.lost.total_s
 
     def _left_s(self) -> float:
         """What is left of the run's time budget; infinite without one."""
-        assert self.up_since is not None
-        return (
-            math.inf
-            if self.budget_s is None
-            else self.budget_s - (time.monotonic() - self.up_since)
-        )
+        return math.inf if self.budget_s is None else self.budget_s - self._worked_s()
 
     def _chunks(self, group: list[Case]) -> Iterator[list[Case]]:
         """Split a group where its parameters and inputs, and the largest working set, would not fit
@@ -272,7 +332,7 @@ class _Run:
         chunk: list[Case] = []
         resident, peak = 0.0, 0.0
         for case in group:
-            found = figures(case)
+            found = figures(case, self.device_kind)
             working = found.peak_bytes - found.resident_bytes
             own = found.resident_bytes * (2 if case.pass_ == "train" else 1)  # gradients stay, too
             if chunk and resident + own + max(peak, working) > 0.8 * memory:
@@ -286,28 +346,38 @@ class _Run:
         """Measure a group on ``fraction`` of the time that is left.
 
         Where gate, warm-up and the fewest rounds take more, it may take twice its share: beyond,
-        cases are skipped.
+        cases are late. They get no record, so that the next call of the same command tries them.
         """
         outcomes: dict[Case, dict[str, Any]] = {}
-        share_s = self._left_s() * fraction
-        latest = time.monotonic() + min(2 * share_s, self._left_s())
+        kind, memory_bytes = self.device_kind, self.suite.budget.memory_bytes
         pending = []
-        for case in sorted(group, key=lambda case: figures(case).flops):
-            if reason := reason_to_skip(case, self.too_large, self.suite.budget.memory_bytes):
+        for case in sorted(group, key=lambda case: figures(case, kind).flops):
+            if reason := reason_to_skip(case, self.too_large, memory_bytes, kind):
                 outcomes[case] = {"status": "skipped", "error": reason}
             else:
                 pending.append(case)
-        stray_deaths, started = 0, time.monotonic()
+        stray_deaths, started = 0, self._worked_s()
+        share_s = self._left_s() * fraction
+        latest = started + min(2 * share_s, self._left_s())
         while pending:
-            deadline_s = latest - time.monotonic()
+            deadline_s = latest - self._worked_s()
             if deadline_s <= 0:
-                outcomes |= {case: {"status": "skipped", "error": LATE} for case in pending}
                 break
+            lost_s = self.lost.total_s
             found, death = self._exchange(
-                pending, share_s - (time.monotonic() - started), deadline_s
+                pending, share_s - (self._worked_s() - started), deadline_s
             )
+            late = {index for index, outcome in found.items() if outcome.get("error") == LATE}
+            if late and self.lost.total_s > lost_s and latest > self._worked_s():
+                # the worker, too, was suspended, and took it for its own time
+                found = {index: found[index] for index in found if index not in late}
             if death is not None:
                 self.worker = None
+                self.lost.total_s += death.waited_s
+                # What the group had measured went with the worker: it has its share anew.
+                started = self._worked_s()
+                share_s = self._left_s() * fraction
+                latest = started + min(2 * share_s, self._left_s())
                 if death.index is not None and death.index not in found:
                     found[death.index] = {"status": death.status, "error": death.error}
                 elif not found:
@@ -324,22 +394,27 @@ class _Run:
             pending = [case for index, case in enumerate(pending) if index not in found]
         records = []
         for case in group:
-            self.num_late += outcomes[case].get("error") == LATE
+            if case not in outcomes or outcomes[case].get("error") == LATE:
+                self.summary.num_late += 1
+                continue
             record = make_record(
                 case,
                 outcomes[case],
+                device=kind,
                 hello=self.hello,
                 seed=self.seed,
                 predict=self.predict,
                 peaks=self.peaks,
             )
             self.writer.append(record)
+            self.lost.tick()
             records.append(record)
             self.summary.statuses[record["status"]] = (
                 self.summary.statuses.get(record["status"], 0) + 1
             )
             self._show("record", record=record)
-        self._show("group", records=tuple(records))
+        if records:
+            self._show("group", records=tuple(records))
 
     def _exchange(
         self, pending: list[Case], share_s: float, deadline_s: float
@@ -400,7 +475,7 @@ class _Run:
             None,
         )
         if self.up_since is not None:
-            elapsed_s, fresh = time.monotonic() - self.up_since, sum(self.summary.statuses.values())
+            elapsed_s, fresh = self._worked_s(), sum(self.summary.statuses.values())
             if self.budget_s is not None:
                 left_s = max(self.budget_s - elapsed_s, 0.0)
             elif fresh:

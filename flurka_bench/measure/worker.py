@@ -57,7 +57,7 @@ def torch_tools(device_name: str) -> tuple[Tools, dict[str, Any]]:
     tools = Tools(
         device=device,
         build=lambda case, seed: workbench.build(case, seed=seed, device=device.name),
-        resident_bytes=_resident_bytes,
+        resident_bytes=lambda bench: bench.resident_bytes(),
         incorrect=(workbench.IncorrectOutput,),
         unsupported=(workbench.UnsupportedCase, RequestError, NotImplementedError),
         release=lambda: _release(device),
@@ -86,13 +86,6 @@ def _stages(device: Any, bench: Any) -> dict[str, float]:
     from flurka_bench.measure.stages import stage_times
 
     return stage_times(device, bench.run)
-
-
-def _resident_bytes(bench: Any) -> int:
-    """Inputs, parameters, buffers and whatever gradients are there."""
-    tensors = [*bench.module.parameters(), *bench.module.buffers(), *bench.inputs]
-    gradients = [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
-    return sum(tensor.nbytes for tensor in [*tensors, *gradients])
 
 
 def serve(

@@ -14,7 +14,7 @@ from flurka_bench.ops import Op, Tensor
 from flurka_bench.workload import Case
 
 
-def lower(case: Case, device: str = "cuda") -> list[Op]:
+def lower(case: Case, device: str) -> list[Op]:
     """The kernels that ``case`` launches, in order.
 
     ``case`` is brought into canonical form first (RequestError if impossible). Its sizes may be
@@ -41,7 +41,7 @@ class Lowered:
     held_until: dict[str, int]
 
 
-def lower_with_lifetimes(case: Case, device: str = "cuda") -> Lowered:
+def lower_with_lifetimes(case: Case, device: str) -> Lowered:
     """As ``lower``, with what decides how long tensors live."""
     tape = _record(case, device)
     if case.backend == "compiled":

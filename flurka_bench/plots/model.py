@@ -114,17 +114,22 @@ def error_map(frame: pd.DataFrame, x: str = "seq_len", y: str = "rank") -> Figur
 
 
 def roofline(
-    rows: pd.DataFrame, peak_flops_per_s: float, bandwidth_bytes_per_s: float, title: str = ""
+    rows: pd.DataFrame,
+    peak_flops_per_s: float,
+    bandwidth_bytes_per_s: float,
+    title: str = "",
+    *,
+    device: str,
 ) -> Figure:
     """Each stage of each given record as a point under the machine's roof (Williams et al. 2009).
 
     ``rows`` are a few records with stages_s or predicted_stages_s. Intensity counts the op list's
-    bytes, so a stage whose operands stay in the cache can lie above the memory roof.
+    bytes on ``device`` ("cpu" or "cuda"), so a stage whose operands stay in the cache can lie above the memory roof.
     """
     points = []
     for _, row in rows.iterrows():
         word, seconds = stage_seconds(row.to_dict())
-        counts = stage_counts(case_of(row.to_dict()))
+        counts = stage_counts(case_of(row.to_dict()), device)
         for stage, own in counts.items():
             if seconds.get(stage) and own["bytes"] and own["flops"]:
                 points.append(

@@ -191,7 +191,29 @@ class RunWriter:
         except OSError as error:
             os.ftruncate(self._file.fileno(), size)
             raise self._cannot_write(error) from None
+        self.check_in_place()
         self._note(record)
+
+    def check_in_place(self) -> None:
+        """That the files written to are still those in the folder: an unlinked file takes records
+        without an error, and they are gone with it. RequestError if not."""
+        if self._file is None:
+            return
+        for name in (RECORDS_NAME, META_NAME):
+            path = self.folder / name
+            try:
+                found = os.lstat(path)
+            except OSError:
+                found = None
+            same = found is not None and (
+                name == META_NAME or os.path.samestat(found, os.fstat(self._file.fileno()))
+            )
+            if not same:
+                what = "removed" if found is None else "replaced"
+                raise RequestError(
+                    f"{str(path)!r} was {what} while the run was writing there, so the run stops;"
+                    " the same command measures what the folder lacks"
+                )
 
     def _note(self, record: Mapping[str, Any]) -> None:
         self.done.add(record["case_id"], record["status"])
