@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flurka_bench.measure.statistics import paired_ratio, unpaired_ratio, verdict
+from flurka_bench.measure.statistics import paired_ratio, unpaired_ratio
+from flurka_bench.verdict import verdict
 
 MISSING = "MISSING"
 # Beyond this many records a fifth of the resamples does: the interval's own noise, about 5 % of its
@@ -98,11 +99,6 @@ def verdicts(ratios: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
     """FASTER, SLOWER, SAME or AMBIGUOUS for each, MISSING where there is no ratio; an unknown
     interval is AMBIGUOUS."""
     words = [
-        MISSING
-        if np.isnan(r)
-        else verdict(a, b)
-        if np.isfinite(a) and a == a and b == b
-        else "AMBIGUOUS"
-        for r, a, b in zip(ratios, low, high)
+        MISSING if np.isnan(r) else verdict(float(a), float(b)) for r, a, b in zip(ratios, low, high)
     ]
     return np.array(words, dtype=object)
