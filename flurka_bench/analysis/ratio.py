@@ -99,6 +99,7 @@ def verdicts(ratios: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
     """FASTER, SLOWER, SAME or AMBIGUOUS for each, MISSING where there is no ratio; an unknown
     interval is AMBIGUOUS."""
     words = [
-        MISSING if np.isnan(r) else verdict(float(a), float(b)) for r, a, b in zip(ratios, low, high)
+        MISSING if np.isnan(r) else verdict(float(a), float(b))
+        for r, a, b in zip(ratios, low, high)
     ]
     return np.array(words, dtype=object)

@@ -48,16 +48,15 @@ def compare(
         print_json(asdict(found))
     else:
         _print(found, all_)
-    if found.regressions:
-        if not json:
-            print(f"\n{len(found.regressions)} cases regressed past {fail}:")
-            for case in found.regressions:
-                how = (
-                    f"{1 / case.ratio - 1:+.1%} time"
-                    if case.ratio
-                    else f"{case.status_a} -> {case.status_b}"
-                )
-                print(f"  {case.case_id}: {how}")
+    if found.regressions and not json:
+        print(f"\n{len(found.regressions)} cases regressed past {fail}:")
+        for case in found.regressions:
+            how = (
+                f"{1 / case.ratio - 1:+.1%} time"
+                if case.ratio
+                else f"{case.status_a} -> {case.status_b}"
+            )
+            print(f"  {case.case_id}: {how}")
     if threshold is not None and found.nothing_compared:
         # a gate that saw nothing must not open: a renamed suite would pass every change
         print(f"--fail: {found.nothing_compared}, so nothing was compared", file=sys.stderr)
