@@ -160,11 +160,11 @@ def _form(each: recommend.Candidate) -> str:
         for symbol, value in (("k", case.rank), ("m", case.num_features))
         if value
     ]
-    if words := recommend.beside_floors(case):  # as `recommend` says it in the row
-        knobs.append(f"({words})")
-    return ", ".join(
+    told = ", ".join(
         [f"{case.mechanism} {case.order}", f"{case.num_heads} × {case.head_dim}", *knobs]
     )
+    words = recommend.beside_floors(case)  # as `recommend` says it in the row
+    return f"{told} ({words})" if words else told
 
 
 def readme() -> None:
