@@ -136,7 +136,7 @@ def recommend_block() -> str:
         for other in others:
             band = speedup(best.prediction, other.prediction)
             told = f"{format_ratio(band.ratio)} ({band.low:.2f} to {band.high:.2f}) {other.prediction.case.mechanism}"
-            why.append(told + (", AMBIGUOUS" if band.low <= 1 <= band.high else ""))
+            why.append(told + ("" if band.verdict == "FASTER" else f", {band.verdict}"))
         reason = recommend.because(best, others[0]).partition(": it ")[2]
         moved = [
             f"{words.replace(' (assumed)', '')}: {_form(each)}, {format_seconds(each.prediction.seconds)}"
@@ -160,9 +160,11 @@ def _form(each: recommend.Candidate) -> str:
         for symbol, value in (("k", case.rank), ("m", case.num_features))
         if value
     ]
-    return ", ".join(
+    told = ", ".join(
         [f"{case.mechanism} {case.order}", f"{case.num_heads} × {case.head_dim}", *knobs]
     )
+    words = recommend.beside_floors(case)  # as `recommend` says it in the row
+    return f"{told} ({words})" if words else told
 
 
 def readme() -> None:

@@ -151,13 +151,78 @@ def test_unknown_names_offer_the_nearest(frame):
 
 def test_crossing_interpolates_in_logs():
     axis = np.array([1024.0, 4096.0])
-    assert crossover.crossing(axis, np.array([-1.0, 1.0]), rising=True)[0] == pytest.approx(2048)
-    assert crossover.crossing(axis, np.array([-1.0, 3.0]), rising=True)[0] == pytest.approx(
-        1024 * 4**0.25
-    )
-    assert crossover.crossing(axis, np.array([1.0, 2.0]), rising=True)[0] == 0
-    assert crossover.crossing(axis, np.array([-2.0, -1.0]), rising=True)[0] == math.inf
-    assert crossover.crossing(axis, np.array([1.0, -1.0]), rising=False)[0] == pytest.approx(2048)
+
+    def place(curve, rising):
+        low, high = crossover.crossing(axis, np.array(curve), rising)[:, 0]
+        assert low == high
+        return low
+
+    assert place([-1.0, 1.0], rising=True) == pytest.approx(2048)
+    assert place([-1.0, 3.0], rising=True) == pytest.approx(1024 * 4**0.25)
+    assert place([1.0, 2.0], rising=True) == 0
+    assert place([-2.0, -1.0], rising=True) == math.inf
+    assert place([1.0, -1.0], rising=False) == pytest.approx(2048)
+    torn = np.array([True])
+    assert list(crossover.crossing(axis, np.array([1.0, -1.0]), False, torn)[:, 0]) == [1024, 4096]
+    assert list(crossover.crossing(axis, np.array([1.0, 2.0]), True, torn)[:, 0]) == [0, 0]
+
+
+@pytest.mark.parametrize("prefix", ["", "predicted_"])
+def test_no_crossover_is_read_off_between_two_different_forms(prefix):
+    """FLuRKA is slower at m = 16 and 32, where relu stands, and faster at 64, which is elu's alone:
+    the bracket of the grid is all that is known. With relu at 64 the line goes on."""
+    times = {"flurka-relu": 3.0, "flurka-elu": 1.0, "kernel-relu": 2.0, "kernel-elu": 2.0}
+    rows = synthetic.frame(seq_lens=(512,), ranks=(64,), features=(16, 32), noise=0.001,
+                           mechanisms=tuple(times), orders=("project_first",))  # fmt: skip
+
+    def timed(rows):
+        seconds = rows["mechanism"].map(times) * np.where(
+            rows["mechanism"].str.startswith("flurka"), 32 / rows["num_features"], 1
+        )
+        rows["samples_s"] = [[s * (1 + 0.001 * i) for i in range(8)] for s in seconds]
+        rows["median_s"] = [float(np.median(samples)) for samples in rows["samples_s"]]
+        for name, factor in (("", 1), ("_low", 1 / 1.05), ("_high", 1.05)):
+            rows[f"predicted{name}_s"] = seconds * factor
+        return speedup.speedups(rows, "flurka", "strong-kernel")
+
+    found = crossover.crossovers(timed(rows), "num_features").iloc[0]
+    assert found[f"{prefix}wins"] == "from" and np.isnan(found[f"{prefix}crossing"])
+    assert (found[f"{prefix}between_low"], found[f"{prefix}between_high"]) == (32, 64)
+    assert found[f"{prefix}crossing_low"] == 32 and found[f"{prefix}crossing_high"] == 64
+    told = crossover.in_words(found, prefix)
+    assert told == "starting between m = 32 and m = 64 (the form changes there)"
+    relu = synthetic.frame(seq_lens=(512,), ranks=(64,), features=(16, 32, 64), noise=0.001,
+                           mechanisms=("flurka-relu", "kernel-relu"), orders=("project_first",))  # fmt: skip
+    found = crossover.crossovers(timed(relu), "num_features").iloc[0]
+    assert 32 < found[f"{prefix}crossing"] < 64 and np.isnan(found[f"{prefix}between_low"])
+    assert found[f"{prefix}crossing"] == pytest.approx(48, rel=0.02)  # 3 * 32 / m = 2
+
+
+def test_every_interpolated_crossing_has_one_pair_of_forms_on_both_sides(frame):
+    """Over all baselines and axes; and both kinds occur."""
+    kinds = {"": set(), "predicted_": set()}
+    for name in ("best-other", "strong-kernel", "paper-low-rank"):
+        cells = speedup.speedups(frame, "flurka", name)
+        for row in crossover.crossovers(cells, "rank", "num_features", "seq_len").to_dict(
+            "records"
+        ):
+            axis = row["axis"]
+            same = [n for n in speedup.CELL if n != axis]
+            line = cells[(cells[same] == [row[n] for n in same]).all(axis=1)].sort_values(axis)
+            for prefix, seen in kinds.items():
+                place, start = row[f"{prefix}crossing"], row[f"{prefix}between_low"]
+                inside = row[f"{prefix}wins"] in ("from", "up to", "in part")
+                if not inside:
+                    continue
+                at = start if np.isnan(place) else place
+                points = line[axis].to_numpy()
+                after = int(np.searchsorted(points, at, side="right"))
+                numbers = crossover.forms(line, prefix)
+                if (after < len(points) and at != points[after - 1]) or np.isnan(place):
+                    same_forms = numbers[after - 1] == numbers[after]
+                    assert same_forms != np.isnan(place)
+                    seen.add(bool(same_forms))
+    assert kinds[""] == {True, False} == kinds["predicted_"]
 
 
 def test_a_known_crossover_lies_in_its_interval_and_noise_widens_it():

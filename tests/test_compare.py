@@ -218,3 +218,24 @@ def test_exit_codes(tmp_path, cases_only):
     assert runner.invoke(build_app(), ["compare", str(a), str(a), "--fail", "5%"]).exit_code == 0
     done = runner.invoke(build_app(), ["compare", str(a), str(b), "--fail", "500%", "--json"])
     assert "at most 100%" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "folder", "words"),
+    [
+        ({}, "empty", "no case in common"),
+        (dict.fromkeys(CASES, "oom"), "b", "none of the 4 cases in common"),
+    ],
+)
+def test_a_gate_that_compared_nothing_fails(tmp_path, cases_only, statuses, folder, words):
+    a = write_run(tmp_path / "a", statuses=statuses)
+    write_run(tmp_path / "b", seed=1)
+    with RunWriter(tmp_path / "empty") as writer:
+        writer.start({"suite": {"name": "t", "text": "t"}, "device": "CPU X", "seed": 0,
+                      "run_id": "e", "started": "now", "environment": ENVIRONMENT})  # fmt: skip
+    arguments = ["compare", str(a), str(tmp_path / folder)]
+    done = CliRunner().invoke(build_app(), [*arguments, "--fail", "5%"])
+    assert done.exit_code == 1 and words in done.stderr and "nothing was compared" in done.stderr
+    assert CliRunner().invoke(build_app(), arguments).exit_code == 0  # without a gate: an answer
+    done = CliRunner().invoke(build_app(), [*arguments, "--fail", "5%", "--json"])
+    assert done.exit_code == 1 and words in json.loads(done.stdout)["nothing_compared"]

@@ -25,6 +25,7 @@ from flurka_bench.cost.softmax import SoftmaxConstants
 from flurka_bench.cost.terms import shipped_table
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load, names, write_profile
+from flurka_bench.hardware.basis import basis
 from flurka_bench.hardware.detect import detect_cpu, from_cuda_properties, recognise
 from flurka_bench.hardware.files import FOLDER, parse_profile
 from flurka_bench.hardware.measured import (
@@ -325,3 +326,29 @@ def test_mangled_profiles_give_clean_errors(text):
         assert "\n" not in str(error)
     else:
         assert parse_profile(write_profile(profile), "again") == profile
+
+
+def test_what_a_target_rests_on_is_said():
+    sheet = load("h100")
+    assert (basis(sheet).kind, sheet.measured) == ("datasheet", {})
+    assert basis(sheet).line.startswith("h100-sxm-80gb: datasheet only")
+    default = basis(detect_cpu(2))
+    assert default.kind == "default" and "no profile for this CPU was found" in default.line
+    for on in (basis(sheet), default):
+        assert "'flurka-bench calibrate'" in on.next_step
+    own = sheet.with_measured(
+        {
+            "matmul.bfloat16.linear.x": 1.0,
+            "attention.y": 1.0,
+            "microbenchmark.launch_eager_s": 1e-5,
+        },
+        {"date": "2026-01-02", "num_rows": 222, "source": "measured on it in 52 s"},
+    )
+    assert basis(own).kind == "calibration"
+    assert basis(own).words == (
+        "calibrated on 2026-01-02 with 222 rows (measured on it in 52 s): matmul bfloat16,"
+        " attention; the rest is from the datasheet"
+    )
+    for name in names():
+        kind = basis(load(name)).kind
+        assert kind == ("calibration" if load(name).measured else "datasheet"), name

@@ -216,3 +216,37 @@ def test_pareto_front_by_hand():
     assert pareto_front(x, y).tolist() == [True, True, False, False]
     assert pareto_front(x, y, np.array([1.0, 1.0, 0.5, 1.0])).tolist() == [True, True, True, False]
     assert pareto_front(np.ones(2), np.ones(2)).tolist() == [True, True]  # equals beat nobody
+
+
+def drawn_points(lines):
+    return np.array([point for line in lines for point in line]).reshape(-1, 2)
+
+
+def test_a_contour_of_one_form_is_marching_squares():
+    """A plane is even along a straight line; a table of one pair of forms has nothing else."""
+    table = np.add.outer(np.arange(4.0), 0.5 * np.arange(5.0)) - 2.2
+    lines = heatmap.even_lines(table, np.zeros(table.shape, int))
+    points = drawn_points(lines)
+    assert len(points) and np.allclose(points[:, 1] + 0.5 * points[:, 0], 2.2)
+    assert heatmap.even_lines(table[:1], np.zeros((1, 5), int)) == []
+    saddle = np.array([[1.0, -1.0], [-1.0, 3.0]])
+    assert len(heatmap.even_lines(saddle, np.zeros((2, 2), int))) == 2
+    holes = np.where(np.eye(4, 5) > 0, np.nan, table)
+    assert np.isfinite(drawn_points(heatmap.even_lines(holes, np.zeros((4, 5), int)))).all()
+
+
+def test_a_contour_never_lies_between_two_forms_but_on_their_border():
+    """Interpolated places depend on the values, borders do not: scaling one form's values moves
+    nothing between it and another."""
+    rng = np.random.default_rng(5)
+    for _ in range(50):
+        table, pairs = rng.normal(size=(4, 5)), rng.integers(0, 2, (4, 5))
+        scaled = np.where(pairs == 1, 7 * table, table)
+        lines = heatmap.even_lines(table, pairs)
+        assert np.allclose(drawn_points(lines), drawn_points(heatmap.even_lines(scaled, pairs)))
+    table = np.array([[-1.0, -3.0], [9.0, 5.0]])  # rows of unlike forms: only the border is known
+    lines = heatmap.even_lines(table, np.array([[0, 0], [1, 1]]))
+    points = drawn_points(lines)
+    assert (points[:, 1] == 0.5).all() and (points[:, 0].min(), points[:, 0].max()) == (-0.5, 1.5)
+    alone = heatmap.even_lines(table, np.arange(4).reshape(2, 2))
+    assert {tuple(point) for point in drawn_points(alone)} == {tuple(point) for point in points}

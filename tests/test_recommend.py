@@ -10,6 +10,7 @@ import pytest
 from flurka_bench.analysis.recommend import (
     ASSUMED_MIN_RANK,
     Request,
+    beside_floors,
     python_imports,
     python_line,
     recommend,
@@ -20,6 +21,7 @@ from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load
 from flurka_bench.mechanisms import MECHANISMS
 from flurka_bench.quality.frontier import ErrorRun
+from flurka_bench.verdict import RULE
 
 H100 = load("h100")
 SMALL = Request(
@@ -33,9 +35,9 @@ SMALL = Request(
 
 
 def keeps(case, rank=ASSUMED_MIN_RANK, features=64):
-    cell = MECHANISMS[case.mechanism]
-    return (not cell.compressed or case.rank >= rank) and (
-        not cell.uses_features or case.num_features >= features
+    """Read off the case itself: a knob that it has must reach its floor."""
+    return (case.rank is None or case.rank >= rank) and (
+        case.num_features is None or case.num_features >= features
     )
 
 
@@ -117,16 +119,73 @@ def test_limits_hold_and_the_nearest_is_shown_where_nothing_meets_them():
     assert too_small.nearest.prediction.peak_memory_bytes == memories[0]
 
 
-def test_ties_are_those_whose_band_holds_one():
+def test_verdicts_against_the_fastest_are_those_of_the_bands():
     from flurka_bench.cost.predict import speedup
+    from flurka_bench.verdict import verdict
 
     answer = recommend(SMALL, H100)
-    assert answer.candidates[0].tied
-    best = answer.candidates[0].prediction
+    best = answer.candidates[0]
+    assert best.verdict is None and not best.tied
     for each in answer.candidates[1:]:
-        band = speedup(each.prediction, best)
-        assert each.tied == (band.low <= 1 <= band.high)
-    assert not all(each.tied for each in answer.candidates)
+        band = speedup(each.prediction, best.prediction)
+        assert each.verdict == verdict(band.low, band.high) != "FASTER"
+        assert each.tied == (each.verdict != "SLOWER")
+    assert {each.verdict for each in answer.candidates[1:]} >= {"SLOWER", "AMBIGUOUS"}
+
+
+@pytest.mark.parametrize("model_dim", [192, 256])
+@pytest.mark.parametrize(("min_rank", "min_features"), [(None, None), (None, 256),
+                                                        (100, None), (16, 32), (512, 128)])  # fmt: skip
+def test_everything_recommended_keeps_to_the_floor_or_has_no_such_knob(
+    model_dim, min_rank, min_features
+):
+    request = dataclasses.replace(
+        SMALL, model_dim=model_dim, head_dims=(32, 64, 128), min_rank=min_rank,
+        min_features=min_features,
+    )  # fmt: skip
+    answer = recommend(request, H100)
+    assumed = min_rank is None and min_features is None
+    rank = min_rank or (ASSUMED_MIN_RANK if assumed else 16)
+
+    def told(each, rank, features):
+        case = each.prediction.case
+        words = beside_floors(case)
+        assert (case.rank is not None and case.rank >= rank) or "no rank" in words
+        assert (case.num_features is not None and case.num_features >= features) or (
+            "no features" in words
+        )
+        assert not (words and case.rank and case.num_features)
+
+    def floor(each):
+        return min_features or (each.prediction.case.head_dim if assumed else 16)
+
+    for each in (*answer.candidates, *answer.front):
+        told(each, rank, floor(each))
+    for words, each in answer.by_floor:
+        steps = {"half": 0.5, "twice": 2, "four": 4}
+        step = steps.get(words.rpartition("features >= ")[2].split()[0], 1)
+        told(each, int(words.split()[2].rstrip(",")), step * floor(each))
+    names = {each.prediction.case.mechanism for each in answer.candidates}
+    assert names >= {name for name in MECHANISMS if not name.endswith("-elu")}
+
+
+def test_elu_with_fewer_features_than_asked_for_is_not_recommended():
+    """A floor of 256 features at heads of 64: elu + 1 has 64 and cannot have more."""
+    answer = recommend(dataclasses.replace(SMALL, min_features=256), H100)
+    names = {each.prediction.case.mechanism for each in answer.candidates}
+    assert names == set(MECHANISMS) - {"kernel-elu", "flurka-elu"}
+    wide = dataclasses.replace(SMALL, model_dim=512, min_features=128, head_dims=(64, 128))
+    cases = [each.prediction.case for each in recommend(wide, H100).candidates]
+    assert {case.head_dim for case in cases if case.mechanism.endswith("-elu")} == {128}
+
+
+@pytest.mark.parametrize(("target", "pass_"), [("h100", "train"), ("cpu", "forward")])
+def test_backends_that_compute_nothing_are_a_sentence(target, pass_):
+    from flurka_bench.hardware.detect import detect_cpu
+
+    profile = detect_cpu() if target == "cpu" else H100
+    with pytest.raises(RequestError, match="--backend eager,compiled"):
+        recommend(dataclasses.replace(SMALL, backends=("fused",), pass_=pass_), profile)
 
 
 def test_nothing_on_the_front_is_beaten_and_all_else_is():
@@ -171,7 +230,7 @@ def test_an_error_bar_keeps_what_was_measured_below_it():
     assert all(each.error.high <= 0.2 for each in answer.candidates)
     assert answer.num_without_error > 0 == recommend(SMALL, H100, errors=errors).num_without_error
     bars = dict(answer.by_floor)
-    assert bars["error <= 0.2"] == dataclasses.replace(answer.candidates[0], tied=False)
+    assert bars["error <= 0.2"] == answer.candidates[0]
     assert bars["error <= 0.4"].prediction.seconds <= bars["error <= 0.1"].prediction.seconds
     looser = recommend(dataclasses.replace(request, max_error=0.4), H100, errors=errors)
     assert "flurka-relu" in {each.prediction.case.mechanism for each in looser.candidates}
@@ -295,6 +354,13 @@ def test_the_command_s_json_and_errors():
     )
     assert set(contract.split()) <= set(rows[0])
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+    assert {row["hardware_basis"] for row in rows} == {"datasheet"}
+    assert {row["drop_in"] for row in rows if "full" in row["mechanism"]} <= {True}
+    assert {row["drop_in"] for row in rows if "full" not in row["mechanism"]} == {False}
+    told = command(*base).stdout
+    assert "h100-sxm-80gb: datasheet only" in told and "'flurka-bench calibrate'" in told
+    assert "no rank: all N keys" in told and "AMBIGUOUS" in told and RULE in told
+    assert "already trained" in told.strip().splitlines()[-1]
     for wrong, text in (
         (["--hardware", "h1000"], "did you mean"),
         (["--model-dim", "100"], "--head-dim"),

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from flurka_bench.cost.regions import holds
+from flurka_bench.verdict import RULE
 from flurka_bench.workload import Case
 
 
@@ -110,6 +111,7 @@ def test_a_predicted_map_has_cells_crossovers_and_a_reason():
     ]
     found = json.loads(command(*options, "--baseline", "best-other,paper-full", "--json").stdout)
     assert found["kind"] == "predicted" and found["agreement"] is None
+    assert [on["kind"] for on in found["basis"]] == ["datasheet"]
     cells = found["cells"]["best-other"]
     assert {(cell["seq_len"], cell["rank"]) for cell in cells} >= {
         (n, k) for n in (4096, 16384) for k in (128, 256)
@@ -131,6 +133,7 @@ def test_a_predicted_map_has_cells_crossovers_and_a_reason():
     }
     text = command(*options, "--baseline", "paper-full").stdout
     assert "saves most in" in text and "fewer matmul FLOPs where" in text
+    assert text.startswith("h100-sxm-80gb: datasheet only") and RULE in text
 
 
 @pytest.mark.parametrize(

@@ -6,16 +6,20 @@ import io
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import synthetic
 
+from flurka_bench.plots.heatmap import even_lines
 from flurka_bench.report.content import collect
 from flurka_bench.report.markdown import markdown
 from flurka_bench.report.page import page
 from flurka_bench.report.payload import embed
+from flurka_bench.report.pdf import _text_pages
 
 HOSTILE = "<script>window.hacked = 1</script>"
 RUN = {
@@ -330,3 +334,55 @@ def test_a_hundred_thousand_cases_give_a_page_that_says_what_it_holds(tmp_path):
     text = page(content)
     assert len(many) >= 100_000 and len(text) < 6e6
     assert f"{len(content.records)} of {len(many)} records" in text and f"{len(many)} ok" in text
+
+
+def test_a_page_names_the_kind_of_each_interval_that_it_shows():
+    """A confidence interval of samples is 95 %, a band of the model 90 %: never one for the
+    other."""
+    small = {"seq_lens": (512,), "ranks": (64,), "features": (16,), "orders": ("project_first",),
+             "mechanisms": ("full-sdpa", "kernel-relu", "flurka-relu")}  # fmt: skip
+    both = synthetic.frame(**small)
+    alone = synthetic.frame(with_predictions=False, **small)
+    empty = {"status": "predicted", "samples_s": None, "median_s": None, "round_ids": None}
+    for rows, present, absent in (
+        (both, ("95 % confidence", "90 % bands"), ()),
+        (alone, ("95 % confidence",), ("90 %",)),
+        (both.assign(**empty), ("90 % bands",), ("95 %",)),
+    ):
+        content = collect(rows, [RUN], "Page")
+        figures = _text_pages(content)
+        pages = (
+            page(content).partition("<script")[0],
+            markdown(content),
+            " ".join(text.get_text() for figure in figures for text in figure.texts),
+        )
+        for text in pages:
+            assert all(words in text for words in present), present
+            assert not any(words in text for words in absent), absent
+            assert "more than 2 % from 1" in text
+
+
+def test_the_page_s_contours_are_those_of_the_pictures():
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node on this machine (apt-get install nodejs): page.js was not run")
+    script = (Path(__file__).parents[1] / "flurka_bench/report/page.js").read_text("utf-8")
+    function = script[script.index("  function evenLines(") : script.index("  function drawMap(")]
+    rng = np.random.default_rng(0)
+    tables = [
+        (
+            np.where(rng.random((4, 5)) < 0.1, np.nan, rng.normal(size=(4, 5))),
+            rng.integers(0, 2, (4, 5)),
+        )
+        for _ in range(40)
+    ]
+    given = [[[[None if v != v else v for v in row] for row in table.tolist()], pairs.tolist()]
+             for table, pairs in tables]  # fmt: skip
+    code = f"{function}\nconsole.log(JSON.stringify({json.dumps(given)}.map(([t, p]) => evenLines(t, p))))"
+    done = subprocess.run([node, "-e", code], capture_output=True, text=True, check=True)
+
+    def plain(lines):
+        return sorted(tuple(np.round(np.ravel(line), 9)) for line in lines)
+
+    for (table, pairs), drawn in zip(tables, json.loads(done.stdout), strict=True):
+        assert plain(even_lines(table, pairs)) == plain(drawn)

@@ -9,14 +9,21 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
+import synthetic
 
+from flurka_bench.analysis.baselines import BASELINES
+from flurka_bench.analysis.speedup import leading, speedups
 from flurka_bench.cli.run import _print_answer, headline
 from flurka_bench.cli.targets import profile_of_run
 from flurka_bench.errors import RequestError
 from flurka_bench.measure.runner import Summary, run_suite
 from flurka_bench.results import RunWriter, read_run
 from flurka_bench.suite import parse_suite
+from flurka_bench.units import format_ratio, format_seconds
+from flurka_bench.verdict import RULE
 
 REPOSITORY = Path(__file__).parents[1]
 FAKE = (sys.executable, str(REPOSITORY / "tests" / "fake_worker.py"))
@@ -159,8 +166,9 @@ def test_the_end_table_where_flurka_was_skipped(tmp_path, capsys):
             })  # fmt: skip
     _print_answer(tmp_path, Summary(folder=tmp_path, num_cases=8, num_before=8), as_json=False)
     told = capsys.readouterr().out
-    assert "N=256 d=64\nfastest  full-math: 5 ms\nFLuRKA   not measured" in told
-    assert "N=128 d=64\nfastest  full-math: 1 ms" in told
+    assert "N=256 d=64\nfastest  full-math: 5 ms\nFLuRKA   not measured (its records" in told
+    assert "N=128 d=64\nfastest  full-math: 1 ms; FLuRKA's speedup over it 0.25×" in told
+    assert "SLOWER\nFLuRKA   flurka-relu k=32 m=16: 4 ms; its speedup over" in told and RULE in told
 
 
 def test_a_dry_run_measures_nothing(command, tmp_path):
@@ -247,33 +255,56 @@ def test_real_memory_exhaustion_is_an_oom(tmp_path, monkeypatch):
     assert statuses["full-math", 256]["status"] == "ok"
 
 
-def test_the_news_of_a_workload_in_a_line():
-    common = {
-        "level": "layer",
-        "pass": "forward",
-        "dtype": "float32",
-        "batch": 1,
-        "num_heads": 8,
-        "head_dim": 64,
-        "seq_len": 4096,
-    }
-    times = {
-        "flurka-relu": 2e-3,
-        "flurka-elu": 3e-3,
-        "full-sdpa": 5e-2,
-        "kernel-relu": 3e-3,
-        "low-rank": 5e-3,
-    }
-    records = tuple(
-        {**common, "mechanism": name, "status": "ok", "median_s": seconds}
-        for name, seconds in times.items()
+def test_the_line_of_a_workload_has_the_numbers_of_the_end_table_and_of_the_report():
+    """Rounds drift and competitors miss some of them, so that medians and pairs differ."""
+    rng = np.random.default_rng(3)
+    drift = np.exp(np.cumsum(rng.normal(0, 0.3, 12)))
+    records = synthetic.records(
+        mechanisms=("full-math", "full-sdpa", "low-rank", "low-rank-sdpa", "kernel-relu", "kernel-elu",
+                    "flurka-relu", "flurka-elu"),
+        seq_lens=(256, 512, 2048), ranks=(64, 128), features=(16,), rounds=12,
+    )  # fmt: skip
+    for record in records:
+        kept = sorted(rng.choice(12, size=rng.integers(6, 13), replace=False))
+        record["samples_s"] = [record["samples_s"][i] * drift[i] for i in kept]
+        record["round_ids"] = [int(i) for i in kept]
+        record["median_s"] = float(np.median(record["samples_s"]))
+    frame = pd.DataFrame(records)
+    views = {name: speedups(frame, "flurka", name) for name in BASELINES}
+    differ = 0
+    for cell in leading(frame).to_dict("records"):
+        group = tuple(one for one in records if one["seq_len"] == cell["seq_len"])
+        line = headline(group)
+        times = {one["case_id"]: one["median_s"] for one in group}
+        for side in ("fastest", "subject"):
+            assert cell[f"{side}_s"] == times[cell[f"{side}_case_id"]]
+        ours = next(one for one in group if one["case_id"] == cell["subject_case_id"])
+        knobs = f" k={ours['rank']} m={ours['num_features']} {format_seconds(ours['median_s'])} = "
+        assert line.startswith("layer forward float32 b=1 h=8 N=") and knobs in line
+        same = cell["fastest_case_id"] == cell["subject_case_id"]
+        assert same == (cell["over_fastest"] != cell["over_fastest"])
+        assert same or cell["over_fastest"] < 1
+        for name, view in views.items():
+            at = view[view["subject_case_id"] == cell["subject_case_id"]].iloc[0]
+            for part in ("", "_low", "_high"):
+                assert cell[f"{name}{part}"] == at[f"speedup{part}"]
+            assert cell[f"{name}_verdict"] == at["verdict"]
+            if name.startswith("strong-"):
+                words = f"{format_ratio(cell[name])} {at['baseline_mechanism']} {at['verdict']}"
+                assert words in line
+            medians = times[at["baseline_case_id"]] / times[at["subject_case_id"]]
+            differ += format_ratio(medians) != format_ratio(cell[name])
+    assert differ > 3  # or the test could not tell the two estimators apart
+
+
+def test_the_line_of_a_workload_without_flurka_or_without_times():
+    records = synthetic.records(
+        mechanisms=("full-math", "kernel-relu"), seq_lens=(256,), ranks=(8,)
     )
-    line = headline(records)
-    assert line.startswith("layer forward float32") and "N=4096: flurka-relu 2 ms = " in line
-    assert "25.0× full-sdpa" in line and "1.50× kernel-relu" in line and "2.50× low-rank" in line
-    assert "none of 1 cases has a time" in headline(
-        ({**common, "mechanism": "full-math", "status": "oom"},)
-    )
+    assert ": fastest kernel-relu project_first m=16, " in headline(tuple(records))
+    failed = tuple(one | {"status": "oom", "samples_s": [], "median_s": None} for one in records)
+    assert f"none of {len(records)} cases has a time" in headline(failed)
+    assert headline(()) == "nothing to measure"
 
 
 def test_suites_are_listed_and_shown(command):

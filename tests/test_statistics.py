@@ -19,8 +19,8 @@ from flurka_bench.measure.statistics import (
     outliers,
     paired_ratio,
     unpaired_ratio,
-    verdict,
 )
+from flurka_bench.verdict import VERDICTS, verdict
 
 
 def noise(rng, num_rounds, *, autocorrelation=0.0, heavy=False, sigma=0.05):
@@ -39,7 +39,7 @@ def noise(rng, num_rounds, *, autocorrelation=0.0, heavy=False, sigma=0.05):
 def error_rates(*, true_ratio=1.0, trials=200, num_rounds=30, drift=0.0, **kind):
     """(share of intervals that miss the truth, share of verdicts, by name)."""
     rng = np.random.default_rng(7)
-    misses, verdicts = 0, dict.fromkeys(statistics.VERDICTS, 0)
+    misses, verdicts = 0, dict.fromkeys(VERDICTS, 0)
     for trial in range(trials):
         common = np.linspace(0, drift, num_rounds)
         baseline = np.exp(math.log(true_ratio) + common + noise(rng, num_rounds, **kind))

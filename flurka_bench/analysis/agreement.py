@@ -10,8 +10,8 @@ import pandas as pd
 
 from flurka_bench.analysis.baselines import BASELINES
 from flurka_bench.analysis.speedup import CELL, prepare
-from flurka_bench.measure.statistics import VERDICTS
 from flurka_bench.units import format_ratio, format_seconds
+from flurka_bench.verdict import VERDICTS
 
 DECIDED = ("FASTER", "SLOWER")
 NUM_WORST = 10

@@ -7,7 +7,7 @@ import pandas as pd
 from flurka_bench.analysis.baselines import BASELINES, baseline
 from flurka_bench.analysis.ratio import MISSING
 from flurka_bench.analysis.speedup import prepare
-from flurka_bench.measure.statistics import VERDICTS
+from flurka_bench.verdict import VERDICTS
 
 SLICE = ["device", "level", "pass", "dtype"]
 COUNTED = (*VERDICTS, MISSING)

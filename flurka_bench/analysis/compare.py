@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flurka_bench.measure.statistics import RatioEstimate, paired_ratio, unpaired_ratio, verdict
+from flurka_bench.measure.statistics import RatioEstimate, paired_ratio, unpaired_ratio
+from flurka_bench.verdict import verdict
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,6 +92,7 @@ class Comparison:
     only_b: list[str]
     common_ratio: float | None
     regressions: list[CaseChange] = field(default_factory=list)
+    nothing_compared: str = ""  # why no case could be judged; empty where one could
 
 
 def compare_runs(a: "Run", b: "Run", *, fail: float | None = None) -> Comparison:
@@ -107,6 +109,11 @@ def compare_runs(a: "Run", b: "Run", *, fail: float | None = None) -> Comparison
     same_run = a.meta.get("run_id") is not None and a.meta.get("run_id") == b.meta.get("run_id")
     cases = [_case_change(left[key], right[key], fail, same_run) for key in left if key in right]
     ratios = [case.ratio for case in cases if case.ratio is not None]
+    nothing = ""
+    if not cases:
+        nothing = f"the runs have no case in common (A has {len(left)}, B has {len(right)})"
+    elif not ratios:
+        nothing = f"none of the {len(cases)} cases in common was measured in both runs"
     return Comparison(
         differences=environment_differences(a.meta, b.meta),
         cases=cases,
@@ -115,6 +122,7 @@ def compare_runs(a: "Run", b: "Run", *, fail: float | None = None) -> Comparison
         only_b=[key for key in right if key not in left],
         common_ratio=statistics.median(ratios) if ratios else None,
         regressions=[case for case in cases if case.regressed],
+        nothing_compared=nothing,
     )
 
 

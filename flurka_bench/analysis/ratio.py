@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flurka_bench.measure.statistics import paired_ratio, unpaired_ratio, verdict
+from flurka_bench.measure.statistics import paired_ratio, unpaired_ratio
+from flurka_bench.verdict import verdict
 
 MISSING = "MISSING"
 # Beyond this many records a fifth of the resamples does: the interval's own noise, about 5 % of its
@@ -38,22 +39,33 @@ def measured(
     both = np.flatnonzero((pairs >= 0).all(axis=1))
     resamples = {"num_resamples": FEW_RESAMPLES} if len(samples) > MANY_RECORDS else {}
     for index in both:
-        own, other = pair = (int(pairs[index, 0]), int(pairs[index, 1]))
+        pair = (int(pairs[index, 0]), int(pairs[index, 1]))
         if pair not in known:
-            known[pair] = _estimate(
-                samples[own], rounds[own], samples[other], rounds[other], resamples
-            )
-            if np.isnan(known[pair][0]):
-                known[pair] = seconds[other] / seconds[own], 0.0, np.inf
+            sides = (column[side] for side in pair for column in (samples, rounds, seconds))
+            known[pair] = estimate(*sides, **resamples)
         result[index] = known[pair]
     return result
 
 
-def _estimate(
-    own: Sequence, own_rounds: Sequence, other: Sequence, other_rounds: Sequence, resamples: dict
-) -> tuple:
+SIDE = ("samples_s", "round_ids", "seconds")  # what ``estimate`` reads of a record, in its order
+
+
+def estimate(
+    own: Sequence | None,
+    own_rounds: Sequence | None,
+    own_s: float,
+    other: Sequence | None,
+    other_rounds: Sequence | None,
+    other_s: float,
+    **resamples: int,
+) -> tuple[float, float, float]:
+    """The speedup (ratio, low, high) of one case over another, in every line, table and picture.
+
+    From the pairs where the two share rounds, from the medians of their samples where not; without
+    samples from the recorded medians, with the interval of no knowledge.
+    """
     if own is None or other is None or len(own) == 0 or len(other) == 0:
-        return np.nan, 0.0, np.inf
+        return other_s / own_s, 0.0, np.inf
     if paired(own_rounds, other_rounds):
         found = paired_ratio(other, own, other_rounds, own_rounds, **resamples)
     else:
@@ -98,11 +110,7 @@ def verdicts(ratios: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
     """FASTER, SLOWER, SAME or AMBIGUOUS for each, MISSING where there is no ratio; an unknown
     interval is AMBIGUOUS."""
     words = [
-        MISSING
-        if np.isnan(r)
-        else verdict(a, b)
-        if np.isfinite(a) and a == a and b == b
-        else "AMBIGUOUS"
+        MISSING if np.isnan(r) else verdict(float(a), float(b))
         for r, a, b in zip(ratios, low, high)
     ]
     return np.array(words, dtype=object)

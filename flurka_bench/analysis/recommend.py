@@ -112,6 +112,20 @@ class Request:
         return f"quality floor: rank >= {self.rank_floor}, num_features >= {features}"
 
 
+def beside_floors(case: Case) -> str:
+    """Which floors say nothing of a configuration, because it has no such knob; empty where it has
+    both.
+
+    elu + 1 has features, as many as a head is wide: a floor holds for it as for the others.
+    """
+    cell = MECHANISMS[case.mechanism]
+    if not cell.compressed and not cell.is_kernel:
+        return "exact: no rank, no features"
+    if not cell.compressed:
+        return "no rank: all N keys"
+    return "" if cell.is_kernel else "no features: softmax"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """One configuration: what it takes (``prediction``, whose seconds are the clock's where
@@ -120,7 +134,14 @@ class Candidate:
     prediction: Prediction
     measured: bool = False
     error: Interval | None = None  # None: not measured there
-    tied: bool = False  # its band of speedup over the fastest holds 1
+    # its speedup over the fastest: SLOWER, AMBIGUOUS or SAME; None for the fastest itself and
+    # outside of a ranking
+    verdict: str | None = None
+
+    @property
+    def tied(self) -> bool:
+        """Whether it cannot be told from the fastest."""
+        return self.verdict in ("AMBIGUOUS", "SAME")
 
     def as_record(self) -> dict[str, Any]:
         """Flat, under the names of ``predict --json``, with what recommend adds."""
@@ -135,6 +156,9 @@ class Candidate:
             "family": FAMILY_OF[self.prediction.case.mechanism],
             "measured": self.measured,
             "tied": self.tied,
+            "verdict": self.verdict,
+            "beside_floors": beside_floors(self.prediction.case) or None,
+            "drop_in": is_exact(self.prediction.case),
         }
         return (
             self.prediction.as_record()
@@ -208,12 +232,11 @@ def _below(floor: int, grid: Sequence[int]) -> int:
 
 def _above(case: Case, rank: int, features: float, request: Request) -> bool:
     """Whether a case keeps to floors; ``features`` counts in the request's own floor at that head
-    width."""
+    width. A knob that it does not have (``beside_floors``) keeps to any."""
     cell = MECHANISMS[case.mechanism]
     enough = not cell.compressed or case.rank >= rank
     return enough and (
-        not cell.uses_features
-        or case.num_features >= features * request.features_floor(case.head_dim)
+        not cell.is_kernel or case.num_features >= features * request.features_floor(case.head_dim)
     )
 
 
@@ -240,8 +263,8 @@ def recommend(
             them.
 
     Raises:
-        RequestError: ``max_error`` without an error run, or a family of inputs that the run does
-            not have.
+        RequestError: ``max_error`` without an error run, a family of inputs that the run does not
+            have, or backends that compute nothing of this request on this target.
     """
     if request.max_error is not None and errors is None:
         raise RequestError(
@@ -250,6 +273,12 @@ def recommend(
     cases = [
         case for case in space(request) if profile.vendor == "nvidia" or case.backend != "fused"
     ]
+    if not cases:
+        raise RequestError(
+            f"nothing can be computed with --backend {','.join(request.backends)} in the pass"
+            f" {request.pass_} on {profile.name}: fused kernels are for the forward pass on NVIDIA"
+            " GPUs (--backend eager,compiled)"
+        )
     known = _measured(records)
     found = []
     for each in predict(cases, profile, launch=request.launch):
@@ -263,7 +292,7 @@ def recommend(
     nearest, why = None, ""
     if all(_exact(each) for each in good) and (request.max_error is not None or not good):
         nearest, why = _nearest(request, asked, fitting, errors)
-    ranked = tuple(replace(each, tied=_tied(each, good[0])) for each in good)
+    ranked = tuple(replace(each, verdict=_against(each, good[0])) for each in good)
     return Recommendation(
         hardware=profile.name, request=request, candidates=ranked, front=_front(ranked), by_floor=_by_floor(request, possible),
         nearest=nearest, num_searched=len(asked), why_none=why,
@@ -294,7 +323,7 @@ def _candidate(
 ) -> Candidate:
     case = each.case
     error = None
-    if FAMILY_OF[case.mechanism] == "full":
+    if is_exact(case):
         error = Interval(0.0, 0.0, 0.0)
     elif errors is not None:
         error = errors.error_interval(
@@ -322,8 +351,13 @@ def _meets_error(request: Request, each: Candidate) -> bool:
     )
 
 
+def is_exact(case: Case) -> bool:
+    """Whether it computes softmax attention itself: what a trained model can take as it is."""
+    return FAMILY_OF[case.mechanism] == "full"
+
+
 def _exact(each: Candidate) -> bool:
-    return FAMILY_OF[each.prediction.case.mechanism] == "full"
+    return is_exact(each.prediction.case)
 
 
 def _nearest(
@@ -349,9 +383,8 @@ def _nearest(
     )
 
 
-def _tied(each: Candidate, best: Candidate) -> bool:
-    band = speedup(each.prediction, best.prediction)
-    return each is best or band.low <= 1 <= band.high
+def _against(each: Candidate, best: Candidate) -> str | None:
+    return None if each is best else speedup(each.prediction, best.prediction).verdict
 
 
 def _front(ranked: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -422,8 +455,8 @@ def because(best: Candidate, other: Candidate) -> str:
     )
     name, rival = best.prediction.case.mechanism, other.prediction.case.mechanism
     return (
-        f"{name} is {band.ratio:.2f}x ({band.low:.2f} to {band.high:.2f}) as fast as {rival}"
-        f": it saves most in {stage} ({format_seconds(mine.get(stage, 0.0))} against {format_seconds(theirs.get(stage, 0.0))}),"
+        f"{name} is {band.ratio:.2f}x ({band.low:.2f} to {band.high:.2f}, {band.verdict}) as fast"
+        f" as {rival}: it saves most in {stage} ({format_seconds(mine.get(stage, 0.0))} against {format_seconds(theirs.get(stage, 0.0))}),"
         f" needs {flops:.2f}x the FLOPs; {told}"
     )
 

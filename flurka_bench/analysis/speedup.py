@@ -302,20 +302,18 @@ def summary(frame: pd.DataFrame, subject: str = "flurka") -> pd.DataFrame:
     full attention.
 
     One row per workload, rank and num_features, best lead of the subject first within a workload.
-    Columns: ``CELL``, ``fastest`` (case's mechanism, order, backend), ``fastest_s``, and per
-    baseline NAME: ``NAME`` and ``NAME_predicted``, each with ``_low`` and ``_high``, and
-    ``NAME_verdict``.
+    Columns: ``CELL``, ``subject_*`` and ``fastest_*`` of the cell (case_id, mechanism, order,
+    backend, s), and per baseline NAME: ``NAME`` and ``NAME_predicted``, each with ``_low``,
+    ``_high`` and ``_verdict``, and ``NAME_mechanism``.
     """
     rows, known = prepare(frame), {}
     result = None
     for name in BASELINES:
         cells = speedups(rows, subject, name, known)
         if result is None:
-            result = cells[
-                [*CELL, "subject_mechanism", "subject_order", "subject_backend", "subject_s"]
-            ].copy()
+            result = cells[[*CELL, *(f"subject_{field}" for field in (*SHOWN, "s"))]].copy()
             ours = cells["subject_s"].notna() & ~(cells["speedup"] < 1)
-            for field in ("mechanism", "order", "backend", "s"):
+            for field in (*SHOWN, "s"):
                 result[f"fastest_{field}"] = cells[f"subject_{field}"].where(
                     ours, cells[f"baseline_{field}"]
                 )
@@ -323,9 +321,57 @@ def summary(frame: pd.DataFrame, subject: str = "flurka") -> pd.DataFrame:
             result[f"{name}{bound}"] = cells[f"speedup{bound}"]
             result[f"{name}_predicted{bound}"] = cells[f"predicted_speedup{bound}"]
         result[f"{name}_verdict"] = cells["verdict"]
+        result[f"{name}_predicted_verdict"] = cells["predicted_verdict"]
+        result[f"{name}_mechanism"] = cells["baseline_mechanism"]
     assert result is not None
     return result.sort_values(
         [*WORKLOAD[:-3], "best-other"],
         ascending=[True] * (len(WORKLOAD) - 3) + [False],
         ignore_index=True,
     )
+
+
+def leading(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the end of a run says of each workload, and its progress line too: one row per workload.
+
+    Columns: ``WORKLOAD``; ``subject_cases`` (how many of FLuRKA there are); ``fastest_*`` and
+    ``subject_*`` (``SHOWN``, ``KNOBS``, s; None where nothing has a time), the fastest case of all
+    and FLuRKA's fastest; ``over_fastest`` (FLuRKA's speedup over the former; nan where it is the
+    fastest itself) with ``_low``, ``_high`` and ``_verdict``; and ``summary``'s columns per
+    baseline at FLuRKA's fastest case. The estimator is the paired ratio throughout: where medians
+    name another case the fastest and the pairs do not say that FLuRKA is slower, FLuRKA is the
+    fastest.
+    """
+    rows = prepare(frame)
+    cells = summary(rows).sort_values("subject_s", kind="stable")
+    cells = cells.drop_duplicates(WORKLOAD).set_index(WORKLOAD) if len(cells) else cells
+    place = dict(zip(zip(rows["device"], rows["case_id"]), rows.index))
+    columns = [rows[name].to_numpy() for name in ("samples_s", "round_ids", "seconds")]
+    found = []
+    for key, part in rows.groupby(WORKLOAD, sort=False):
+        entry = dict(zip(WORKLOAD, key))
+        entry["subject_cases"] = int((part["family"] == "flurka").sum())
+        cell = cells.loc[key] if len(cells) and key in cells.index else None
+        entry |= {f"over_fastest{bound}": np.nan for bound in ("", "_low", "_high")}
+        best = own = None
+        if part["seconds"].notna().any():
+            best = part["seconds"].idxmin()
+        if cell is not None and cell["subject_s"] == cell["subject_s"]:
+            own = place[entry["device"], cell["subject_case_id"]]
+        if own is not None and own != best:
+            found_ratio = ratio.measured(*columns, np.array([[own, best]]))
+            if found_ratio[0, 0] >= 1:
+                best = own
+            else:
+                value, low, high = found_ratio[0]
+                entry |= {"over_fastest": value, "over_fastest_low": low}
+                entry |= {"over_fastest_high": high}
+                entry["over_fastest_verdict"] = ratio.verdicts(*found_ratio.T)[0]
+        if cell is not None:
+            entry |= {name: cell[name] for name in cell.index if not name.startswith("fastest_")}
+        for side, index in (("fastest", best), ("subject", own)):
+            for name in (*SHOWN, *KNOBS):
+                entry[f"{side}_{name}"] = None if index is None else rows.at[index, name]
+            entry[f"{side}_s"] = np.nan if index is None else rows.at[index, "seconds"]
+        found.append(entry)
+    return pd.DataFrame(found)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flurka_bench.analysis import ratio
 from flurka_bench.measure.statistics import median_interval
 from flurka_bench.quality.frontier import ErrorRun
 from flurka_bench.units import format_ratio, format_seconds
@@ -87,8 +88,14 @@ def sentence(rows: pd.DataFrame, family: str) -> str:
         low, middle, high = (f"{row[f'error_{part}']:.2f}" for part in ("low", "median", "high"))
         return f"{form(row)} with a relative output error of {middle} ({low} to {high})"
 
+    exact = rows.loc[rows.loc[rows["mechanism"] == "full-sdpa", "seconds"].idxmin()]
+
+    def over_exact(row: Any) -> str:
+        found = ratio.estimate(*(one.get(name) for one in (row, exact) for name in ratio.SIDE))
+        return format_ratio(found[0])
+
     return (
         f"At {size}, exact attention takes {format_seconds(strong)} (full-sdpa); of what is faster, the most accurate is "
-        f"{name(best)} at {format_ratio(strong / best['seconds'])}, and the fastest is {name(quickest)} at "
-        f"{format_ratio(strong / quickest['seconds'])}."
+        f"{name(best)} at {over_exact(best)}, and the fastest is {name(quickest)} at "
+        f"{over_exact(quickest)}."
     )

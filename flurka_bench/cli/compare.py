@@ -1,5 +1,6 @@
 """``compare``: is run B faster or slower than run A, case by case and speedup by speedup?"""
 
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,11 @@ def compare(
     run_a: Annotated[Path, typer.Argument(help="The run before: a folder that 'run' wrote.")],
     run_b: Annotated[Path, typer.Argument(help="The run after.")],
     fail: Annotated[
-        str | None, typer.Option(help="Exit 1 if a case of B is slower by more than this, e.g. 5%.")
+        str | None,
+        typer.Option(
+            help="Exit 1 if a case of B is slower by more than this, e.g. 5%, or if no case can be"
+            " compared."
+        ),
     ] = None,
     all_: Annotated[
         bool,
@@ -43,16 +48,19 @@ def compare(
         print_json(asdict(found))
     else:
         _print(found, all_)
-    if found.regressions:
-        if not json:
-            print(f"\n{len(found.regressions)} cases regressed past {fail}:")
-            for case in found.regressions:
-                how = (
-                    f"{1 / case.ratio - 1:+.1%} time"
-                    if case.ratio
-                    else f"{case.status_a} -> {case.status_b}"
-                )
-                print(f"  {case.case_id}: {how}")
+    if found.regressions and not json:
+        print(f"\n{len(found.regressions)} cases regressed past {fail}:")
+        for case in found.regressions:
+            how = (
+                f"{1 / case.ratio - 1:+.1%} time"
+                if case.ratio
+                else f"{case.status_a} -> {case.status_b}"
+            )
+            print(f"  {case.case_id}: {how}")
+    if threshold is not None and found.nothing_compared:
+        # a gate that saw nothing must not open: a renamed suite would pass every change
+        print(f"--fail: {found.nothing_compared}, so nothing was compared", file=sys.stderr)
+    if found.regressions or (threshold is not None and found.nothing_compared):
         raise typer.Exit(1)
 
 

@@ -56,6 +56,7 @@ def predict(
     Example: flurka-bench predict --hardware h100,a100 --mechanism full-sdpa,flurka-relu --seq-len
         4096,16384 --dtype bfloat16
     """
+    from flurka_bench.hardware.basis import basis
     from flurka_bench.mechanisms import MECHANISMS
 
     accepted = CHOICES | {"mechanism": tuple(MECHANISMS), "order": (*CHOICES["order"], "best")}
@@ -75,15 +76,19 @@ def predict(
     for name, text in sizes.items():
         option = f"--{name.replace('_', '-')}"
         axes[name] = comma_list(text, positive_int(option), option)
-    records = []
+    records, bases = [], []
     for profile in load_targets(hardware):
+        on = basis(profile)
+        bases.append(on.line)
         records += [
-            prediction.as_record() for prediction in predictions(axes, profile, launch, cache)
+            prediction.as_record() | {"hardware_basis": on.kind, "hardware_basis_words": on.line}
+            for prediction in predictions(axes, profile, launch, cache)
         ]
     if json:
         print_json(records)
     else:
         _print(records)
+        print("\n".join(bases))
 
 
 def predictions(

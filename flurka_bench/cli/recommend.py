@@ -11,11 +11,19 @@ from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json
 from flurka_bench.cli.targets import load_targets
 from flurka_bench.errors import RequestError
 from flurka_bench.units import format_bytes, format_seconds, parse_bytes, parse_seconds
+from flurka_bench.verdict import RULE
 
 if TYPE_CHECKING:
     from flurka_bench.analysis.recommend import Candidate, Recommendation
 
 ERROR_RUN = Path("results/reference/error")  # where this project's own error run lies in a checkout
+
+# Said under every answer: the line of Python above it reads like a substitute.
+NO_DROP_IN = (
+    "Only exact attention (full-sdpa, full-math) can replace the attention of a model that is"
+    " already trained. Every other mechanism is one to train with: dropped into a trained model,"
+    " its output was far off wherever this project measured it (docs/error.md)."
+)
 
 
 def recommend(
@@ -39,7 +47,10 @@ def recommend(
     launch: Annotated[str, typer.Option(help="eager, graph or none.")] = "eager",
     min_rank: Annotated[str | None, typer.Option(help="Floor for the rank k.")] = None,
     min_features: Annotated[
-        str | None, typer.Option(help="Floor for the number of random features m.")
+        str | None,
+        typer.Option(
+            help="Floor for the number of features m (elu has as many as a head is wide)."
+        ),
     ] = None,
     max_error: Annotated[
         float | None, typer.Option(help="Bar for the relative error of the output, like 0.2.")
@@ -69,6 +80,7 @@ def recommend(
     from flurka_bench.analysis.recommend import BACKENDS, Request
     from flurka_bench.analysis.recommend import recommend as search
     from flurka_bench.cost.terms import LAUNCHES
+    from flurka_bench.hardware.basis import basis
     from flurka_bench.workload import DTYPES, PASSES
 
     def count(text: str | None, option: str) -> int | None:
@@ -93,20 +105,25 @@ def recommend(
     }  # fmt: skip
     limit = count(top, "--top")
     errors, records = _errors(error_run, max_error), _records(run, targets[0])
-    found = []
+    found, bases = [], [basis(target) for target in targets]
     for target in targets:
         chosen = one_of(DTYPES, "--dtype")(dtype) if dtype else target.own_dtype
         found.append(
             search(Request(dtype=chosen, **fields), target, errors=errors, records=records)
         )
     if json:
-        print_json([each.as_record() for answer in found for each in answer.candidates[:limit]])
+        print_json([
+            each.as_record() | {"hardware_basis": on.kind, "hardware_basis_words": on.line}
+            for answer, on in zip(found, bases)
+            for each in answer.candidates[:limit]
+        ])  # fmt: skip
         return
     sizes = "" if errors is None else errors.sizes_in_words(inputs)
-    for answer in found:
-        _print(answer, limit, sizes=sizes, source=error_run or ERROR_RUN)
+    for answer, on in zip(found, bases):
+        _print(answer, limit, on.line, sizes=sizes, source=error_run or ERROR_RUN)
     if len(found) > 1:
         _print_across(found)
+    print(f"\n{NO_DROP_IN}")
 
 
 def _errors(folder: Path | None, max_error: float | None) -> Any:
@@ -137,46 +154,47 @@ def _records(folder: Path | None, target: Any) -> list[dict[str, Any]]:
 
 
 _HEADERS = (
-    "mechanism",
-    "order",
-    "backend",
-    "heads x d",
-    "k",
-    "m",
-    "time",
-    "90 % band",
-    "bound by",
-    "peak memory",
-    "error",
-    "",
-)
+    "mechanism", "order", "backend", "heads x d", "k", "m", "time", "90 % band", "bound by",
+    "peak memory", "error", "against the fastest", "floors",
+)  # fmt: skip
 
 
-def _row(each: "Candidate", note: str = "") -> tuple[str, ...]:
+def _row(each: "Candidate") -> tuple[str, ...]:
+    from flurka_bench.analysis.recommend import beside_floors
+
     found, case = each.prediction, each.prediction.case
     error = (
         "not measured"
         if each.error is None
         else f"{each.error.median:.2g} ({each.error.low:.2g} to {each.error.high:.2g})"
     )
-    notes = [text for text, said in (("tied", each.tied), ("measured", each.measured)) if said] + [
-        note
-    ] * bool(note)
     return (
         case.mechanism, case.order or "", case.backend, f"{case.num_heads} x {case.head_dim}", str(case.rank or ""),
         str(case.num_features or ""), format_seconds(found.seconds),
-        f"{format_seconds(found.seconds_low)} to {format_seconds(found.seconds_high)}", found.bound,
-        format_bytes(found.peak_memory_bytes), error, ", ".join(notes),
+        f"{format_seconds(found.seconds_low)} to {format_seconds(found.seconds_high)}"
+        + " (measured, 95 %)" * each.measured,
+        found.bound, format_bytes(found.peak_memory_bytes), error, each.verdict or "",
+        beside_floors(case),
     )  # fmt: skip
 
 
-def _print(answer: "Recommendation", limit: int, *, sizes: str, source: Path) -> None:
+def _short(each: "Candidate") -> tuple[str, ...]:
+    row = _row(each)
+    return (*row[:7], row[-1])
+
+
+def _print(answer: "Recommendation", limit: int, basis: str, *, sizes: str, source: Path) -> None:
     from flurka_bench.analysis.recommend import because, python_imports, python_line
 
     request = answer.request
     print(f"\n{answer.hardware}: N = {request.seq_len}, D = {request.model_dim}, batch {request.batch}, {request.pass_},"
           f" {request.dtype}, level layer; {answer.num_searched} configurations searched")  # fmt: skip
+    print(basis)
     print(request.floor_in_words())
+    print(
+        "where nothing is compressed there is no rank, and softmax has no features: such a row meets"
+        " that floor as it is, and says so"
+    )
     if sizes:
         print("errors, here and below: median (10th to 90th percentile) over layers and seeds, E and F learned;"
               f" measured at {sizes} in {source}")  # fmt: skip
@@ -193,13 +211,14 @@ def _print(answer: "Recommendation", limit: int, *, sizes: str, source: Path) ->
     if not answer.candidates:
         return
     best = answer.candidates[0]
-    tied = sum(each.tied for each in answer.candidates) - 1
+    tied = sum(each.tied for each in answer.candidates)
     print_table(_HEADERS, [_row(each) for each in answer.candidates[:limit]], title="\nFastest")
     print(
-        f"{tied} others cannot be told from the fastest at 90 %."
+        f"{tied} others cannot be told from the fastest (AMBIGUOUS or SAME)."
         if tied
-        else "No other lies within the band of the fastest."
+        else "Every other is SLOWER than the fastest."
     )
+    print(RULE)
     families = answer.fastest_by_family()
     print_table(_HEADERS, [_row(each) for each in families], title="\nFastest of each family")
     for each in families[1:]:
@@ -210,9 +229,9 @@ def _print(answer: "Recommendation", limit: int, *, sizes: str, source: Path) ->
         title="\nPareto front of time, memory and error",
     )
     print_table(
-        ("floor", *_HEADERS[:7]),
+        ("floor", *_HEADERS[:7], _HEADERS[-1]),
         [
-            (words, *(_row(each)[:7] if each is not None else ("nothing meets it", *[""] * 6)))
+            (words, *(_short(each) if each is not None else ("nothing meets it", *[""] * 7)))
             for words, each in answer.by_floor
         ],
         title="\nHow the answer moves with the floor",

@@ -11,6 +11,7 @@ from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json
 from flurka_bench.cli.targets import load_targets
 from flurka_bench.errors import RequestError
 from flurka_bench.units import format_ratio
+from flurka_bench.verdict import RULE
 from flurka_bench.workload import SIZES, check_combinations
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def regions(
         _flops(level, pass_, pair, {"D": widths[0], "d": heads[0]}, sizes, latex, json)
         return
     if run:
-        frame = _measured(run)
+        frame, bases = _measured(run)
     else:
         axes = {name: values for name, values in sizes.items() if values} | {
             "level": level,
@@ -121,8 +122,8 @@ def regions(
             dict(zip(("model_dim", "head_dim", "batch"), each))
             for each in product(widths, heads, batches)
         ]
-        frame = _predicted(hardware, dtype, launch, axes, shapes)
-    _map(frame, subject, baseline, x, y, bool(run), json)
+        frame, bases = _predicted(hardware, dtype, launch, axes, shapes)
+    _map(frame, subject, baseline, x, y, bool(run), bases, json)
 
 
 # By FLOPs
@@ -203,27 +204,42 @@ def _text(value: Any, latex: bool) -> str | None:
 # By the clock or the model
 
 
-def _measured(runs: list[Path]) -> "pd.DataFrame":
+def _measured(runs: list[Path]) -> "tuple[pd.DataFrame, list[dict[str, str]]]":
+    """The runs' records, and for each run what its numbers rest on."""
     from flurka_bench.results import read_run, to_frame
 
-    return to_frame([read_run(folder) for folder in runs])
+    found = [read_run(folder) for folder in runs]
+    bases = [
+        {
+            "hardware": str(one.meta.get("device", "")),
+            "kind": "measured",
+            "line": f"{folder}: measured on {one.meta.get('device', 'a device it does not name')};"
+            " the predictions beside are those that the run recorded",
+        }
+        for folder, one in zip(runs, found)
+    ]
+    return to_frame(found), bases
 
 
 def _predicted(
     hardware: str, dtype: str | None, launch: str, axes: dict, shapes: list[dict[str, int]]
-) -> "pd.DataFrame":
+) -> "tuple[pd.DataFrame, list[dict[str, str]]]":
+    """Predictions as records, and for each target what they rest on."""
     import pandas as pd
 
     from flurka_bench.analysis.predicted import predicted_frame
+    from flurka_bench.hardware.basis import basis
     from flurka_bench.workload import DTYPES
 
     if dtype is not None:
         one_of(DTYPES, "--dtype")(dtype)
     targets = load_targets(hardware)
-    return pd.concat(
+    frame = pd.concat(
         [predicted_frame(targets, dtype, launch, **axes, **shape) for shape in shapes],
         ignore_index=True,
     )
+    found = [basis(target) for target in targets]
+    return frame, [{"hardware": on.hardware, "kind": on.kind, "line": on.line} for on in found]
 
 
 def _map(
@@ -233,6 +249,7 @@ def _map(
     x: str | None,
     y: str | None,
     measured: bool,
+    bases: list[dict[str, str]],
     json: bool,
 ) -> None:
     from flurka_bench.analysis import answer
@@ -251,6 +268,7 @@ def _map(
     if json:
         print_json({
             "kind": "measured" if measured else "predicted",
+            "basis": bases,
             "answer": told.to_dict("records"),
             "cells": {name: _cells(cells) for name, cells in views.items()},
             "crossovers": {name: table.to_dict("records") for name, table in crossed.items()},
@@ -260,6 +278,8 @@ def _map(
         })  # fmt: skip
         return
     prefix = "" if measured else "predicted_"
+    print("\n".join(on["line"] for on in bases))
+    print(RULE)
     for row in told.to_dict("records"):
         print(
             f"\n{row['device']}, level {row['level']}, {row['pass']}, {row['dtype']}: {' '.join(answer.in_words(row))}"

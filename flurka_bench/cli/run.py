@@ -19,8 +19,6 @@ from flurka_bench.units import (
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from flurka_bench.hardware import Profile
     from flurka_bench.measure.probe import FoundDevice
     from flurka_bench.measure.runner import Event, Peaks, Summary
@@ -247,6 +245,8 @@ class _Progress:
         self.quiet = quiet
 
     def __enter__(self) -> "_Progress":
+        if not self.quiet:  # what the lines are made with: loaded now, not in the run's own time
+            import flurka_bench.analysis.speedup  # noqa: F401
         if sys.stderr.isatty() and not self.quiet:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -284,7 +284,7 @@ class _Progress:
             lines = [
                 f"{event.record['status']}: {event.record['case_id']}: {event.record['error']}"
             ]
-        elif event.kind == "group":
+        elif event.kind == "group" and not self.quiet:
             lines = [f"[{event.num_done}/{event.num_cases}] {headline(event.records)}"]
         if self.bar is None:
             for line in lines if not self.quiet else []:
@@ -306,44 +306,49 @@ class _Progress:
 
 
 def headline(records: "tuple[dict[str, Any], ...]") -> str:
-    """The news of one workload in a line: the fastest FLuRKA against the fastest of each other
-    family."""
+    """The news of one workload in a line: its fastest FLuRKA against the strong forms beside it,
+    in the numbers of the end-of-run table."""
+    import pandas as pd
+
     from flurka_bench.analysis.baselines import FAMILY_OF
+    from flurka_bench.analysis.speedup import leading
 
     if not records:
         return "nothing to measure"
-    first = records[0]
-    place = f"{first['level']} {first['pass']} {first['dtype']} b={first['batch']} h={first['num_heads']} d={first['head_dim']}"
-    place += f" N={first['seq_len']}"
-    best: dict[str, dict[str, Any]] = {}
-    for record in records:
-        family = FAMILY_OF[record["mechanism"]]
-        if record["status"] == "ok" and (
-            family not in best or record["median_s"] < best[family]["median_s"]
-        ):
-            best[family] = record
-    if not best:
-        return f"{place}: none of {len(records)} cases has a time"
-    if "flurka" not in best:
-        fastest = min(best.values(), key=lambda record: record["median_s"])
-        return f"{place}: fastest {fastest['mechanism']}, {format_seconds(fastest['median_s'])}"
-    ours = best.pop("flurka")
+    timed = [record for record in records if record["status"] == "ok"]
+    ours = [record for record in timed if FAMILY_OF[record["mechanism"]] == "flurka"]
+    kept = [record for record in timed if FAMILY_OF[record["mechanism"]] != "flurka"]
+    if ours:  # of them the table shows the fastest; the rest would only cost time here
+        kept.append(min(ours, key=lambda record: record["median_s"]))
+    if not kept:
+        return f"{_place(records[0])}: none of {len(records)} cases has a time"
+    cell = leading(pd.DataFrame(kept)).iloc[0]
+    if not ours:
+        return (
+            f"{_place(cell)}: fastest {_form(cell, 'fastest')}, {format_seconds(cell['fastest_s'])}"
+        )
     against = ", ".join(
-        f"{format_ratio(theirs['median_s'] / ours['median_s'])} {theirs['mechanism']}"
-        for theirs in best.values()
+        f"{format_ratio(cell[name])} {cell[f'{name}_mechanism']} {cell[f'{name}_verdict']}"
+        for name in (f"strong-{key}" for key in _OPPONENTS)
+        if cell[name] == cell[name]
     )
-    return f"{place}: {ours['mechanism']} {format_seconds(ours['median_s'])}" + (
-        f" = {against}" if against else ""
-    )
+    told = f"{_place(cell)}: {_form(cell, 'subject')} {format_seconds(cell['subject_s'])}"
+    return f"{told} = {against}" if against else told
+
+
+def _place(row: Any) -> str:
+    sizes = f"b={row['batch']} h={row['num_heads']} N={row['seq_len']} d={row['head_dim']}"
+    return f"{row['level']} {row['pass']} {row['dtype']} {sizes}"
 
 
 def _print_answer(folder: Path, summary: "Summary", *, as_json: bool) -> None:
+    from flurka_bench.analysis.speedup import leading, prepare
     from flurka_bench.analysis.speedup import summary as best_cells
     from flurka_bench.results import read_run, to_frame
+    from flurka_bench.verdict import RULE
 
     found = read_run(folder)
     frame = to_frame(found)
-    cells = best_cells(frame) if len(frame) else frame
     statuses = {str(status): int(count) for status, count in frame["status"].value_counts().items()}
     if as_json:
         print_json({
@@ -352,11 +357,14 @@ def _print_answer(folder: Path, summary: "Summary", *, as_json: bool) -> None:
             "num_not_reached": summary.num_late,
             "wall_s": found.meta.get("wall_s"),
             "time_in_calls_s": found.meta.get("time_in_calls_s"),
-            "cells": cells.to_dict("records"),
+            "cells": best_cells(frame).to_dict("records") if len(frame) else [],
         })  # fmt: skip
         return
-    for _, cell in _leading(cells).iterrows():
+    workloads = leading(prepare(frame)).to_dict("records") if len(frame) else []
+    for cell in workloads:
         _print_workload(cell)
+    if any(_form(cell, "subject") for cell in workloads):
+        print(f"\n{RULE}")
     told = ", ".join(f"{count} {status}" for status, count in statuses.items())
     if summary.num_late:
         late = f"{summary.num_late} not reached in the time budget"
@@ -378,68 +386,60 @@ def _print_answer(folder: Path, summary: "Summary", *, as_json: bool) -> None:
         print(f"note: {warning}")
 
 
-def _leading(cells: "pd.DataFrame") -> "pd.DataFrame":
-    """Per workload the cell in which FLuRKA is fastest, with the workload's fastest mechanism of
-    all beside it."""
-    from flurka_bench.analysis.speedup import WORKLOAD
-
-    if cells.empty:
-        return cells
-    leading = (
-        cells.sort_values("subject_s", kind="stable")
-        .drop_duplicates(WORKLOAD)
-        .sort_index()
-        .set_index(WORKLOAD)
-    )
-    fastest = (
-        cells.sort_values("fastest_s", kind="stable").drop_duplicates(WORKLOAD).set_index(WORKLOAD)
-    )
-    for name in ("mechanism", "order", "backend", "s"):
-        leading[f"fastest_{name}"] = fastest[f"fastest_{name}"]
-    return leading.reset_index()
-
-
 def _print_workload(cell: Any) -> None:
-    sizes = f"b={cell['batch']} h={cell['num_heads']} N={cell['seq_len']} d={cell['head_dim']}"
-    print(f"\n{cell['level']} {cell['pass']} {cell['dtype']} {sizes}")
-    if _form(cell, "fastest"):
-        print(f"fastest  {_form(cell, 'fastest')}: {format_seconds(cell['fastest_s'])}")
-    if not _form(cell, "subject"):
-        print("FLuRKA   not measured (its records say why)")
+    print(f"\n{_place(cell)}")
+    if not _form(cell, "fastest"):
+        print("nothing was measured (the records say why)")
         return
-    knobs = f" k={cell['rank']} m={cell['num_features']}"
-    print(
-        f"FLuRKA   {_form(cell, 'subject')}{knobs}: {format_seconds(cell['subject_s'])}; its speedup over"
-    )
 
     def ratio(column: str) -> str:
-        value, low, high = cell[column], cell[f"{column}_low"], cell[f"{column}_high"]
+        value, low, high = (cell.get(f"{column}{part}", math.nan) for part in ("", "_low", "_high"))
         if value != value:
             return "n/a"
-        return (
-            f"{format_ratio(value)} [{low:.2f}, {high:.2f}]"
-            if high < 1000
-            else f"{format_ratio(value)} [too few samples]"
-        )
+        known = f"[{low:.2f}, {high:.2f}]" if high < 1000 else "[too few samples]"
+        return f"{format_ratio(value)} {known} {cell[f'{column}_verdict']}"
 
-    def speedup(name: str) -> list[str]:
-        return [ratio(name), ratio(f"{name}_predicted")]
-
+    behind = ratio("over_fastest")
+    print(
+        f"fastest  {_form(cell, 'fastest')}: {format_seconds(cell['fastest_s'])}"
+        + ("" if behind == "n/a" else f"; FLuRKA's speedup over it {behind}")
+    )
+    if not _form(cell, "subject"):
+        there = "not measured (its records say why)"
+        print(f"FLuRKA   {there if cell['subject_cases'] else 'not in this run'}")
+        return
+    print(
+        f"FLuRKA   {_form(cell, 'subject')}: {format_seconds(cell['subject_s'])}; its speedup over"
+    )
     print_table(
         ("", "strong form", "predicted", "paper's form", "predicted"),
         [
-            [name, *speedup(f"strong-{key}"), *speedup(f"paper-{key}")]
+            [
+                name,
+                *(
+                    ratio(f"{kind}-{key}{side}")
+                    for kind in ("strong", "paper")
+                    for side in ("", "_predicted")
+                ),
+            ]
             for key, name in _OPPONENTS.items()
         ],
     )
 
 
 def _form(cell: Any, side: str) -> str:
+    """``"flurka-relu absorbed k=64 m=16"``: a case in full but for its workload; empty where there
+    is none."""
+    if not isinstance(cell[f"{side}_mechanism"], str):
+        return ""
     order, backend = cell[f"{side}_order"], cell[f"{side}_backend"]
     parts = [cell[f"{side}_mechanism"], order, "" if backend == "eager" else backend]
-    return " ".join(
-        part for part in parts if part and isinstance(part, str)
-    )  # nan where there is no time, None at level core
+    for name, symbol in (("rank", "k"), ("num_features", "m")):
+        parts.append(f"{symbol}={cell[f'{side}_{name}']:.0f}" if cell[f"{side}_{name}"] else "")
+    kind = cell[f"{side}_compression"]
+    parts += ["" if kind == "dense" else kind, "E=F" if cell[f"{side}_share_kv"] else ""]
+    parts.append("" if cell[f"{side}_share_heads"] else "E by head")
+    return " ".join(part for part in parts if part and isinstance(part, str))
 
 
 def _draw(folder: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.hardware.profile import Profile
+from flurka_bench.verdict import verdict
 
 BANDS = Path(__file__).parent / "constants" / "bands.json"
 LEVEL = 0.9
@@ -139,8 +140,8 @@ class Speedup:
 
     @property
     def verdict(self) -> str:
-        """FASTER or SLOWER where the whole band says so, AMBIGUOUS where it contains 1."""
-        return "FASTER" if self.low > 1 else "SLOWER" if self.high < 1 else "AMBIGUOUS"
+        """FASTER, SLOWER, SAME or AMBIGUOUS, by the rule that measured speedups have too."""
+        return verdict(self.low, self.high)
 
 
 def ratio_band(ratio: float, scales: tuple[float, float], shapes: tuple[float, float]) -> Speedup:

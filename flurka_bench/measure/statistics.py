@@ -39,11 +39,8 @@ from statistics import NormalDist
 import numpy as np
 
 from flurka_bench.errors import RequestError
+from flurka_bench.verdict import MARGIN, verdict
 
-VERDICTS = ("FASTER", "SLOWER", "SAME", "AMBIGUOUS")
-
-# Two times within this ratio of each other are the same for anybody who has to choose between them.
-MARGIN = 0.02
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 1000
 _MIN_PAIRS = 5  # below, no interval narrower than everything is honest
@@ -85,18 +82,6 @@ class RatioEstimate:
     def relative_width(self) -> float:
         """(high - low) / ratio; what sampling drives down."""
         return (self.high - self.low) / self.ratio if self.ratio > 0 else math.inf
-
-
-def verdict(low: float, high: float, margin: float = MARGIN) -> str:
-    """FASTER or SLOWER where the interval lies outside the margin around 1, SAME where inside, else
-    AMBIGUOUS."""
-    if low > 1 + margin:
-        return "FASTER"
-    if high < 1 / (1 + margin):
-        return "SLOWER"
-    if low >= 1 / (1 + margin) and high <= 1 + margin:
-        return "SAME"
-    return "AMBIGUOUS"
 
 
 def paired_ratio(

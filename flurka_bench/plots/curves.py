@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from flurka_bench.analysis.baselines import FAMILY_OF
-from flurka_bench.analysis.crossover import crossovers, in_words
+from flurka_bench.analysis.crossover import crossovers, forms, in_words
 from flurka_bench.analysis.speedup import CELL, WORKLOAD, prepare
 from flurka_bench.plots import style
 from flurka_bench.plots.heatmap import axis_name, caption
@@ -103,12 +103,19 @@ def scaling_curves(
     return fig
 
 
+def _torn(pairs: np.ndarray, x: np.ndarray, *columns: pd.Series) -> list[np.ndarray]:
+    """``x`` and the columns with a gap (nan) wherever the number in ``pairs`` changes."""
+    gaps = np.flatnonzero(np.diff(pairs)) + 1
+    return [np.insert(np.asarray(values, dtype=float), gaps, np.nan) for values in (x, *columns)]
+
+
 def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
     """Speedup against one axis with its interval, one colour per baseline in ``cells``; dashed:
     predicted.
 
     Everything else is at the middle value tested. The legend says where the subject starts or stops
-    to win; baselines for which the same case stands share a line.
+    to win; baselines for which the same case stands share a line. A line breaks where the forms that
+    are compared change, as nothing was timed between two different ones.
     """
     axis_name(axis)
     cells = cells[cells["speedup"].notna() | cells["predicted_speedup"].notna()]
@@ -140,16 +147,13 @@ def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
         words = crossovers(part, axis)
         prefix = "" if part["speedup"].notna().any() else "predicted_"
         label = f"{name}: {in_words(words.iloc[0].to_dict(), prefix)}" if len(words) else str(name)
-        plot.fill_between(
-            x,
-            part["speedup_low"].where(part["speedup_low"] > 0, part["speedup"]),
-            bounded,
-            color=colour,
-            alpha=0.2,
-            linewidth=0,
-        )
-        plot.plot(x, part["speedup"], "o-", color=colour, markersize=4, label=label)
-        plot.plot(x, part["predicted_speedup"], "--", color=colour, linewidth=1)
+        least = part["speedup_low"].where(part["speedup_low"] > 0, part["speedup"])
+        torn, *edges = _torn(forms(part), x, part["speedup"], least, bounded)
+        plot.fill_between(torn, *edges[1:], color=colour, alpha=0.2, linewidth=0)
+        plot.vlines(x, least, bounded, color=colour, alpha=0.35, linewidth=2)  # of lone points too
+        plot.plot(torn, edges[0], "o-", color=colour, markersize=4, label=label)
+        torn, line = _torn(forms(part, "predicted_"), x, part["predicted_speedup"])
+        plot.plot(torn, line, "x--", color=colour, linewidth=1, markersize=4)
     plot.axhline(1, color="black", linewidth=0.8)
     style.ratio_axis(plot)
     style.log_axis(plot, "x", cells[axis].to_numpy())
@@ -159,7 +163,8 @@ def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
     plot.grid(True, color="0.92")
     style.title(
         fig,
-        f"Where {first['subject']} wins: solid measured (band: interval), dashed predicted\n{caption(first | {axis: 0})}",
+        f"Where {first['subject']} wins: solid measured (band: 95 % interval), dashed predicted;"
+        f" a gap: other forms\n{caption(first | {axis: 0})}",
     )
     fig.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8, title="wins")
     return fig

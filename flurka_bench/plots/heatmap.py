@@ -1,11 +1,13 @@
 """The map of the regions: speedup over any two axes, measured and predicted side by side."""
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -13,6 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from flurka_bench.analysis.baselines import baseline
+from flurka_bench.analysis.crossover import forms
 from flurka_bench.analysis.speedup import CELL
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.plots import style
@@ -117,7 +120,8 @@ def heat_map(
     contours in both.
 
     ``which`` counts the maps that ``grids`` finds, largest first. Colour is the speedup in log
-    scale, white at 1; AMBIGUOUS and SAME cells are hatched; an empty cell says why it is empty. A
+    scale, white at 1; AMBIGUOUS and SAME cells are hatched; an empty cell says why it is empty. The
+    contours (``even_lines``) interpolate only between cells that compare the same forms. A
     row or column with fewer of the subject's mechanisms than others has a star, and a note says
     which it has.
     """
@@ -266,18 +270,71 @@ def _hole(row: pd.Series | None, grid: Grid, x: int, y: int, side: str) -> str:
 
 
 def _contour(axis: Axes, grid: Grid, side: str, line: str) -> None:
-    """The line where the two are equally fast, interpolated in log speedup between the cells'
-    centres."""
     table = np.full((len(grid.ys), len(grid.xs)), np.nan)
-    for (x, y), row in grid.cells.items():
-        table[grid.ys.index(y), grid.xs.index(x)] = np.log(row[f"{side}speedup"])
-    if min(table.shape) < 2 or not (np.nanmin(table, initial=0) < 0 < np.nanmax(table, initial=0)):
+    numbers = np.full(table.shape, -1)
+    if not grid.cells:
         return
+    pairs = forms(pd.DataFrame(list(grid.cells.values())), side)
+    for (x, y), pair in zip(grid.cells, pairs):
+        place = grid.ys.index(y), grid.xs.index(x)
+        table[place] = np.log(grid.cells[x, y][f"{side}speedup"])
+        numbers[place] = pair
+    lines = even_lines(table, numbers)
     for width, colour in ((3.2, "white"), (1.6, "black")):
-        axis.contour(
-            np.ma.masked_invalid(table),
-            levels=[0.0],
-            colors=colour,
-            linewidths=width,
-            linestyles=line,
+        axis.add_collection(
+            LineCollection(lines, colors=colour, linewidths=width, linestyles=line, zorder=2),
+            autolim=False,
         )
+
+
+def even_lines(table: np.ndarray, pairs: np.ndarray) -> list[list[tuple[float, float]]]:
+    """Where the two are equally fast: polylines of (column, row), from a table of log speedups.
+
+    Between cells with the same pair of forms (equal numbers in ``pairs``) the line is interpolated
+    between the cells' centres (marching squares). Between cells of different pairs nothing is
+    known, so it runs along their common border. Next to such a border, or to a hole, it goes
+    straight through the half of the cell where it cannot be interpolated. Nothing is drawn beside
+    holes, nor in a table of a single row or column, which has no inside.
+    """
+    rows, columns = table.shape
+    if min(table.shape) < 2:
+        return []
+    whole = np.zeros((rows + 1, columns + 1), dtype=bool)  # four corners with one pair of forms
+    for r, c in np.ndindex(rows - 1, columns - 1):
+        corner = np.s_[r : r + 2, c : c + 2]
+        whole[r + 1, c + 1] = np.isfinite(table[corner]).all() and len(set(pairs[corner].flat)) == 1
+    lines: list[list[tuple[float, float]]] = []
+    for (r, c), (dr, dc) in product(np.ndindex(rows, columns), ((0, 1), (1, 0))):
+        if r + dr == rows or c + dc == columns:
+            continue
+        here, there = table[r, c], table[r + dr, c + dc]
+        if not (np.isfinite(here) and np.isfinite(there)) or (here >= 0) == (there >= 0):
+            continue
+        share = here / (here - there) if pairs[r, c] == pairs[r + dr, c + dc] else 0.5
+        # the squares on both sides of this edge: above or left of it, below or right of it
+        squares = ((r, c + 1), (r + 1, c + 1)) if dc else ((r + 1, c), (r + 1, c + 1))
+        outer = (r == 0, r == rows - 1) if dc else (c == 0, c == columns - 1)
+        torn = [not whole[square] for square in squares]
+        for sign, here_torn, other_torn, edge in zip((-0.5, 0.5), torn, torn[::-1], outer):
+            if here_torn and (not edge or other_torn):
+                ends = ((c + share, r), (c + share, r + sign)) if dc else (
+                    (c, r + share), (c + sign, r + share))  # fmt: skip
+                lines.append(list(ends))
+    for r, c in np.argwhere(whole):
+        lines += _square(table[r - 1 : r + 1, c - 1 : c + 1], float(c - 1), float(r - 1))
+    return lines
+
+
+def _square(corners: np.ndarray, column: float, row: float) -> list[list[tuple[float, float]]]:
+    """The even line within one square of four cells' centres: none, one, or two at a saddle."""
+    (a, b), (d, c) = corners  # around the square: a to b to c to d
+    ring = [(a, b, (0, 0), (1, 0)), (b, c, (1, 0), (0, 1)), (c, d, (1, 1), (-1, 0)),
+            (d, a, (0, 1), (0, -1))]  # fmt: skip
+    met = [
+        (column + x + dx * (one / (one - other)), row + y + dy * (one / (one - other)))
+        for one, other, (x, y), (dx, dy) in ring
+        if (one >= 0) != (other >= 0)
+    ]
+    if len(met) == 4 and (corners.mean() >= 0) != (a >= 0):  # b and d are joined by the middle
+        met = met[-1:] + met[:-1]
+    return [met[i : i + 2] for i in range(0, len(met), 2)]

@@ -11,6 +11,7 @@ from flurka_bench.report.page import (
     answer_row,
     empty_words,
     fastest_words,
+    interval_words,
     slices,
     subtitle,
 )
@@ -61,6 +62,8 @@ def markdown(content: Content) -> str:
             _safe(" ".join([*in_words(rows[0]), fastest_words(content, key)])) + "\n",
         ]
         parts.append(table(ANSWER_HEAD, [answer_row(row) for row in rows]))
+    if not content.answer.empty:
+        parts.append(_safe(interval_words(content)) + "\n")
     crossings = content.crossings[content.crossings["baseline"] == "best-other"]
     sides = [side for side in ("", "predicted_") if crossings[f"{side}wins"].notna().any()]
     if len(crossings):

@@ -185,6 +185,36 @@
     const i = shown.at.get(x + "|" + y), p = at(side, i);
     return p < 0 ? null : Math.log2(P.ratio[p]);
   }));
+  // Where the two are equally fast, as segments of [column, row]: interpolated between the centres of cells that compare the same
+  // forms, along the border of cells that do not, straight beside such a border or a hole. As even_lines in plots/heatmap.py.
+  function evenLines(table, pairs) {
+    const rows = table.length, columns = rows ? table[0].length : 0, found = [];
+    if (rows < 2 || columns < 2) return found;
+    const whole = (r, c) => {
+      if (r < 1 || c < 1 || r >= rows || c >= columns) return false;
+      const corners = [[r - 1, c - 1], [r - 1, c], [r, c - 1], [r, c]];
+      return corners.every(([i, j]) => table[i][j] !== null && pairs[i][j] === pairs[r][c]);
+    };
+    for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) for (const [dr, dc] of [[0, 1], [1, 0]]) {
+      if (r + dr >= rows || c + dc >= columns) continue;
+      const here = table[r][c], there = table[r + dr][c + dc];
+      if (here === null || there === null || (here >= 0) === (there >= 0)) continue;
+      const share = pairs[r][c] === pairs[r + dr][c + dc] ? here / (here - there) : 0.5;
+      const torn = dc ? [!whole(r, c + 1), !whole(r + 1, c + 1)] : [!whole(r + 1, c), !whole(r + 1, c + 1)];
+      const outer = dc ? [r === 0, r === rows - 1] : [c === 0, c === columns - 1];
+      [-0.5, 0.5].forEach((sign, i) => {
+        if (torn[i] && (!outer[i] || torn[1 - i])) found.push(dc ? [[c + share, r], [c + share, r + sign]] : [[c, r + share], [c + sign, r + share]]);
+      });
+    }
+    for (let r = 1; r < rows; r++) for (let c = 1; c < columns; c++) if (whole(r, c)) {
+      const [a, b, d, e] = [table[r - 1][c - 1], table[r - 1][c], table[r][c], table[r][c - 1]], met = [];
+      for (const [one, other, x, y, dx, dy] of [[a, b, 0, 0, 1, 0], [b, d, 1, 0, 0, 1], [d, e, 1, 1, -1, 0], [e, a, 0, 1, 0, -1]])
+        if ((one >= 0) !== (other >= 0)) met.push([c - 1 + x + dx * one / (one - other), r - 1 + y + dy * one / (one - other)]);
+      if (met.length === 4 && (a + b + d + e >= 0) !== (a >= 0)) met.unshift(met.pop());
+      for (let i = 0; i < met.length; i += 2) found.push([met[i], met[i + 1]]);
+    }
+    return found;
+  }
   function drawMap(side, limit, ramp) {
     const { xs, ys } = shown, style = getComputedStyle(document.documentElement), ink = style.getPropertyValue("--ink").trim();
     const cell = (x, y) => shown.at.get(x + "|" + y);
@@ -214,10 +244,11 @@
       }
     }));
     const contours = ["measured", "predicted"].filter((s) => view[s].some((p) => p >= 0)).flatMap((s) => {
-      const z = numbers(s), flat = z.flat().filter((v) => v !== null);
-      if (xs.length < 2 || ys.length < 2 || !(Math.min(...flat) < 0 && Math.max(...flat) > 0)) return [];
-      return [[4.5, dark.matches ? "#15181b" : "#ffffff"], [2, ink]].map(([width, colour]) => ({ type: "contour", z, x: heat.x, y: heat.y, showscale: false, hoverinfo: "skip", connectgaps: false,
-        contours: { start: 0, end: 0, size: 1, coloring: "lines" }, colorscale: [[0, colour], [1, colour]], line: { width, dash: s === "measured" ? "solid" : "dash" } }));
+      const pairs = ys.map((y) => xs.map((x) => { const p = at(s, cell(x, y)); return p < 0 ? "" : [P.own[p], P.other[p]].map((r) => [rec("mechanism", r), rec("order", r), rec("backend", r)].join(" ")).join("|"); }));
+      const lines = evenLines(numbers(s), pairs), x = [], y = [];
+      lines.forEach(([[x0, y0], [x1, y1]]) => { x.push(x0, x1, null); y.push(y0, y1, null); });
+      return lines.length ? [[4.5, dark.matches ? "#15181b" : "#ffffff"], [2, ink]].map(([width, color]) => ({ type: "scatter", mode: "lines", name: `1x ${s}`, x, y, hoverinfo: "skip", showlegend: false,
+        line: { width, color, dash: s === "measured" ? "solid" : "dash" } })) : [];
     });
     const axis = (values, title, size, name) => ({ tickvals: values.map((_, i) => i), ticktext: values.map((v) => (v === 0 ? "none" : String(v)) + (shown.thin[name].has(v) ? "*" : "")), title: { text: title, standoff: 6 }, range: [-0.5, values.length - 0.5],
       fixedrange: true, showgrid: false, zeroline: false, ticks: "", tickfont: { size }, automargin: true });

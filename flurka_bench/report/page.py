@@ -18,6 +18,7 @@ from flurka_bench.analysis.speedup import CELL
 from flurka_bench.report.content import Content
 from flurka_bench.report.payload import MAX_EXACT_SAMPLES, embed, payload
 from flurka_bench.units import format_ratio
+from flurka_bench.verdict import MARGIN
 
 _ASSETS = files("flurka_bench.report")
 NUM_SLICES = 12  # slices (device, level, pass, dtype) answered in full sentences; the map holds all
@@ -35,6 +36,7 @@ def page(content: Content) -> str:
         "answer": _answer(content),
         "warnings": _warnings(content),
         "agreement": _agreement(content),
+        "brackets": escape(_brackets(content)),
         "environment": _environment(content.runs),
         "data": _data(content),
         "payload": embed(payload(content)),
@@ -85,6 +87,37 @@ def interval(row: Mapping[str, Any]) -> str:
     return format_ratio(row["best"]) + (
         f" ({format_ratio(row['best_low'])} to {format_ratio(row['best_high'])})" if known else ""
     )
+
+
+def sides(content: Content) -> tuple[bool, bool]:
+    """Whether the page shows speedups that were measured, and that were predicted."""
+    every = [cells for views in content.views.values() for cells in views.values()]
+    measured, predicted = (
+        any(bool(cells[name].notna().any()) for cells in every)
+        for name in ("speedup", "predicted_speedup")
+    )
+    return measured, predicted
+
+
+def interval_words(content: Content) -> str:
+    """What the intervals on the page are, and when a cell is decided by them."""
+    measured, predicted = sides(content)
+    kinds = ["measured intervals are 95 % confidence intervals"] * measured
+    kinds += ["predicted ones are 90 % bands of the model" if measured else _BANDS] * predicted
+    told = "; ".join(kinds)
+    told = f"{told[0].upper()}{told[1:]}. " if told else ""
+    return f"{told}A cell is decided where its interval lies more than {100 * MARGIN:g} % from 1."
+
+
+_BANDS = "intervals are predicted: 90 % bands of the model, not confidence intervals"
+
+
+def _brackets(content: Content) -> str:
+    """What stands in brackets beside a crossover."""
+    measured, predicted = sides(content)
+    kinds = ["the 95 % interval (measured)"] * measured
+    kinds += ["where the edges of the model's 90 % band cross (predicted)"] * predicted
+    return f"In brackets {', or '.join(kinds)}." if kinds else ""
 
 
 def slices(answer: pd.DataFrame) -> list[tuple[tuple, pd.DataFrame]]:
@@ -155,9 +188,11 @@ def _answer(content: Content) -> str:
         parts.append(
             f"<p>{len(found) - NUM_SLICES} more combinations of device, level, pass and dtype are in the map.</p>"
         )
-    parts.append('<p class="soft">A baseline is the fastest of its kind unless it is called the paper’s. Intervals are 95 %; a '
-                 "cell is decided where its interval lies more than 2 % from 1. A smaller k or m is always faster: read a "
-                 "speedup at the k and m that your accuracy needs.</p>")  # fmt: skip
+    parts.append(
+        '<p class="soft">A baseline is the fastest of its kind unless it is called the paper’s.'
+        f" {escape(interval_words(content))} A smaller k or m is always faster: read a speedup at"
+        " the k and m that your accuracy needs.</p>"
+    )
     return "".join(parts) + _records_table(content)
 
 

@@ -16,6 +16,7 @@ from flurka_bench.report.page import (
     answer_row,
     empty_words,
     fastest_words,
+    interval_words,
     slices,
     subtitle,
 )
@@ -37,6 +38,8 @@ def _text_pages(content: Content) -> list[Figure]:
         lines += [("text", ""), ("head", " · ".join(map(str, key)))]
         lines.append(("text", " ".join([*in_words(rows[0]), fastest_words(content, key)])))
         lines += _columns(ANSWER_HEAD, [answer_row(row) for row in rows])
+    if not content.answer.empty:
+        lines += [("text", ""), ("text", interval_words(content))]
     for title, head, rows, long in tables(content.agreement):
         lines += [("text", ""), ("head", title)]
         if long:
