@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from flurka_bench.cli.common import print_json, print_table
+from flurka_bench.cli.targets import load_target
 from flurka_bench.errors import RequestError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def validate(
     hardware: Annotated[
         str,
         typer.Option(
-            help="The device that the rows are of: a name, an alias or a profile file (.toml)."
+            help="The device that the rows are of: a name, an alias, a profile file (.toml), or cpu for this machine."
         ),
     ],
     datasheet_only: Annotated[
@@ -76,9 +77,7 @@ def validate(
 
     Example: flurka-bench validate linear_bf16.csv.gz --hardware h200 --predictions predicted.csv
     """
-    from flurka_bench.hardware import load
-
-    profile = load(hardware)
+    profile = load_target(hardware)
     if datasheet_only:
         profile = profile.with_measured({}, {})
     header, table = (_run_table(source)) if source.is_dir() else _csv_table(source)
