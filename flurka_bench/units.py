@@ -6,15 +6,15 @@ import re
 from flurka_bench.errors import RequestError
 
 _BYTES = {
-    "b": 1,
-    "kb": 1e3,
-    "mb": 1e6,
-    "gb": 1e9,
-    "tb": 1e12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
+    "B": 1,
+    "kB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "TB": 1e12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
 }
 _SECONDS = {
     "s": 1.0,
@@ -32,17 +32,18 @@ SIZE_FORM = "16k is 16384"
 
 def _parse(text: str, scale: dict[str, float], what: str, example: str) -> float:
     units = ", ".join(scale)
+    factors = {name.lower(): factor for name, factor in scale.items()}
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµμ]*)\s*", str(text))
     unit = match[2].lower().replace("μ", "µ") if match else ""  # Greek mu for the micro sign
     if match and not unit:
         raise RequestError(
             f"{what} needs a unit of {units}: {match[1]} of what? (like {example}), got {text!r}"
         )
-    if not match or unit not in scale:
+    if not match or unit not in factors:
         raise RequestError(
             f"{what} must be a positive number with a unit of {units} (like {example}), got {text!r}"
         )
-    value = float(match[1]) * scale[unit]
+    value = float(match[1]) * factors[unit]
     if not (math.isfinite(value) and value > 0):
         raise RequestError(f"{what} must be finite and above 0 (like {example}), got {text!r}")
     return value
@@ -66,7 +67,7 @@ def parse_size(text: str, what: str = "size") -> int:
     value = int(match[1]) * _COUNTS[match[2].lower()] if match else 0
     if value < 1:
         raise RequestError(
-            f"{what} must be a whole number of at least 1 (like 4096 or 4k; {SIZE_FORM}), got {text!r}"
+            f"{what} must be a whole number of at least 1 (like 4096 or 4k; {SIZE_FORM}), got {str(text)[:80]!r}"
         )
     return value
 

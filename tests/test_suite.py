@@ -153,7 +153,7 @@ MISTAKES = {
     BASIC + "[budget]\ntime = '80 parsecs'": r"budget time must be a positive number with a unit",
     BASIC + "[budget]\ntime = '80'": r"budget time needs a unit of s, ms,.* got '80'",
     BASIC + "[budget]\ntime = 80": r"budget time needs a unit of s, ms,.* got 80",
-    BASIC + "[budget]\nmemory = 40": r"budget memory needs a unit of b, kb,.* got 40",
+    BASIC + "[budget]\nmemory = 40": r"budget memory needs a unit of B, kB,.* got 40",
     BASIC + "[budget]\ntme = '80s'": r"unknown key in \[budget\] 'tme' \(did you mean 'time'\?\)",
     BASIC + "[cuda]\naxes = {dtype = 'fp8'}": r"unknown dtype 'fp8'",
     'exclude = ["rnk > 5"]' + BASIC: r"unknown name in the expression .* \(did you mean 'rank'\?\)",

@@ -12,6 +12,7 @@ from flurka_bench.cli.common import (
     SIZES_HELP,
     comma_list,
     dtype_of,
+    note,
     one_of,
     positive_int,
     print_json,
@@ -77,6 +78,8 @@ def predict(
     Example: flurka-bench predict --hardware h100,a100 --mechanism full-sdpa,flurka-relu --seq-len
         4096,16384 --dtype bfloat16
     """
+    from flurka_bench.cost.predict import CACHES
+    from flurka_bench.cost.terms import LAUNCHES
     from flurka_bench.mechanisms import MECHANISMS
 
     accepted = CHOICES | {"mechanism": tuple(MECHANISMS), "order": (*CHOICES["order"], "best")}
@@ -108,16 +111,20 @@ def predict(
         for name, text in {"order": order, "rank": rank, "num_features": num_features}.items()
         if text is not None
     }
-    check_knobs(given, _asked(axes, given))
+    one_of(LAUNCHES, "--launch")(launch)
+    one_of(CACHES, "--cache")(cache)
+    notes = check_knobs(given, _asked(axes, given))
     records = []
     for profile in load_targets(hardware):
-        for each in axes["dtype"]:
-            check_dtype(profile, each)
-        check_launch(profile, launch)
         own = axes | {"backend": check_backends(profile, axes["backend"])}
         records += [
             prediction.as_record() for prediction in predictions(own, profile, launch, cache)
         ]
+        for each in axes["dtype"]:
+            check_dtype(profile, each)
+        check_launch(profile, launch)
+    for text in notes:
+        note(text)
     if json:
         print_json(records)
     else:

@@ -91,17 +91,18 @@ def error(
         )
         if values is not None
     }
-    check_knobs(
+    notes = check_knobs(
         given, ((item.mechanism, _without(item.mechanism)) for item in loaded.configurations)
     )
     from flurka_bench.quality import runner
 
     if dry_run:
-        if out is not None:
-            note("--out changes nothing in a dry run")
+        notes += [] if out is None else ["--out changes nothing in a dry run"]
         cases = [
             group.case_id(item) for group in runner.plan(loaded) for item in group.configurations
         ]
+        for each in notes:
+            note(each)
         if json:
             print_json({"cases": [{"case_id": case_id} for case_id in cases]})
         else:
@@ -118,6 +119,8 @@ def error(
             environment=capture(CpuDevice()),
             progress=progress.show,
         )
+    for each in notes:
+        note(each)
     _print_summaries(load_error_run(folder).summaries, folder, as_json=json)
 
 

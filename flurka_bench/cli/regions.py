@@ -158,7 +158,10 @@ def regions(
         }  # fmt: skip
         for option, values in one_size.items():
             if values and len(values) > 1:
-                raise RequestError(f"--flops takes one {option}, got {','.join(map(str, values))}")
+                raise RequestError(
+                    "--flops takes one --model-dim, one --head-dim, and at most one --seq-len, --rank and --num-features,"
+                    f" got {option} {','.join(map(str, values))}"
+                )
         given = {name for name in ("--model-dim", "--head-dim") if predicted[name] is not None}
         _flops(level, pass_, pair, {"D": widths[0], "d": heads[0]}, sizes, latex, json, given)
         return

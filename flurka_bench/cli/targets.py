@@ -112,8 +112,8 @@ def check_backends(profile: "Profile", backends: Iterable[str]) -> list[str]:
 
 def check_knobs(
     given: Mapping[str, Sequence[Any]], requests: "Iterable[tuple[str, Mapping[str, str]]]"
-) -> None:
-    """Refuse options that nothing asked for has, and say for whom the others do not apply.
+) -> list[str]:
+    """Refuse options that nothing asked for has; a note of each other for whom it does not apply.
 
     Args:
         given: the values of each option that was given, by the field of a case.
@@ -122,6 +122,7 @@ def check_knobs(
     """
     reasons: dict[str, dict[str, list[str]]] = {field: {} for field in given}
     used: set[str] = set()
+    notes = []
     for mechanism, refused in requests:
         for field in given:
             if field not in refused:
@@ -137,7 +138,8 @@ def check_knobs(
         if why and field not in used:
             raise RequestError(f"{text}; leave it out")
         if why:
-            note(text)
+            notes.append(text)
+    return notes
 
 
 def own_profile(gpu: str | None = None) -> "Profile | None":
