@@ -90,7 +90,7 @@ def plot(
     for name in kinds:
         drawn = _figures(name, frame, cells, across, up, _profile(found[0].meta, hardware))
         if not drawn and kind != "all":
-            note(f"no {name}: {_NOTHING[name]}")
+            note(f"no {name}: {_NOTHING.get(name, 'nothing of it is in the run')}")
         for stem, figure in drawn:
             paths += style.save(figure, folder / stem)
     if json:
