@@ -41,6 +41,7 @@ from typing import Any
 from flurka_bench import mechanisms, workload
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.expression import Expression
+from flurka_bench.mechanisms.names import KNOBS, not_applicable
 from flurka_bench.toml import parse_toml
 from flurka_bench.units import parse_bytes, parse_fraction, parse_seconds, parse_size
 from flurka_bench.workload import LARGEST_SIZE, Case, dtype_name
@@ -165,6 +166,30 @@ class Suite:
         for case in found:
             workloads.setdefault(case.workload_key, []).append(case)
         return [case for competitors in workloads.values() for case in competitors]
+
+    def idle_axes(self) -> list[str]:
+        """The axes with a value that no mechanism of the suite has at any of its levels."""
+        named: dict[str, None] = {}
+        used: set[str] = set()
+        plain = Case(mechanism="full-math")
+        for block in self.blocks:
+            axes = block["shared"] | block["own"]
+            widths = dict.fromkeys(axes.get("head_dim", [plain.head_dim]))
+            forms = [
+                Case(mechanism=mechanism, level=level)
+                for mechanism in axes["mechanism"]
+                for level in axes.get("level", [plain.level])
+            ]
+            for axis, values in axes.items():
+                named[axis] = None
+                for form, value in product(forms, values):
+                    if axis in used or axis not in KNOBS:
+                        used.add(axis)
+                        break
+                    width = value if value in widths else next(iter(widths))
+                    if axis not in not_applicable(form.replace(head_dim=width, **{axis: value})):
+                        used.add(axis)
+        return [axis for axis in named if axis not in used]
 
 
 def _missing_axis(wanted: Case) -> str | None:

@@ -192,6 +192,31 @@ def test_sizes_and_dtypes_in_the_words_people_use():
     assert [case.seq_len for case in parse_suite(ranged).cases()] == [1024, 2048, 4096]
 
 
+@pytest.mark.parametrize(
+    ("axes", "idle"),
+    [
+        ('mechanism = "flurka-elu", rank = 8, num_features = [16, 32]', ["num_features"]),
+        ('mechanism = "flurka-elu", rank = 8, num_features = [16, 64]', []),
+        ('mechanism = "flurka-elu", rank = 8, num_features = 16, head_dim = [32, 16]', []),
+        ('mechanism = "kernel-relu", rank = 8, num_features = 16', ["rank"]),
+        ('mechanism = ["full-math", "low-rank"], rank = 8, order = "compress_first"', ["order"]),
+        (
+            'mechanism = "low-rank", rank = 8, order = "compress_first", level = ["core", "layer"]',
+            [],
+        ),
+        ('mechanism = "full-sdpa", share_kv = true, num_layers = 2', ["share_kv", "num_layers"]),
+    ],
+)
+def test_an_axis_that_nothing_has_is_known(axes, idle):
+    assert parse_suite(f"axes = {{{axes}}}").idle_axes() == idle
+
+
+def test_shipped_suites_have_no_idle_axes():
+    for name in shipped_suites():
+        for kind in ("cpu", "cuda"):
+            assert load_suite(name, kind).idle_axes() == []
+
+
 def test_unknown_suites_and_unreadable_files(tmp_path):
     with pytest.raises(RequestError, match=r"unknown suite 'quikc' \(did you mean 'quick'\?\)"):
         load_suite("quikc")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import one_of, print_json, print_table, refuse_given
+from flurka_bench.cli.common import note, one_of, print_json, print_table, refuse_given
 from flurka_bench.errors import RequestError, unknown
 
 if TYPE_CHECKING:
@@ -60,7 +60,14 @@ def timing_suite(name: str, device_kind: str) -> "Suite":
         raise RequestError(
             f"{name!r} is an error suite, which times nothing: flurka-bench quality error {name}"
         )
-    return load_suite(name, device_kind)
+    loaded = load_suite(name, device_kind)
+    _note_idle_axes(loaded)
+    return loaded
+
+
+def _note_idle_axes(suite: "Suite") -> None:
+    for axis in suite.idle_axes():
+        note(f"suite {suite.name!r}: no mechanism of it has the axis {axis} as given")
 
 
 def _kind(device: str | None) -> str:
@@ -133,6 +140,7 @@ def show(
     kind = _kind(device)
     loaded = load_suite(suite, kind)
     cases = loaded.cases()
+    _note_idle_axes(loaded)
     if json:
         print_json({
             "name": loaded.name,

@@ -253,7 +253,8 @@ _FLAGS = ("share_kv", "share_heads")
 
 def _case(row: dict[str, str]) -> "Case":
     """The case that a row of a whole-case file is of, in canonical form."""
-    from flurka_bench.mechanisms import canonical
+    from flurka_bench.mechanisms import MECHANISMS, canonical
+    from flurka_bench.mechanisms.names import not_applicable
     from flurka_bench.workload import Case
 
     row = {"vocab_size": row.get("vocab", ""), **row}
@@ -266,7 +267,11 @@ def _case(row: dict[str, str]) -> "Case":
                 raise RequestError(f"column {name} must hold whole numbers, got {row[name]!r}")
             values[name] = int(row[name])
     values |= {name: row[name].strip().lower() in ("true", "1") for name in _FLAGS if row.get(name)}
-    return canonical(Case(**values))
+    case = Case(**values)
+    why = not_applicable(case).get("num_features")
+    if why and MECHANISMS[case.mechanism].is_kernel:  # other features than the row's were timed
+        raise RequestError(f"{case.mechanism} {why}, and the row says {case.num_features}")
+    return canonical(case)
 
 
 def _latency_s(text: str) -> float:

@@ -23,6 +23,8 @@ RANDOM_FEATURES = (
     "relu",
 )  # products with Ω: their number is a knob, and projections can be absorbed into them
 COMPRESSION_KNOBS = ("rank", "compression", "share_kv", "share_heads")
+# What some mechanisms or levels do not have.
+KNOBS = (*COMPRESSION_KNOBS, "num_features", "order", "num_layers", "ffn_dim", "vocab_size")
 SIMILARITIES = (*SOFTMAX, *RANDOM_FEATURES, "elu")
 
 
