@@ -8,11 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flurka_bench.cli.targets import calibrated_file, load_targets, own_profile
+from flurka_bench.cli.targets import calibrated_file, check_device, load_targets, own_profile
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load, names, write_profile
 from flurka_bench.hardware.detect import detect_cpu, from_cuda_properties, recognise
 from flurka_bench.hardware.files import FOLDER, parse_profile
+from flurka_bench.measure.probe import FoundDevice
 
 REQUIRED = {
     "p100-pcie-16gb", "v100-pcie-32gb", "v100-sxm2-32gb", "t4", "a10", "a40", "a100-pcie-40gb", "a100-sxm-40gb", "a100-pcie-80gb",
@@ -125,6 +126,24 @@ def test_this_machine_is_what_calibrate_left_here(tmp_path, monkeypatch):
     calibrated = detect_cpu().with_measured({"cpu.launch_s": 1e-6}, {"source": "a test"})
     calibrated_file(calibrated).write_text(write_profile(calibrated), encoding="utf-8")
     assert load_targets("cpu,cpu") == [calibrated] == [own_profile()]
+
+
+def test_a_profile_must_be_of_the_kind_of_device_that_is_timed(capsys):
+    cpu, gpu = (
+        FoundDevice(device="cpu", kind="cpu"),
+        FoundDevice(device="cuda:0", kind="cuda", name="Tesla T4"),
+    )
+    with pytest.raises(RequestError, match=r"h100-sxm-80gb is a GPU, and .* is a CPU \(cpu\)"):
+        check_device(load("h100"), cpu)
+    with pytest.raises(RequestError, match=r"cpu is a CPU, and .* is a GPU \(cuda:0\)"):
+        check_device(own_profile(), gpu)
+    check_device(load("t4"), gpu)
+    check_device(own_profile(), cpu)
+    assert not capsys.readouterr().err
+    check_device(load("h100"), gpu)
+    assert (
+        "describes NVIDIA H100 SXM5 80 GB; the device here is Tesla T4" in capsys.readouterr().err
+    )
 
 
 def test_the_device_at_hand_is_recognised_by_exact_name_only():
