@@ -93,7 +93,7 @@ def predict(
     }
     sizes = dict(zip(SIZES, (batch, num_heads, seq_len, head_dim, rank, num_features)))
     every = DEFAULT_KNOBS | {"mechanism": ",".join(MECHANISMS)}
-    axes: dict[str, list] = {}
+    axes: dict[str, list[Any]] = {}
     for name, text in (names | sizes).items():
         option = f"--{name.replace('_', '-')}"
         convert = (
@@ -132,7 +132,7 @@ def predict(
 
 
 def _asked(
-    axes: dict[str, list], given: dict[str, list]
+    axes: dict[str, list[Any]], given: dict[str, list[Any]]
 ) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Of everything asked for, the mechanism and which of the given knobs does not apply to it."""
     from flurka_bench.mechanisms.names import not_applicable

@@ -106,8 +106,9 @@ def run(
     loaded = timing_suite(suite, found.kind)
     cases = loaded.cases()
     profile = _profile(found, hardware)
-    for dtype in sorted({case.dtype for case in cases}) if profile else ():
-        check_dtype(profile, dtype)
+    if profile is not None:
+        for dtype in sorted({case.dtype for case in cases}):
+            check_dtype(profile, dtype)
     predictions = _predictions(cases, profile, stages=stages, cache=cache)
     if dry_run:
         idle = {"--out": out, "--seed": seed, "--memory-limit": memory_limit}

@@ -83,7 +83,7 @@ def list_(json: Json = False) -> None:
     """
     from flurka_bench.suite import load_suite, shipped_suites
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in shipped_suites():
         suites = {kind: load_suite(name, kind) for kind in ("cpu", "cuda")}
         cases = {f"num_cases_{kind}": len(suite.cases()) for kind, suite in suites.items()}
