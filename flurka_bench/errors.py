@@ -27,9 +27,11 @@ class Interrupted(FlurkaError):
 
 
 def nearest(got: str, accepted: Iterable[str]) -> str | None:
-    """The accepted name closest to ``got``, or None where none is close."""
-    close = difflib.get_close_matches(str(got), [str(name) for name in accepted], n=1, cutoff=0.5)
-    return close[0] if close else None
+    """The accepted name closest to ``got``, whatever the case of its letters; None where none is
+    close."""
+    names = {str(name).lower(): str(name) for name in accepted}
+    close = difflib.get_close_matches(str(got).lower(), names, n=1, cutoff=0.5)
+    return names[close[0]] if close else None
 
 
 def unknown(what: str, got: object, accepted: Iterable[str]) -> RequestError:

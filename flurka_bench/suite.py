@@ -41,9 +41,10 @@ from typing import Any
 from flurka_bench import mechanisms, workload
 from flurka_bench.errors import RequestError, unknown
 from flurka_bench.expression import Expression
+from flurka_bench.mechanisms.names import KNOBS, not_applicable
 from flurka_bench.toml import parse_toml, read_text
-from flurka_bench.units import parse_bytes, parse_fraction, parse_seconds
-from flurka_bench.workload import LARGEST_SIZE, Case, check_combinations
+from flurka_bench.units import parse_bytes, parse_fraction, parse_seconds, parse_size
+from flurka_bench.workload import LARGEST_SIZE, Case, check_combinations, dtype_name
 
 SHIPPED = Path(__file__).parent / "suites"
 MAX_CASES = 10_000
@@ -110,7 +111,8 @@ class Suite:
             f"suite {self.name!r}", *map(_lists, self.blocks), mend="shorten its axes"
         )
         found: dict[Case, None] = {}
-        impossible: RequestError | None = None
+        impossible: dict[str, str] = {}  # by mechanism, the first reason
+        possible: set[str] = set()
         num_excluded = 0
         for block in self.blocks:
             ranks: list[tuple[int, int]] = []  # with the seq_len each is combined with
@@ -123,8 +125,10 @@ class Suite:
                 try:
                     case = mechanisms.canonical(wanted)
                 except RequestError as error:
-                    impossible = impossible or error
+                    why = _missing_axis(wanted) or _in_suite_words(str(error))
+                    impossible.setdefault(wanted.mechanism, why)
                     continue
+                possible.add(case.mechanism)
                 if case in found:
                     continue
                 record = case.as_record()
@@ -143,17 +147,65 @@ class Suite:
                     f"suite {self.name!r}: rank must be at most seq_len, and every rank is larger than the seq_len it is combined"
                     f" with, as {rank} than {seq_len}"
                 )
+        lacking = [name for name in impossible if name not in possible]
         if not found:
             why = (
                 f"all {num_excluded} possible ones are excluded"
                 if num_excluded
-                else str(impossible)
+                else next(iter(impossible.values()))
             )
             raise RequestError(f"suite {self.name!r} expands to no case: {why}")
+        if lacking:
+            raise RequestError(
+                f"suite {self.name!r} expands to no case of {lacking[0]}: {impossible[lacking[0]]}"
+            )
         workloads: dict[tuple, list[Case]] = {}
         for case in found:
             workloads.setdefault(case.workload_key, []).append(case)
         return [case for competitors in workloads.values() for case in competitors]
+
+    def idle_axes(self) -> list[str]:
+        """The axes with a value that no mechanism of the suite has at any of its levels."""
+        named: dict[str, None] = {}
+        used: set[str] = set()
+        plain = Case(mechanism="full-math")
+        for block in self.blocks:
+            axes = block["shared"] | block["own"]
+            widths = dict.fromkeys(axes.get("head_dim", [plain.head_dim]))
+            forms = [
+                Case(mechanism=mechanism, level=level)
+                for mechanism in axes["mechanism"]
+                for level in axes.get("level", [plain.level])
+            ]
+            for axis, values in axes.items():
+                named[axis] = None
+                for form, value in product(forms, values):
+                    if axis in used or axis not in KNOBS:
+                        used.add(axis)
+                        break
+                    width = value if value in widths else next(iter(widths))
+                    if axis not in not_applicable(form.replace(head_dim=width, **{axis: value})):
+                        used.add(axis)
+        return [axis for axis in named if axis not in used]
+
+
+def _missing_axis(wanted: Case) -> str | None:
+    """The axis that a suite lacks, in words, where that is why a case is impossible."""
+    cell = mechanisms.MECHANISMS[wanted.mechanism]
+    for axis, needs in (("rank", cell.compressed), ("num_features", cell.uses_features)):
+        if needs and getattr(wanted, axis) is None:
+            return (
+                f"{cell.name} needs the axis {axis}; give it in [axes] or beside the mechanism, as"
+                f" {axis} = [64]"
+            )
+    return None
+
+
+def _in_suite_words(message: str) -> str:
+    """An error in the words of a suite file: its axes in place of the command's options."""
+    return re.sub(
+        r"--([a-z][a-z-]*)", lambda option: f"axis {option[1].replace('-', '_')}", message
+    )
 
 
 def shipped_suites() -> list[str]:
@@ -256,6 +308,8 @@ def _parse_axis(axis: str, values: Any) -> list[Any]:
     """One axis as its list of values: a single value, a list, or a geometric range of sizes."""
     if axis in CHOICES:
         entries = values if isinstance(values, list) else [values]
+        if axis == "dtype":
+            entries = [dtype_name(entry) for entry in entries]
         for entry in entries:
             if entry not in CHOICES[axis]:
                 raise unknown(axis, entry, CHOICES[axis])
@@ -271,6 +325,7 @@ def _parse_axis(axis: str, values: Any) -> list[Any]:
             if isinstance(values, list)
             else [values]
         )
+        entries = [_size(axis, entry) for entry in entries]
         least = 0 if axis in ("ffn_dim", "vocab_size") else 1
         for entry in entries:
             if (
@@ -286,6 +341,11 @@ def _parse_axis(axis: str, values: Any) -> list[Any]:
     return entries
 
 
+def _size(axis: str, entry: Any) -> Any:
+    """``"16k"`` as the number it is; what is no text stays."""
+    return parse_size(entry, f"axis {axis}") if isinstance(entry, str) else entry
+
+
 def _geometric(axis: str, table: dict[str, Any]) -> list[int]:
     """``{from, to, factor}`` or ``{from, to, num}`` -> sizes from ``from`` to at most ``to``,
     rounded, each once."""
@@ -294,6 +354,7 @@ def _geometric(axis: str, table: dict[str, Any]) -> list[int]:
     if not {"from", "to"} <= table.keys() or ("factor" in table) == ("num" in table):
         raise RequestError(f"{form}, got {_short(table)}")
     first, last, factor, num = (table.get(key) for key in ("from", "to", "factor", "num"))
+    first, last = _size(axis, first), _size(axis, last)
     for size in (first, last):
         if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_SIZE:
             raise RequestError(f"{form} with whole numbers from 1 to 2^40, got {_short(table)}")

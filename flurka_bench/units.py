@@ -6,19 +6,17 @@ import re
 from flurka_bench.errors import RequestError
 
 _BYTES = {
-    "": 1,
-    "b": 1,
-    "kb": 1e3,
-    "mb": 1e6,
-    "gb": 1e9,
-    "tb": 1e12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
+    "B": 1,
+    "kB": 1e3,
+    "MB": 1e6,
+    "GB": 1e9,
+    "TB": 1e12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
 }
 _SECONDS = {
-    "": 1.0,
     "s": 1.0,
     "ms": 1e-3,
     "us": 1e-6,
@@ -27,29 +25,51 @@ _SECONDS = {
     "min": 60.0,
     "h": 3600.0,
 }
+# Sizes count positions, heads and rows, so k is 1024 as in "a 16k context", not 1000.
+_COUNTS = {"": 1, "k": 2**10, "m": 2**20}
+SIZE_FORM = "16k is 16384"
 
 
 def _parse(text: str, scale: dict[str, float], what: str, example: str) -> float:
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ]*)\s*", str(text))
-    if not match or match[2].lower() not in scale:
-        units = ", ".join(unit for unit in scale if unit)
+    units = ", ".join(scale)
+    factors = {name.lower(): factor for name, factor in scale.items()}
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµμ]*)\s*", str(text))
+    unit = match[2].lower().replace("μ", "µ") if match else ""  # Greek mu for the micro sign
+    if match and not unit:
+        raise RequestError(
+            f"{what} needs a unit of {units}: {match[1]} of what? (like {example}), got {text!r}"
+        )
+    if not match or unit not in factors:
         raise RequestError(
             f"{what} must be a positive number with a unit of {units} (like {example}), got {text!r}"
         )
-    value = float(match[1]) * scale[match[2].lower()]
+    value = float(match[1]) * factors[unit]
     if not (math.isfinite(value) and value > 0):
         raise RequestError(f"{what} must be finite and above 0 (like {example}), got {text!r}")
     return value
 
 
 def parse_bytes(text: str, what: str = "memory") -> int:
-    """``"40GB"`` -> 40_000_000_000. Raises RequestError naming the units."""
+    """``"40GB"`` -> 40_000_000_000. Raises RequestError naming the units, also where none is
+    given."""
     return int(_parse(text, _BYTES, what, "40GB"))
 
 
 def parse_seconds(text: str, what: str = "time") -> float:
-    """``"2ms"`` -> 0.002. Raises RequestError naming the units."""
+    """``"2ms"`` -> 0.002. Raises RequestError naming the units, also where none is given."""
     return _parse(text, _SECONDS, what, "2ms")
+
+
+def parse_size(text: str, what: str = "size") -> int:
+    """``"4096"``, ``"16k"``, ``"1M"`` -> 4096, 16384, 1048576. Raises RequestError for anything
+    that is no whole number of at least 1."""
+    match = re.fullmatch(r"\s*([0-9]{1,4000})\s*([kKmM]?)\s*", str(text))
+    value = int(match[1]) * _COUNTS[match[2].lower()] if match else 0
+    if value < 1:
+        raise RequestError(
+            f"{what} must be a whole number of at least 1 (like 4096 or 4k; {SIZE_FORM}), got {str(text)[:80]!r}"
+        )
+    return value
 
 
 def parse_fraction(text: str, what: str = "threshold") -> float:

@@ -31,6 +31,12 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 CHOICES = {
     "level": LEVELS, "pass": PASSES, "order": ORDERS, "backend": BACKENDS, "dtype": DTYPES, "compression": COMPRESSIONS,
 }  # fmt: skip
+# Other words for a dtype, which requests may use in any case of letters; records name it as DTYPES
+# does.
+DTYPE_ALIASES = {
+    "bf16": "bfloat16", "fp16": "float16", "half": "float16", "f16": "float16", "fp32": "float32", "f32": "float32",
+    "float": "float32", "fp64": "float64", "f64": "float64", "double": "float64",
+}  # fmt: skip
 DTYPE_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "bool": 1, "int64": 8}
 
 # The stages a mechanism runs, in this order where it has them; the same names in op lists, code,
@@ -78,6 +84,13 @@ SIZES = ("batch", "num_heads", "seq_len", "head_dim", "rank", "num_features")
 WORKLOAD = (
     "level", "pass", "dtype", "batch", "num_heads", "seq_len", "head_dim", "num_layers", "ffn_dim", "vocab_size",
 )  # fmt: skip
+
+
+def dtype_name(text: str) -> str:
+    """The dtype that ``text`` means: ``"BF16"`` -> ``"bfloat16"``; unknown text comes back as it
+    is."""
+    word = str(text).strip().lower()
+    return DTYPE_ALIASES.get(word, word if word in DTYPES else text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

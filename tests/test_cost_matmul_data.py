@@ -297,20 +297,29 @@ def test_validate_takes_whole_cases(tmp_path):
         "seq_len",
         "head_dim",
         "rank",
+        "num_features",
         "latency_ms",
     ]
     rows = [
-        ["h200-sxm", "bfloat16", "core", "forward", name, 4, 8, 2048, 64, rank, 1.0]
-        for name, rank in (("full-math", ""), ("low-rank", 128))
+        ["h200-sxm", dtype, "core", "forward", name, 4, 8, 2048, 64, rank, features, 1.0]
+        for dtype, name, rank, features in (
+            ("bfloat16", "full-math", "", ""),
+            ("bf16", "low-rank", 128, ""),
+            ("bfloat16", "kernel-elu", "", 64),
+            ("bfloat16", "kernel-elu", "", 16),
+        )
     ]
     path = write(
         tmp_path / "cases.csv",
         header,
-        [*rows, ["h200-sxm", "bfloat16", "core", "forward", "magic", 4, 8, 2048, 64, "", 1.0]],
+        [*rows, ["h200-sxm", "bfloat16", "core", "forward", "magic", 4, 8, 2048, 64, "", "", 1.0]],
     )
-    done = run_validate(path, "--hardware", "h200-sxm", "--json")
+    done = run_validate(path, "--hardware", "h200_sxm", "--json")
     assert done.returncode == 0, done.stderr
-    assert [record["op"] for record in json.loads(done.stdout)] == ["full-math", "low-rank"]
+    records = json.loads(done.stdout)
+    assert [record["op"] for record in records] == ["full-math", "kernel-elu", "low-rank"]
+    assert [(record["count"], record["dtype"]) for record in records] == [(1, "bfloat16")] * 3
+    assert "kernel-elu has m = head_dim = 64 features, and the row says 16" in done.stderr
     assert "left out 1 rows: unknown mechanism 'magic'" in done.stderr
 
 

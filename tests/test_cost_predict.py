@@ -12,7 +12,7 @@ from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load
 from flurka_bench.mechanisms import MECHANISMS, lower, peak_memory_bytes
 from flurka_bench.ops import Op, Tensor, total
-from flurka_bench.workload import SIZES, Case
+from flurka_bench.workload import LEVELS, SIZES, Case
 
 H100 = load("h100").with_measured({}, {})
 CASE = Case(
@@ -289,22 +289,101 @@ def test_best_order_is_the_fastest(capsys):
     assert best == pytest.approx(min(record["seconds"] for record in orders), rel=1e-4)
 
 
-def test_what_does_not_apply_collapses(capsys):
-    records = json.loads(
-        run(
-            capsys,
-            "--hardware",
-            "h100",
-            "--mechanism",
-            "full-sdpa",
-            "--rank",
-            "64,128",
-            "--num-features",
-            "32,64",
-            "--json",
-        )[1].out
+def test_what_does_not_apply_collapses_and_is_said(capsys):
+    options = "--hardware h100 --mechanism full-sdpa,flurka-relu --rank 64,128 --num-features 32,64"
+    code, out = run(capsys, *options.split(), "--json")
+    records = json.loads(out.out)
+    assert code == 0 and len(records) == 1 + 4
+    assert "--rank 64,128 does not apply to full-sdpa" in out.err
+    assert "--num-features 32,64 does not apply to full-sdpa (has no features)" in out.err
+
+
+@pytest.mark.parametrize("name", MECHANISMS)
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_knob_is_carried_out_or_said_not_to_be(capsys, name, level):
+    """A knob given to one mechanism alone reaches its case, or a line says that it does not: over
+    all mechanisms, levels and knobs."""
+    wanted = {"rank": 32, "num_features": 16, "order": "project_first"}
+    sound = {"rank", "num_features", "order"}
+    sound -= set() if MECHANISMS[name].compressed else {"rank"}
+    sound -= set() if MECHANISMS[name].uses_features else {"num_features"}
+    sound -= {"order"} if level == "core" else set()
+    for knob, value in wanted.items():
+        option = f"--{knob.replace('_', '-')}"
+        fixed = ["--hardware", "h100", "--mechanism", name, "--level", level, "--seq-len", "64"]
+        rest = ["--rank", "64"] if knob != "rank" and MECHANISMS[name].compressed else []
+        code, out = run(capsys, *fixed, *rest, option, str(value), "--json")
+        if knob in sound:
+            assert code == 0 and [record[knob] for record in json.loads(out.out)] == [value]
+            assert not out.err
+        else:
+            assert code == 0 and f"{option} {value} does not apply to {name} (" in out.err
+            assert out.err.count("\n") == 1 and json.loads(out.out)[0][knob] != value
+
+
+def test_the_elu_forms_are_told_of_and_take_their_own_width(capsys):
+    code, out = run(capsys, "--hardware", "h100", "--num-features", "16", "--json")
+    features = {record["mechanism"]: record["num_features"] for record in json.loads(out.out)}
+    assert code == 0 and set(features) == set(MECHANISMS)
+    assert features["flurka-elu"] == features["kernel-elu"] == 64 and features["flurka-relu"] == 16
+    assert "kernel-elu, flurka-elu (has m = head_dim = 64 features)" in out.err
+    code, out = run(capsys, "--hardware", "h100", "--mechanism", "flurka-elu", "--num-features=64")
+    assert code == 0 and not out.err
+
+
+def test_an_order_that_a_mechanism_lacks_is_said(capsys):
+    options = "--hardware h100 --level layer --mechanism full-sdpa --order absorbed --json"
+    code, out = run(capsys, *options.split())
+    assert code == 0 and json.loads(out.out)[0]["order"] == "project_first"
+    assert "full-sdpa (has one order, project_first)" in out.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--hardware t4 --dtype bf16", "t4 has no bfloat16 units"),
+        ("--hardware p4 --dtype half", "p4 has no float16 units"),
+        ("--hardware cpu --dtype bf16", "nothing is known of bfloat16 on cpu"),
+        ("--hardware cpu --launch graph", "a CPU, which has no graphs"),
+        ("--hardware h100,mi210 --backend eager,fused", "none on mi210"),
+        ("--hardware h100 --dtype bf16", ""),
+        ("--hardware cpu --dtype float64", ""),
+    ],
+)
+def test_what_a_target_lacks_is_said(capsys, options, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out = run(capsys, "--mechanism", "kernel-relu", *options.split(), "--json")
+    assert code == 0 and json.loads(out.out)
+    assert said in out.err and bool(said) == bool(out.err)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--hardware apple-m1-max --dtype double", "apple-m1-max has no float64 units"),
+        ("--hardware mi210 --backend fused", "fused kernels are for NVIDIA GPUs"),
+        ("--launch grph", "did you mean 'graph'"),
+        ("--mechanism FLURKA-RLEU", "did you mean 'flurka-relu'"),
+        ("--dtype bfloat", "did you mean 'bfloat16'"),
+        ("--seq-len 16kB", "16k is 16384"),
+    ],
+)
+def test_what_cannot_be_carried_out_is_refused(capsys, options, said):
+    fixed = [] if "--hardware" in options else ["--hardware", "h100"]
+    code, out = run(capsys, *fixed, *options.split())
+    assert code == 2 and said in out.err and out.err.count("\n") == 1 and not out.out
+
+
+def test_words_that_mean_the_same_give_the_same(capsys):
+    first, second = (
+        run(capsys, "--json", *options.split())
+        for options in (
+            "--hardware rtx4090 --seq-len 16k --dtype BF16",
+            "--hardware RTX_4090,4090 --seq-len 16384 --dtype bfloat16",
+        )
     )
-    assert len(records) == 1
+    assert first == second and first[0] == 0
+    assert {record["seq_len"] for record in json.loads(first[1].out)} == {16384}
 
 
 def test_table_and_errors(capsys):

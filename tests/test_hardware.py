@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flurka_bench.cli.targets import calibrated_file, load_targets, own_profile
+from flurka_bench.cli.targets import calibrated_file, check_device, load_targets, own_profile
 from flurka_bench.cost.attention import AttentionConstants
 from flurka_bench.cost.cpu import REUSES, CpuConstants
 from flurka_bench.cost.elementwise import ElementwiseConstants
@@ -35,6 +35,7 @@ from flurka_bench.hardware.measured import (
     check,
     quantities,
 )
+from flurka_bench.measure.probe import FoundDevice
 from flurka_bench.workload import DTYPES
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
@@ -236,6 +237,24 @@ def test_this_machine_is_what_calibrate_left_here(tmp_path, monkeypatch):
     calibrated = detect_cpu().with_measured({"cpu.float32.dispatch_s": 1e-6}, {"source": "a test"})
     calibrated_file(calibrated).write_text(write_profile(calibrated), encoding="utf-8")
     assert load_targets("cpu,cpu") == [calibrated] == [own_profile()]
+
+
+def test_a_profile_must_be_of_the_kind_of_device_that_is_timed(capsys):
+    cpu, gpu = (
+        FoundDevice(device="cpu", kind="cpu"),
+        FoundDevice(device="cuda:0", kind="cuda", name="Tesla T4"),
+    )
+    with pytest.raises(RequestError, match=r"h100-sxm-80gb is a GPU, and .* is a CPU \(cpu\)"):
+        check_device(load("h100"), cpu)
+    with pytest.raises(RequestError, match=r"cpu is a CPU, and .* is a GPU \(cuda:0\)"):
+        check_device(own_profile(), gpu)
+    check_device(load("t4"), gpu)
+    check_device(own_profile(), cpu)
+    assert not capsys.readouterr().err
+    check_device(load("h100"), gpu)
+    assert (
+        "describes NVIDIA H100 SXM5 80 GB; the device here is Tesla T4" in capsys.readouterr().err
+    )
 
 
 def test_the_device_at_hand_is_recognised_by_exact_name_only():

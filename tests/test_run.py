@@ -344,6 +344,11 @@ def test_devices_by_name(monkeypatch):
     monkeypatch.setattr("flurka_bench.measure.probe.cuda_device_names", lambda: ["GPU A", "GPU B"])
     monkeypatch.setattr("flurka_bench.measure.probe._torch_is_cpu_only", lambda: False)
     assert find_device("auto").device == "cuda:0" and find_device("cuda:1").name == "GPU B"
+    assert find_device("gpu") == find_device("cuda") == find_device("CUDA:0")
+    assert find_device("GPU:1") == find_device("cuda:1")
+    for wrong in ("gpu:²", "gpux", "gpu:"):
+        with pytest.raises(RequestError, match="unknown device"):
+            find_device(wrong)
     with pytest.raises(RequestError, match=r"cuda:0 \(GPU A\), cuda:1 \(GPU B\); use --device cpu"):
         find_device("cuda:2")
     with pytest.raises(RequestError, match=r"unknown device 'cdua' \(did you mean 'cuda'\?\)"):

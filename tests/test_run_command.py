@@ -16,7 +16,7 @@ import synthetic
 
 from flurka_bench.analysis.baselines import BASELINES
 from flurka_bench.analysis.speedup import leading, speedups
-from flurka_bench.cli.run import _print_answer, headline
+from flurka_bench.cli.run import _draw, _print_answer, headline
 from flurka_bench.cli.targets import profile_of_run
 from flurka_bench.errors import RequestError
 from flurka_bench.measure.runner import Summary, run_suite
@@ -171,6 +171,15 @@ def test_the_end_table_where_flurka_was_skipped(tmp_path, capsys):
     assert "SLOWER\nFLuRKA   flurka-relu k=32 m=16: 4 ms; its speedup over" in told and RULE in told
 
 
+def test_the_map_goes_where_the_json_is_not(monkeypatch, capsys):
+    monkeypatch.setattr("flurka_bench.cli.plot.plot", lambda folders, kind: print(folders, kind))
+    _draw(Path("a"), quiet=True)
+    said = capsys.readouterr()
+    assert "heatmap" in said.err and not said.out
+    _draw(Path("a"), quiet=False)
+    assert "heatmap" in capsys.readouterr().out
+
+
 def test_a_dry_run_measures_nothing(command, tmp_path):
     planned = json.loads(
         command("run", "tiny.toml", "--device", "cpu", "--dry-run", "--json").stdout
@@ -189,6 +198,12 @@ def test_a_dry_run_measures_nothing(command, tmp_path):
         (["quick", "--device", "cdua"], "unknown device 'cdua' (did you mean 'cuda'?)"),
         (["quick", "--device", "cuda:99"], "device 'cuda:99' is not here"),
         (["quick", "--budget", "fast"], "--budget must be a positive number with a unit"),
+        (["quick", "--budget", "20"], "--budget needs a unit"),
+        (["quick", "--memory-limit", "8"], "--memory-limit needs a unit"),
+        (["error-quick"], "flurka-bench quality error error-quick"),
+        (["quick", "--device", "cpu", "--hardware", "h100"], "and what is timed here is a CPU"),
+        (["quick", "--device", "cpu", "--hardware", "cpu,h100"], "takes one target"),
+        (["quick", "--device", "cpu", "--dry-run", "--plot"], "--plot does not apply"),
         (["quick", "--cache", "hot"], "unknown --cache 'hot'"),
         (["quick", "--seed", "-1"], "--seed"),
         (["broken.toml"], "not valid TOML: "),

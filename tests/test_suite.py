@@ -134,11 +134,14 @@ MISTAKES = {
     BASIC.replace("[128, 256]", "[]"): r"rank has no values",
     BASIC.replace("[128, 256]", "[8192, 16384]"): r"every rank is larger than the seq_len",
     BASIC + "head_dim = 0": r"head_dim takes whole numbers from 1 .* got 0",
-    BASIC + "dtype = 'fp32'": r"unknown dtype 'fp32'",
+    BASIC + "dtype = 'fp31'": r"unknown dtype 'fp31'",
+    BASIC + "head_dim = '16kk'": r"head_dim must be a whole number .*16k is 16384.* got '16kk'",
     BASIC + "backend = [['eager']]": r"unknown backend",
     'exclude = ["seq_len > 1"]' + BASIC: r"expands to no case: all \d+ possible ones are excluded",
     'axes = {mechanism = "flurka-elu", level = "layer", order = "absorbed", rank = 64}': r"expands to no case: .*has no order",
-    'axes = {mechanism = "low-rank"}': r"expands to no case: .*rank",
+    'axes = {mechanism = "low-rank"}': r"expands to no case: low-rank needs the axis rank",
+    'axes = {mechanism = ["full-math", "kernel-relu"]}':
+        r"expands to no case of kernel-relu: kernel-relu needs the axis num_features",
     'axes = {seq_len = 5}': r"must name its mechanisms",
     'axes = {mechanism = "full-math", seq_len = {from = 1, to = 200000, num = 10000}, batch = [1, 2]}':
         r"expands to more than 10000 cases",
@@ -150,6 +153,9 @@ MISTAKES = {
     BASIC.replace('"basic"', '"../up"'): r"a suite's name has up to 64 letters",
     BASIC + "[[zip]]\nbatch = [1, 2]\nnum_heads = [1, 2, 3]": r"must be equally long",
     BASIC + "[budget]\ntime = '80 parsecs'": r"budget time must be a positive number with a unit",
+    BASIC + "[budget]\ntime = '80'": r"budget time needs a unit of s, ms,.* got '80'",
+    BASIC + "[budget]\ntime = 80": r"budget time needs a unit of s, ms,.* got 80",
+    BASIC + "[budget]\nmemory = 40": r"budget memory needs a unit of B, kB,.* got 40",
     BASIC + "[budget]\ntme = '80s'": r"unknown key in \[budget\] 'tme' \(did you mean 'time'\?\)",
     BASIC + "[cuda]\naxes = {dtype = 'fp8'}": r"unknown dtype 'fp8'",
     'exclude = ["rnk > 5"]' + BASIC: r"unknown name in the expression .* \(did you mean 'rank'\?\)",
@@ -175,6 +181,42 @@ def test_a_mistake_gets_one_line(text):
     with pytest.raises(RequestError, match=MISTAKES[text]) as caught:
         parse_suite(text).cases()
     assert "\n" not in str(caught.value)
+    assert "--" not in str(caught.value)  # a file is to blame, and it has no options
+
+
+def test_sizes_and_dtypes_in_the_words_people_use():
+    cases = parse_suite(
+        'axes = {mechanism = "full-math", seq_len = ["2k", 1024], dtype = ["bf16", "half", "float"]}'
+    ).cases()
+    assert {case.seq_len for case in cases} == {2048, 1024}
+    assert {case.dtype for case in cases} == {"bfloat16", "float16", "float32"}
+    ranged = 'axes = {mechanism = "full-math", seq_len = {from = "1k", to = "4K", factor = 2}}'
+    assert [case.seq_len for case in parse_suite(ranged).cases()] == [1024, 2048, 4096]
+
+
+@pytest.mark.parametrize(
+    ("axes", "idle"),
+    [
+        ('mechanism = "flurka-elu", rank = 8, num_features = [16, 32]', ["num_features"]),
+        ('mechanism = "flurka-elu", rank = 8, num_features = [16, 64]', []),
+        ('mechanism = "flurka-elu", rank = 8, num_features = 16, head_dim = [32, 16]', []),
+        ('mechanism = "kernel-relu", rank = 8, num_features = 16', ["rank"]),
+        ('mechanism = ["full-math", "low-rank"], rank = 8, order = "compress_first"', ["order"]),
+        (
+            'mechanism = "low-rank", rank = 8, order = "compress_first", level = ["core", "layer"]',
+            [],
+        ),
+        ('mechanism = "full-sdpa", share_kv = true, num_layers = 2', ["share_kv", "num_layers"]),
+    ],
+)
+def test_an_axis_that_nothing_has_is_known(axes, idle):
+    assert parse_suite(f"axes = {{{axes}}}").idle_axes() == idle
+
+
+def test_shipped_suites_have_no_idle_axes():
+    for name in shipped_suites():
+        for kind in ("cpu", "cuda"):
+            assert load_suite(name, kind).idle_axes() == []
 
 
 def test_unknown_suites_and_unreadable_files(tmp_path):

@@ -11,11 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from flurka_bench.cli.common import comma_list, one_of, print_json, print_table
-from flurka_bench.cli.targets import calibrated_file, load_targets
+from flurka_bench.cli.common import (
+    DEVICE_HELP,
+    DTYPES_HELP,
+    SECONDS_HELP,
+    comma_list,
+    dtype_of,
+    print_json,
+    print_table,
+    refuse_given,
+)
+from flurka_bench.cli.targets import HARDWARE_HELP, calibrated_file, check_device, load_target
 from flurka_bench.errors import RequestError
 from flurka_bench.units import parse_seconds
-from flurka_bench.workload import DTYPES
 
 if TYPE_CHECKING:
     from flurka_bench.cost.fitting import Rows
@@ -44,7 +52,7 @@ class Fit:
 
 
 def calibrate(
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str | None, typer.Option(help=f"{DEVICE_HELP} By default auto.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Profile to write; hardware-NAME.toml by default.")
     ] = None,
@@ -55,17 +63,28 @@ def calibrate(
         ),
     ] = None,
     hardware: Annotated[
-        str | None, typer.Option(help="Profile to start from; the device's own by default.")
+        str | None,
+        typer.Option(
+            help=f"Profile to start from, one of {HARDWARE_HELP}; the device's own by default."
+        ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="What to measure, like bfloat16,float32.")
+        str | None,
+        typer.Option(help=f"What to measure, like bfloat16,float32: {DTYPES_HELP}."),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Time to measure for; 120s on a GPU, 60s on a CPU.")
+        str | None,
+        typer.Option(
+            help=f"Time to measure for ({SECONDS_HELP}); 120s on a GPU, 60s on a CPU by default."
+        ),
     ] = None,
     rows: Annotated[
-        int, typer.Option(min=5, help="Rows that the fit may see, per op and dtype.")
-    ] = NUM_FITTED,
+        int | None,
+        typer.Option(
+            min=5,
+            help=f"Rows that a GPU's fit may see, per op and dtype; {NUM_FITTED} by default. A CPU's sees all.",
+        ),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Measure single operators on this device and write a profile that 'predict --hardware FILE'
@@ -82,15 +101,19 @@ def calibrate(
 
     if from_ and hardware is None:
         raise RequestError("--from needs --hardware NAME|FILE: whose rows these are")
+    if from_:
+        idle = {"--device": device, "--dtype": dtype, "--budget": budget}
+        refuse_given(idle, " to --from, which measures nothing")
     measured: Calibration | None = None
     if from_:
         assert hardware is not None
-        (profile,) = load_targets(hardware)
+        profile = load_target(hardware)
+        _check_rows(profile.kind == "cpu", rows)
         groups = _rows_of(profile, from_)
         about = {"source": ", ".join(path.name for path in from_)}
         written = []
     else:
-        profile, measured, about = _measure(device, hardware, dtype, budget)
+        profile, measured, about = _measure(device or "auto", hardware, dtype, budget, rows)
         groups = _grouped(measured.rows)
         stem = (out or calibrated_file(profile)).with_suffix("")
         written = _writing(
@@ -100,7 +123,7 @@ def calibrate(
         {_FIGURE + name: value for name, value in measured.figures.items()} if measured else {}
     )
     profile = profile.with_measured({**profile.measured, **figures}, profile.measured_about)
-    profile, fits = fit(_forget(profile, groups), groups, rows)
+    profile, fits = fit(_forget(profile, groups), groups, rows or NUM_FITTED)
     if from_ and not any(each.num_fitted for each in fits):
         raise RequestError(f"no row of {about['source']} can be fitted: {fits[0].note}")
     about |= {"date": time.strftime("%Y-%m-%d"), "num_rows": sum(len(group) for group in groups)}
@@ -127,6 +150,11 @@ def calibrate(
     _report(fits, measured)
     print(f"\nprofile: {target}" + (f"\nrows: {', '.join(map(str, written))}" if written else ""))
     print(f"use it: flurka-bench predict --hardware {target}")
+
+
+def _check_rows(on_cpu: bool, rows: int | None) -> None:
+    if on_cpu:
+        refuse_given({"--rows": rows}, " to a CPU, whose fit sees all rows")
 
 
 def _writing(target: Path, write: Callable[[], T]) -> T:
@@ -285,12 +313,19 @@ def _grouped(rows: list[dict[str, Any]]) -> "list[Rows]":
 
 
 def _measure(
-    name: str, hardware: str | None, dtype: str | None, budget: str | None
+    name: str, hardware: str | None, dtype: str | None, budget: str | None, rows: int | None
 ) -> "tuple[Profile, Calibration, dict[str, Any]]":
     """Measure the device; the profile to start from, what was measured, and under which
     conditions."""
-    dtypes = comma_list(dtype, one_of(DTYPES, "--dtype"), "--dtype") if dtype else None
+    dtypes = comma_list(dtype, dtype_of("--dtype"), "--dtype") if dtype else None
     budget_s = parse_seconds(budget, "--budget") if budget else None
+    from flurka_bench.measure.probe import find_device
+
+    found = find_device(name)
+    _check_rows(found.kind == "cpu", rows)
+    given = load_target(hardware) if hardware else None
+    if given is not None:
+        check_device(given, found)
     from flurka_bench.measure import environment, microbenchmarks
     from flurka_bench.measure.device import open_device
 
@@ -301,7 +336,7 @@ def _measure(
     measured = microbenchmarks.measure(
         device, dtypes=dtypes, budget_s=budget_s, on_progress=_progress()
     )
-    profile = load_targets(hardware)[0] if hardware else _own_profile(device, measured)
+    profile = _own_profile(device, measured) if given is None else given
     about = {
         "source": f"measured on {measured.device} in {measured.seconds:.0f} s",
         "torch": captured["packages"]["torch"],

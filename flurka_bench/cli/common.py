@@ -3,13 +3,21 @@
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from flurka_bench.errors import RequestError, unknown
-from flurka_bench.workload import LARGEST_SIZE
+from flurka_bench.units import SIZE_FORM, parse_size
+from flurka_bench.workload import DTYPES, LARGEST_SIZE, dtype_name
 
 T = TypeVar("T")
+
+# What the help of options says of the words they take.
+SIZES_HELP = f"k = 1024: {SIZE_FORM}."
+DTYPES_HELP = "float32 (fp32, float), bfloat16 (bf16), float16 (fp16, half), float64 (double)"
+DEVICE_HELP = "auto, cpu, cuda (or gpu) or cuda:N."
+SECONDS_HELP = "a number with a unit: ns, us, ms, s, min or h"
+BYTES_HELP = "a number with a unit: B, kB, MB, GB, TB, or KiB to TiB"
 
 
 def comma_list(text: str, convert: Callable[[str], T], option: str) -> list[T]:
@@ -30,16 +38,11 @@ def comma_list(text: str, convert: Callable[[str], T], option: str) -> list[T]:
 
 
 def positive_int(option: str) -> Callable[[str], int]:
-    """A converter for sizes: a whole number from 1 to 2^40, or a RequestError that names the
-    option."""
+    """A converter for sizes: a whole number from 1 to 2^40 (``16k`` is 16384), or a RequestError
+    that names the option."""
 
     def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = 0
-        if value < 1:
-            raise RequestError(f"{option} must be a whole number of at least 1, got {text!r}")
+        value = parse_size(text, option)
         if value > LARGEST_SIZE:
             raise RequestError(f"{option} must be at most 2^40, got {text!r}")
         return value
@@ -56,6 +59,28 @@ def one_of(accepted: Sequence[str], option: str) -> Callable[[str], str]:
         return text
 
     return convert
+
+
+def dtype_of(option: str) -> Callable[[str], str]:
+    """A converter for dtypes: their names and what else they are called (``bf16``, ``half``)."""
+    check = one_of(DTYPES, option)
+    return lambda text: check(dtype_name(text))
+
+
+def refuse_given(options: Mapping[str, Any], why: str) -> None:
+    """Refuse options that were given (neither None nor False) though nothing would read them.
+
+    ``why`` goes on after "does not apply", as in " to --flops: ...".
+    """
+    named = [name for name, value in options.items() if value is not None and value is not False]
+    if named:
+        does = "does" if len(named) == 1 else "do"
+        raise RequestError(f"{', '.join(named)} {does} not apply{why}")
+
+
+def note(text: str) -> None:
+    """Say on stderr, where no JSON is, what a request became."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _plain(value: Any) -> Any:

@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from flurka_bench.cli.common import print_json, print_table
+from flurka_bench.cli.common import DEVICE_HELP, print_json, print_table
 
 
 def doctor(
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     json: Annotated[
         bool, typer.Option("--json", help="Print findings and environment as JSON.")
     ] = False,

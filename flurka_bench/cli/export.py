@@ -14,15 +14,29 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMATS = ("csv", "parquet", "json", "markdown")
+ENDINGS = {
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".json": "json",
+    ".md": "markdown",
+    ".markdown": "markdown",
+}
 
 
 def export(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that 'run' wrote.")],
     format_: Annotated[
-        str, typer.Option("--format", help="csv, parquet, json or markdown.")
-    ] = "csv",
+        str | None,
+        typer.Option(
+            "--format",
+            help="csv, parquet, json or markdown; by default what --out ends in, else csv.",
+        ),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="The file to write; else standard output.")
+        Path | None,
+        typer.Option(
+            help="The file to write, ending in .csv, .parquet, .json or .md; else standard output."
+        ),
     ] = None,
 ) -> None:
     """Write all records as one table; each row keeps the run and device it is from.
@@ -33,7 +47,7 @@ def export(
     """
     from flurka_bench.results import read_run, to_frame
 
-    format_ = one_of(FORMATS, "--format")(format_)
+    format_ = _format(format_, out)
     if format_ == "parquet" and out is None:
         raise RequestError("parquet is binary: give the file to write with --out FILE.parquet")
     content = render(to_frame([read_run(run) for run in runs]), format_)
@@ -45,6 +59,21 @@ def export(
     except OSError as error:
         raise RequestError(f"cannot write --out {str(out)!r}: {error.strerror}") from None
     print(out)
+
+
+def _format(asked: str | None, out: Path | None) -> str:
+    """The format that --format and the ending of --out agree on."""
+    ending = None if out is None else ENDINGS.get(out.suffix.lower())
+    if asked is not None:
+        asked = one_of(FORMATS, "--format")(asked)
+        if ending is not None and ending != asked:
+            raise RequestError(f"--format {asked} contradicts the ending of --out {str(out)!r}")
+        return asked
+    if out is not None and ending is None and not out.is_dir():  # which cannot be written anyway
+        raise RequestError(
+            f"--out must end in {', '.join(ENDINGS)}, or give --format ({', '.join(FORMATS)}); got {str(out)!r}"
+        )
+    return ending or "csv"
 
 
 def render(frame: "pd.DataFrame", format_: str) -> bytes:

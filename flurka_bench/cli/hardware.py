@@ -1,12 +1,16 @@
 """``hardware list`` and ``hardware show``: the targets that can be predicted, figure by figure with
 its source."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flurka_bench.cli.common import print_json, print_table
+from flurka_bench.cli.targets import load_target
 from flurka_bench.units import format_bytes
+
+if TYPE_CHECKING:
+    from flurka_bench.hardware import Profile
 
 _HELP = """The hardware targets that ship with flurka-bench, and your own profiles.
 
@@ -16,10 +20,7 @@ app = typer.Typer(no_args_is_help=True, help=_HELP)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def _summary(name: str) -> dict:
-    from flurka_bench.hardware import load
-
-    profile = load(name)
+def _summary(profile: "Profile") -> dict[str, Any]:
     peak = max(
         profile.peak_flops.get("tensor.bfloat16", 0), profile.peak_flops.get("tensor.float16", 0)
     )
@@ -45,9 +46,9 @@ def list_(json: Json = False) -> None:
 
     Example: flurka-bench hardware list
     """
-    from flurka_bench.hardware import names
+    from flurka_bench.hardware import load, names
 
-    rows = [_summary(name) for name in names()]
+    rows = [_summary(load(name)) for name in names()]
     if json:
         print_json(rows)
         return
@@ -84,7 +85,11 @@ def list_(json: Json = False) -> None:
 @app.command()
 def show(
     name: Annotated[
-        str, typer.Argument(help="A target's name or alias, or the path of a profile (.toml).")
+        str,
+        typer.Argument(
+            help="A target's name or alias, the path of a profile (.toml), or cpu: this machine's, as calibrated in this"
+            " folder or as the system reports it."
+        ),
     ],
     json: Json = False,
 ) -> None:
@@ -92,15 +97,13 @@ def show(
 
     Example: flurka-bench hardware show h100
     """
-    from flurka_bench.hardware import load
-
-    profile = load(name)
+    profile = load_target(name, "hardware")
     figures = {
         **profile.datasheet,
         **{f"peak {unit}": figure for unit, figure in profile.peaks.items()},
     }
     if json:
-        record = _summary(name)
+        record = _summary(profile)
         record["sources"] = dict(profile.sources)
         record["figures"] = {
             key: {

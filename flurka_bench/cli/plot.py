@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import comma_list, one_of, print_json
+from flurka_bench.cli.common import comma_list, note, one_of, print_json, refuse_given
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,15 @@ KINDS = (
     "memory",
     "devices",
 )
-MAX_MAPS = 12  # heat maps of one call, largest first; --level and the like choose others
+MAX_MAPS = 12  # heat maps of one call, largest first
+# Which kinds an option has a part in.
+READERS = {
+    "--subject": ("heatmap", "crossover", "devices"),
+    "--baseline": ("heatmap", "devices"),
+    "--x": ("heatmap", "error"),
+    "--y": ("heatmap", "error"),
+    "--hardware": ("roofline",),
+}
 
 
 def plot(
@@ -36,11 +44,15 @@ def plot(
     ] = None,
     kind: Annotated[str, typer.Option(help=f"all, or a comma list of {', '.join(KINDS)}.")] = "all",
     subject: Annotated[
-        str, typer.Option(help="Whose speedup: flurka (the fastest of them) or a mechanism.")
-    ] = "flurka",
+        str | None,
+        typer.Option(
+            help="Whose speedup: flurka (the fastest of them, the default) or a mechanism."
+        ),
+    ] = None,
     baseline: Annotated[
-        str, typer.Option(help="Over whom: best-other, strong-…, paper-… or a mechanism.")
-    ] = "best-other",
+        str | None,
+        typer.Option(help="Over whom: best-other (the default), strong-…, paper-… or a mechanism."),
+    ] = None,
     x: Annotated[
         str | None, typer.Option("--x", help="Axis across; by default the one with most values.")
     ] = None,
@@ -63,6 +75,12 @@ def plot(
     from flurka_bench.results import read_run, to_frame
 
     kinds = KINDS if kind == "all" else comma_list(kind, one_of(KINDS, "--kind"), "--kind")
+    options = dict(zip(READERS, (subject, baseline, x, y, hardware)))
+    for option, readers in READERS.items():
+        if not set(readers) & set(kinds):
+            why = f" to --kind {kind}, only to {', '.join(readers)}"
+            refuse_given({option: options[option]}, why)
+    subject, baseline = subject or "flurka", baseline or "best-other"
     found = [read_run(folder) for folder in run]
     frame = prepare(to_frame(found))
     cells = speedups(frame, subject, baseline)
@@ -70,9 +88,10 @@ def plot(
     folder = out or run[0] / "plots"
     paths = []
     for name in kinds:
-        for stem, figure in _figures(
-            name, frame, cells, across, up, _profile(found[0].meta, hardware)
-        ):
+        drawn = _figures(name, frame, cells, across, up, _profile(found[0].meta, hardware))
+        if not drawn and kind != "all":
+            note(f"no {name}: {_NOTHING.get(name, 'nothing of it is in the run')}")
+        for stem, figure in drawn:
             paths += style.save(figure, folder / stem)
     if json:
         print_json([str(path) for path in paths])
@@ -84,6 +103,12 @@ def plot(
     for path in paths:
         if path.suffix == ".png":
             print(path)
+
+
+_NOTHING = {
+    "roofline": "no time is there, or no profile knows the run's device (give --hardware)",
+    "devices": "all runs are of one device",
+}
 
 
 def _figures(
@@ -101,7 +126,10 @@ def _figures(
     baseline = str(cells["baseline"].iloc[0]) if len(cells) else "best-other"
     match kind:
         case "heatmap":
-            maps = heatmap.grids(cells, x, y)[:MAX_MAPS] or [None]
+            grids = heatmap.grids(cells, x, y)
+            if len(grids) > MAX_MAPS:
+                note(f"{MAX_MAPS} of {len(grids)} heat maps, the largest; 'report' has them all")
+            maps = grids[:MAX_MAPS] or [None]
             stem = f"heatmap-{subject}-{baseline}"
             return [
                 (stem if i == 0 else f"{stem}-{i + 1}", heatmap.heat_map(cells, x, y, which=i))
@@ -191,11 +219,11 @@ def _title(rows: "pd.DataFrame") -> str:
 
 def _profile(meta: Mapping[str, Any], hardware: str | None) -> "Profile | None":
     """The target asked for, or the run's own device where it is known or is this machine's CPU."""
-    from flurka_bench.cli.targets import load_targets, own_profile
+    from flurka_bench.cli.targets import load_target, own_profile
     from flurka_bench.hardware.detect import cpu_name, detect_cpu
 
     if hardware is not None:
-        return load_targets(hardware)[0]
+        return load_target(hardware)
     device = str(meta.get("device", ""))
     own = own_profile(None if cpu_name() in device else device)
     threads = (meta.get("environment", {}).get("torch") or {}).get("num_threads")

@@ -2,46 +2,68 @@
 
 import itertools
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json, print_table
-from flurka_bench.cli.targets import load_targets
+from flurka_bench.cli.common import (
+    DTYPES_HELP,
+    SIZES_HELP,
+    comma_list,
+    dtype_of,
+    note,
+    one_of,
+    positive_int,
+    print_json,
+    print_table,
+)
+from flurka_bench.cli.targets import (
+    HARDWARE_HELP,
+    check_backends,
+    check_dtype,
+    check_knobs,
+    check_launch,
+    load_targets,
+)
 from flurka_bench.errors import RequestError
 from flurka_bench.units import format_bytes, format_seconds
 from flurka_bench.workload import CHOICES, SIZES
 
-# What ``predict`` computes where an option is not given: the table of a first look.
-DEFAULT_MECHANISMS = (
-    "full-math,full-sdpa,low-rank,low-rank-sdpa,kernel-relu,flurka-relu,kernel-favor,flurka-favor"
-)
+# What the knobs are where an option is not given; every mechanism that has one takes it.
+DEFAULT_KNOBS = {"order": "best", "rank": "256", "num_features": "64"}
 
 
 def predict(
-    hardware: Annotated[
-        str,
-        typer.Option(
-            help="Targets: names or aliases, profile files (.toml), or cpu for this machine."
-        ),
-    ] = "cpu",
-    mechanism: Annotated[str, typer.Option(help="Mechanisms.")] = DEFAULT_MECHANISMS,
+    hardware: Annotated[str, typer.Option(help=f"Targets: {HARDWARE_HELP}.")] = "cpu",
+    mechanism: Annotated[str | None, typer.Option(help="Mechanisms; all ten by default.")] = None,
     level: Annotated[str, typer.Option(help="core, layer, model.")] = "core",
     pass_: Annotated[str, typer.Option("--pass", help="forward, train.")] = "forward",
     backend: Annotated[str, typer.Option(help="eager, compiled, fused.")] = "eager",
     order: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="project_first, compress_first, absorbed, or best: the fastest that the mechanism has."
+            help="At levels layer and model: project_first, compress_first, absorbed, or best, the fastest that the"
+            " mechanism has; best by default."
         ),
-    ] = "best",
+    ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1",
     num_heads: Annotated[str, typer.Option(help="Numbers of heads.")] = "8",
-    seq_len: Annotated[str, typer.Option(help="Sequence lengths.")] = "4096",
+    seq_len: Annotated[str, typer.Option(help=f"Sequence lengths. {SIZES_HELP}")] = "4096",
     head_dim: Annotated[str, typer.Option(help="Widths of a head.")] = "64",
-    rank: Annotated[str, typer.Option(help="Rows that keys and values are compressed to.")] = "256",
-    num_features: Annotated[str, typer.Option(help="Widths of the feature map.")] = "64",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16, float64.")] = "float32",
+    rank: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows that low-rank and flurka forms compress keys and values to; 256 by default."
+        ),
+    ] = None,
+    num_features: Annotated[
+        str | None,
+        typer.Option(
+            help="Widths of the feature map; 64 by default. The elu forms have head_dim features."
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help=f"{DTYPES_HELP}.")] = "float32",
     launch: Annotated[
         str, typer.Option(help="eager (the host dispatches), graph, or none (device time alone).")
     ] = "eager",
@@ -56,6 +78,8 @@ def predict(
     Example: flurka-bench predict --hardware h100,a100 --mechanism full-sdpa,flurka-relu --seq-len
         4096,16384 --dtype bfloat16
     """
+    from flurka_bench.cost.predict import CACHES
+    from flurka_bench.cost.terms import LAUNCHES
     from flurka_bench.hardware.basis import basis
     from flurka_bench.mechanisms import MECHANISMS
 
@@ -69,26 +93,63 @@ def predict(
         "dtype": dtype,
     }
     sizes = dict(zip(SIZES, (batch, num_heads, seq_len, head_dim, rank, num_features)))
-    axes: dict[str, list] = {}
-    for name, text in names.items():
-        field = "pass_" if name == "pass" else name
-        axes[field] = comma_list(text, one_of(accepted[name], f"--{name}"), f"--{name}")
-    for name, text in sizes.items():
+    every = DEFAULT_KNOBS | {"mechanism": ",".join(MECHANISMS)}
+    axes: dict[str, list[Any]] = {}
+    for name, text in (names | sizes).items():
         option = f"--{name.replace('_', '-')}"
-        axes[name] = comma_list(text, positive_int(option), option)
+        convert = (
+            positive_int(option)
+            if name in sizes
+            else dtype_of(option)
+            if name == "dtype"
+            else one_of(accepted[name], option)
+        )
+        axes["pass_" if name == "pass" else name] = comma_list(
+            every[name] if text is None else text, convert, option
+        )
+    given = {
+        name: axes[name]
+        for name, text in {"order": order, "rank": rank, "num_features": num_features}.items()
+        if text is not None
+    }
+    one_of(LAUNCHES, "--launch")(launch)
+    one_of(CACHES, "--cache")(cache)
+    # Not refused: a script that predicts one mechanism after the other gives all the same options.
+    notes = check_knobs(given, _asked(axes, given), refuse=False)
     records, bases = [], []
     for profile in load_targets(hardware):
         on = basis(profile)
         bases.append(on.line)
+        own = axes | {"backend": check_backends(profile, axes["backend"])}
         records += [
             prediction.as_record() | {"hardware_basis": on.kind, "hardware_basis_words": on.line}
-            for prediction in predictions(axes, profile, launch, cache)
+            for prediction in predictions(own, profile, launch, cache)
         ]
+        for each in axes["dtype"]:
+            check_dtype(profile, each)
+        check_launch(profile, launch)
+    for text in notes:
+        note(text)
     if json:
         print_json(records)
     else:
         _print(records)
         print("\n".join(bases))
+
+
+def _asked(
+    axes: dict[str, list[Any]], given: dict[str, list[Any]]
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Of everything asked for, the mechanism and which of the given knobs does not apply to it."""
+    from flurka_bench.mechanisms.names import not_applicable
+    from flurka_bench.workload import Case
+
+    varying = {name: axes[name] for name in ("mechanism", "level", "head_dim")} | given
+    for values in itertools.product(*varying.values()):
+        fields = dict(zip(varying, values))
+        if fields.get("order") == "best":  # at level core there is nothing to choose from
+            fields["order"] = None
+        yield fields["mechanism"], not_applicable(Case(**fields))
 
 
 def predictions(

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import comma_list, positive_int, print_json, print_table
+from flurka_bench.cli.common import (
+    SIZES_HELP,
+    comma_list,
+    note,
+    positive_int,
+    print_json,
+    print_table,
+    refuse_given,
+)
+from flurka_bench.cli.targets import check_knobs
 
 if TYPE_CHECKING:
     from flurka_bench.quality.frontier import Summary
@@ -38,7 +47,7 @@ def error(
         str | None, typer.Option(help="Feature counts instead of the suite's.")
     ] = None,
     seq_len: Annotated[
-        str | None, typer.Option(help="Sequence lengths instead of the suite's.")
+        str | None, typer.Option(help=f"Sequence lengths instead of the suite's. {SIZES_HELP}")
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Seeds instead of the suite's number.")
@@ -74,12 +83,28 @@ def error(
         model=model,
         text=text,
     )
+    given = {
+        name: values
+        for name, values in (
+            ("rank", sizes(rank, "--rank")),
+            ("num_features", sizes(num_features, "--num-features")),
+        )
+        if values is not None
+    }
+    notes = check_knobs(
+        given,
+        ((item.mechanism, _without(item.mechanism)) for item in loaded.configurations),
+        refuse=True,
+    )
     from flurka_bench.quality import runner
 
     if dry_run:
+        notes += [] if out is None else ["--out changes nothing in a dry run"]
         cases = [
             group.case_id(item) for group in runner.plan(loaded) for item in group.configurations
         ]
+        for each in notes:
+            note(each)
         if json:
             print_json({"cases": [{"case_id": case_id} for case_id in cases]})
         else:
@@ -96,7 +121,21 @@ def error(
             environment=capture(CpuDevice()),
             progress=progress.show,
         )
+    for each in notes:
+        note(each)
     _print_summaries(load_error_run(folder).summaries, folder, as_json=json)
+
+
+def _without(mechanism: str) -> dict[str, str]:
+    """The knobs that a mechanism lacks, each with the reason."""
+    from flurka_bench.mechanisms import get
+
+    cell = get(mechanism)
+    found = {} if cell.compressed else {"rank": "compresses nothing"}
+    if not cell.uses_features:
+        features = "has head_dim features" if cell.is_kernel else "has no features"
+        found["num_features"] = features
+    return found
 
 
 @app.command("show")
@@ -138,9 +177,14 @@ def plot(
         typer.Option(help="Inputs beside time and parents; trained where the run has them."),
     ] = None,
     seq_len: Annotated[
-        str, typer.Option(help="Sequence length N at which times are taken.")
-    ] = "512",
-    level: Annotated[str, typer.Option(help="Level of the times.")] = "core",
+        str | None,
+        typer.Option(
+            help=f"With --timing: N at which times are taken; 512 by default. {SIZES_HELP}"
+        ),
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(help="With --timing: level of the times; core by default.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the pictures; RUN by default.")
     ] = None,
@@ -157,7 +201,10 @@ def plot(
     from flurka_bench.quality.frontier import load_error_run
     from flurka_bench.workload import LEVELS
 
+    if timing is None:
+        refuse_given({"--seq-len": seq_len, "--level": level}, " without --timing")
     found, folder = load_error_run(run), out or run
+    asked = family
     labels = list(dict.fromkeys(item.inputs for item in found.summaries))
     wanted = (
         labels
@@ -177,8 +224,11 @@ def plot(
         written += style.save(
             figures.parents(found, family), folder / f"error-parents-{family}", formats=("png",)
         )
+    elif timing is None and asked is not None:
+        note(f"--family {family} changes nothing: the run has no parents to show and no --timing")
     if timing is not None:
-        size, chosen = positive_int("--seq-len")(seq_len), one_of(LEVELS, "--level")(level)
+        size = positive_int("--seq-len")(seq_len or "512")
+        chosen = one_of(LEVELS, "--level")(level or "core")
         written += _beside_time(
             found, timing, family=family, seq_len=size, level=chosen, folder=folder
         )

@@ -7,15 +7,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json, print_table
-from flurka_bench.cli.targets import load_targets
+from flurka_bench.cli.common import (
+    BYTES_HELP,
+    DTYPES_HELP,
+    SECONDS_HELP,
+    SIZES_HELP,
+    comma_list,
+    dtype_of,
+    note,
+    one_of,
+    positive_int,
+    print_json,
+    print_table,
+    refuse_given,
+)
+from flurka_bench.cli.targets import (
+    HARDWARE_HELP,
+    check_backends,
+    check_dtype,
+    check_launch,
+    load_targets,
+)
 from flurka_bench.errors import RequestError
 from flurka_bench.units import format_bytes, format_seconds, parse_bytes, parse_seconds
 from flurka_bench.verdict import RULE
 
 if TYPE_CHECKING:
-    from flurka_bench.analysis.recommend import Candidate, Recommendation
+    from flurka_bench.analysis.recommend import Candidate, Recommendation, Request
+    from flurka_bench.hardware import Profile
 
+HEAD_DIMS = "32,64,128"
 ERROR_RUN = Path("results/reference/error")  # where this project's own error run lies in a checkout
 
 # Said under every answer: the line of Python above it reads like a substitute.
@@ -27,23 +48,25 @@ NO_DROP_IN = (
 
 
 def recommend(
-    hardware: Annotated[
-        str,
-        typer.Option(
-            help="Targets: names, aliases, profile files (.toml), or cpu for this machine."
-        ),
-    ] = "cpu",
-    seq_len: Annotated[str, typer.Option(help="Sequence length N.")] = "4096",
+    hardware: Annotated[str, typer.Option(help=f"Targets: {HARDWARE_HELP}.")] = "cpu",
+    seq_len: Annotated[str, typer.Option(help=f"Sequence length N. {SIZES_HELP}")] = "4096",
     model_dim: Annotated[str, typer.Option(help="Width D of the layer.")] = "512",
     pass_: Annotated[str, typer.Option("--pass", help="forward or train.")] = "forward",
     dtype: Annotated[
-        str | None, typer.Option(help="By default what the target's matrix units take.")
+        str | None,
+        typer.Option(help=f"{DTYPES_HELP}; by default what the target's matrix units take."),
     ] = None,
     batch: Annotated[str, typer.Option(help="Batch size.")] = "1",
     head_dim: Annotated[
-        str, typer.Option(help="Head widths to consider; those that divide the model's.")
-    ] = "32,64,128",
-    backend: Annotated[str, typer.Option(help="Backends to consider.")] = "eager,compiled,fused",
+        str | None,
+        typer.Option(
+            help="Head widths to consider; those of 32,64,128 that divide the model's by default."
+        ),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(help="Backends to consider; eager,compiled,fused where the target has them."),
+    ] = None,
     launch: Annotated[str, typer.Option(help="eager, graph or none.")] = "eager",
     min_rank: Annotated[str | None, typer.Option(help="Floor for the rank k.")] = None,
     min_features: Annotated[
@@ -55,13 +78,20 @@ def recommend(
     max_error: Annotated[
         float | None, typer.Option(help="Bar for the relative error of the output, like 0.2.")
     ] = None,
-    inputs: Annotated[str, typer.Option(help="Family of inputs whose error counts.")] = "trained",
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            help="Family of inputs whose error counts, with --max-error or --error-run; trained by default."
+        ),
+    ] = None,
     error_run: Annotated[
         Path | None, typer.Option(help=f"Error run; {ERROR_RUN} where it is at hand.")
     ] = None,
-    max_memory: Annotated[str | None, typer.Option(help="Most peak memory, like 40GB.")] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help=f"Most peak memory, like 40GB: {BYTES_HELP}.")
+    ] = None,
     max_latency: Annotated[
-        str | None, typer.Option(help="Most time of one pass, like 2ms.")
+        str | None, typer.Option(help=f"Most time of one pass, like 2ms: {SECONDS_HELP}.")
     ] = None,
     run: Annotated[
         Path | None, typer.Option(help="A run on this target: what it measured is not predicted.")
@@ -81,7 +111,7 @@ def recommend(
     from flurka_bench.analysis.recommend import recommend as search
     from flurka_bench.cost.terms import LAUNCHES
     from flurka_bench.hardware.basis import basis
-    from flurka_bench.workload import DTYPES, PASSES
+    from flurka_bench.workload import PASSES
 
     def count(text: str | None, option: str) -> int | None:
         return None if text is None else positive_int(option)(text)
@@ -93,23 +123,31 @@ def recommend(
     targets = load_targets(hardware)
     if run is not None and len(targets) > 1:
         raise RequestError("--run belongs to one target: give a single --hardware")
+    widths = comma_list(head_dim or HEAD_DIMS, positive_int("--head-dim"), "--head-dim")
+    backends = comma_list(backend or ",".join(BACKENDS), one_of(BACKENDS, "--backend"), "--backend")
     fields = {
         "seq_len": count(seq_len, "--seq-len"), "model_dim": count(model_dim, "--model-dim"), "batch": count(batch, "--batch"),
         "pass_": one_of(PASSES, "--pass")(pass_), "launch": one_of(LAUNCHES, "--launch")(launch),
-        "head_dims": tuple(comma_list(head_dim, positive_int("--head-dim"), "--head-dim")),
-        "backends": tuple(comma_list(backend, one_of(BACKENDS, "--backend"), "--backend")),
+        "head_dims": tuple(widths),
         "min_rank": count(min_rank, "--min-rank"), "min_features": count(min_features, "--min-features"),
-        "max_error": max_error, "inputs": inputs,
+        "max_error": max_error, "inputs": inputs or "trained",
         "max_memory_bytes": None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
         "max_latency_s": None if max_latency is None else parse_seconds(max_latency, "--max-latency"),
     }  # fmt: skip
     limit = count(top, "--top")
     errors, records = _errors(error_run, max_error), _records(run, targets[0])
+    if errors is None:
+        refuse_given({"--inputs": inputs}, ": no error counts without --max-error or --error-run")
     found, bases = [], [basis(target) for target in targets]
     for target in targets:
-        chosen = one_of(DTYPES, "--dtype")(dtype) if dtype else target.own_dtype
-        found.append(
-            search(Request(dtype=chosen, **fields), target, errors=errors, records=records)
+        chosen = dtype_of("--dtype")(dtype) if dtype else target.own_dtype
+        own = check_backends(target, backends) if backend else backends
+        request = Request(dtype=chosen, backends=tuple(own), **fields)
+        _check(request, target, head_dim=head_dim, backend=backend)
+        found.append(search(request, target, errors=errors, records=records))
+    if run is not None and not any(each.measured for each in found[0].candidates):
+        note(
+            f"--run changes nothing: {run} has a time of none of the configurations that are ranked"
         )
     if json:
         print_json([
@@ -118,12 +156,28 @@ def recommend(
             for each in answer.candidates[:limit]
         ])  # fmt: skip
         return
-    sizes = "" if errors is None else errors.sizes_in_words(inputs)
+    sizes = "" if errors is None else errors.sizes_in_words(inputs or "trained")
     for answer, on in zip(found, bases):
         _print(answer, limit, on.line, sizes=sizes, source=error_run or ERROR_RUN)
     if len(found) > 1:
         _print_across(found)
     print(f"\n{NO_DROP_IN}")
+
+
+def _check(
+    request: "Request", target: "Profile", *, head_dim: str | None, backend: str | None
+) -> None:
+    """Say what of the request the search leaves out."""
+    check_dtype(target, request.dtype)
+    check_launch(target, request.launch)
+    wide = [str(width) for width in request.head_dims if width not in request.splits]
+    if head_dim is not None and wide:
+        note(f"--head-dim {','.join(wide)} does not divide --model-dim {request.model_dim}")
+    if backend is not None and "fused" in request.backends and request.pass_ == "train":
+        text = "fused kernels have no backward pass: --backend fused does not apply to --pass train"
+        if request.backends == ("fused",):
+            raise RequestError(f"{text}; accepted: eager, compiled")
+        note(text)
 
 
 def _errors(folder: Path | None, max_error: float | None) -> Any:

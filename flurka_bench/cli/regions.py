@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import comma_list, one_of, positive_int, print_json, print_table
-from flurka_bench.cli.targets import load_targets
+from flurka_bench.cli.common import (
+    DTYPES_HELP,
+    SIZES_HELP,
+    comma_list,
+    dtype_of,
+    note,
+    one_of,
+    positive_int,
+    print_json,
+    print_table,
+    refuse_given,
+)
+from flurka_bench.cli.targets import HARDWARE_HELP, check_dtype, check_launch, load_targets
 from flurka_bench.errors import RequestError
 from flurka_bench.units import format_ratio
 from flurka_bench.verdict import RULE
@@ -23,8 +34,8 @@ def regions(
         list[Path] | None, typer.Argument(help="Run folders; without any, the map is predicted.")
     ] = None,
     hardware: Annotated[
-        str, typer.Option(help="Targets to predict: names, profile files, or cpu.")
-    ] = "h100",
+        str | None, typer.Option(help=f"Targets to predict: {HARDWARE_HELP}; h100 by default.")
+    ] = None,
     flops: Annotated[
         bool,
         typer.Option("--flops", help="The closed-form conditions by matmul FLOPs, for every pair."),
@@ -33,33 +44,58 @@ def regions(
         str | None,
         typer.Option(help="With --flops: two mechanisms X,Y; all FLuRKA pairs by default."),
     ] = None,
-    level: Annotated[str, typer.Option(help="core or layer.")] = "layer",
-    pass_: Annotated[str, typer.Option("--pass", help="forward or train.")] = "forward",
+    level: Annotated[
+        str | None, typer.Option(help="core or layer, where there is no run; layer by default.")
+    ] = None,
+    pass_: Annotated[
+        str | None,
+        typer.Option("--pass", help="forward or train, where there is no run; forward by default."),
+    ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="By default what the target's matrix units take.")
+        str | None,
+        typer.Option(
+            help=f"Of predictions: {DTYPES_HELP}; by default what the target's matrix units take."
+        ),
     ] = None,
     subject: Annotated[
-        str, typer.Option(help="Whose region: flurka (the fastest of them) or a mechanism.")
-    ] = "flurka",
+        str | None,
+        typer.Option(
+            help="Whose region: flurka (the fastest of them, the default) or a mechanism."
+        ),
+    ] = None,
     baseline: Annotated[
-        str, typer.Option(help="Over whom: all, or best-other, strong-…, paper-… or a mechanism.")
-    ] = "all",
+        str | None,
+        typer.Option(
+            help="Over whom: all (the default), or best-other, strong-…, paper-… or a mechanism."
+        ),
+    ] = None,
     x: Annotated[str | None, typer.Option("--x", help="Axis across the map.")] = None,
     y: Annotated[str | None, typer.Option("--y", help="Axis up the map.")] = None,
     launch: Annotated[
-        str, typer.Option(help="Of predictions: eager, graph or none (device time alone).")
-    ] = "eager",
-    model_dim: Annotated[str, typer.Option(help="Widths D to predict; with --flops one.")] = "1024",
+        str | None,
+        typer.Option(
+            help="Of predictions: eager (the default), graph or none (device time alone)."
+        ),
+    ] = None,
+    model_dim: Annotated[
+        str | None,
+        typer.Option(help="Widths D to predict, with --flops one; 1024 by default."),
+    ] = None,
     head_dim: Annotated[
-        str, typer.Option(help="Head widths d to predict; with --flops one.")
-    ] = "64",
-    batch: Annotated[str, typer.Option(help="Batch sizes to predict.")] = "1",
+        str | None,
+        typer.Option(help="Head widths d to predict, with --flops one; 64 by default."),
+    ] = None,
+    batch: Annotated[str | None, typer.Option(help="Batch sizes to predict; 1 by default.")] = None,
     seq_len: Annotated[
         str | None,
-        typer.Option(help="Lengths to predict; with --flops the one N to state what holds."),
+        typer.Option(
+            help=f"Lengths to predict; with --flops the one N to state what holds. {SIZES_HELP}"
+        ),
     ] = None,
-    rank: Annotated[str | None, typer.Option(help="Ranks k.")] = None,
-    num_features: Annotated[str | None, typer.Option(help="Feature counts m.")] = None,
+    rank: Annotated[str | None, typer.Option(help="Ranks k to predict; with --flops one.")] = None,
+    num_features: Annotated[
+        str | None, typer.Option(help="Feature counts m to predict; with --flops one.")
+    ] = None,
     latex: Annotated[
         bool, typer.Option("--latex", help="With --flops: the inequalities as LaTeX.")
     ] = False,
@@ -74,6 +110,25 @@ def regions(
     from flurka_bench.cost.terms import LAUNCHES
     from flurka_bench.workload import PASSES
 
+    predicted = {
+        "--hardware": hardware, "--level": level, "--pass": pass_, "--dtype": dtype, "--launch": launch,
+        "--model-dim": model_dim, "--head-dim": head_dim, "--batch": batch, "--seq-len": seq_len, "--rank": rank,
+        "--num-features": num_features,
+    }  # fmt: skip
+    if not flops:
+        refuse_given({"--pair": pair, "--latex": latex}, " without --flops")
+    elif run:
+        raise RequestError("--flops derives conditions from the op lists: leave the run out")
+    else:
+        clocked = ("--hardware", "--dtype", "--launch", "--batch")
+        mapped = {"--subject": subject, "--baseline": baseline, "--x": x, "--y": y}
+        refuse_given(
+            {name: predicted[name] for name in clocked} | mapped,
+            " to --flops, which counts matmul FLOPs of pairs (--pair X,Y) per batch",
+        )
+    if run:
+        refuse_given(predicted, " to a run, which has its own: it is for predictions")
+    launch, level, pass_ = launch or "eager", level or "layer", pass_ or "forward"
     one_of(LAUNCHES, "--launch")(launch)
     one_of(("core", "layer"), "--level")(level)
     one_of(PASSES, "--pass")(pass_)
@@ -89,9 +144,9 @@ def regions(
     widths, heads, batches = (
         comma_list(text, positive_int(option), option)
         for text, option in (
-            (model_dim, "--model-dim"),
-            (head_dim, "--head-dim"),
-            (batch, "--batch"),
+            (model_dim or "1024", "--model-dim"),
+            (head_dim or "64", "--head-dim"),
+            (batch or "1", "--batch"),
         )
     )
     check_combinations(
@@ -103,13 +158,18 @@ def regions(
         if width % head:
             raise RequestError(f"--model-dim must be a multiple of --head-dim {head}, got {width}")
     if flops:
-        if run:
-            raise RequestError("--flops derives conditions from the op lists: leave the run out")
-        if len(widths) > 1 or len(heads) > 1:
-            raise RequestError(
-                f"--flops takes one --model-dim and one --head-dim, got {model_dim} and {head_dim}"
-            )
-        _flops(level, pass_, pair, {"D": widths[0], "d": heads[0]}, sizes, latex, json)
+        one_size = {
+            "--model-dim": widths, "--head-dim": heads, "--seq-len": sizes["seq_lens"], "--rank": sizes["ranks"],
+            "--num-features": sizes["num_features"],
+        }  # fmt: skip
+        for option, values in one_size.items():
+            if values and len(values) > 1:
+                raise RequestError(
+                    "--flops takes one --model-dim, one --head-dim, and at most one --seq-len, --rank and --num-features,"
+                    f" got {option} {','.join(map(str, values))}"
+                )
+        given = {name for name in ("--model-dim", "--head-dim") if predicted[name] is not None}
+        _flops(level, pass_, pair, {"D": widths[0], "d": heads[0]}, sizes, latex, json, given)
         return
     if run:
         frame, bases = _measured(run)
@@ -122,8 +182,27 @@ def regions(
             dict(zip(("model_dim", "head_dim", "batch"), each))
             for each in product(widths, heads, batches)
         ]
-        frame, bases = _predicted(hardware, dtype, launch, axes, shapes)
-    _map(frame, subject, baseline, x, y, bool(run), bases, json)
+        _check_ranks(sizes["ranks"], sizes["seq_lens"])
+        if sizes["num_features"] and any(head not in sizes["num_features"] for head in heads):
+            note("kernel-elu and flurka-elu have m = head_dim features, whatever --num-features")
+        frame, bases = _predicted(hardware or "h100", dtype, launch, axes, shapes)
+    _map(frame, subject or "flurka", baseline or "all", x, y, bool(run), bases, json)
+
+
+def _check_ranks(ranks: list[int] | None, lengths: list[int] | None) -> None:
+    """Say which ranks no key is compressed to: those above N."""
+    from flurka_bench.analysis.predicted import RANKS, SEQ_LENS
+
+    asked = ranks or []
+    ranks, lengths = ranks or list(RANKS), lengths or list(SEQ_LENS)
+    over = [rank for rank in asked if rank > min(lengths)]
+    if min(ranks) > max(lengths):
+        raise RequestError(
+            f"rank must be at most seq_len, and every rank is larger: {min(ranks)} than {max(lengths)} (--rank, --seq-len)"
+        )
+    if over:
+        at = ", ".join(f"{rank} at N < {rank}" for rank in over)
+        note(f"rank must be at most seq_len: left out {at}")
 
 
 # By FLOPs
@@ -145,7 +224,14 @@ def _pairs(pair: str | None) -> list[tuple[str, str]]:
 
 
 def _flops(
-    level: str, pass_: str, pair: str | None, width: dict, sizes: dict, latex: bool, json: bool
+    level: str,
+    pass_: str,
+    pair: str | None,
+    width: dict,
+    sizes: dict,
+    latex: bool,
+    json: bool,
+    asked: set[str],
 ) -> None:
     from flurka_bench.cost.regions import conditions
     from flurka_bench.mechanisms import get
@@ -155,6 +241,7 @@ def _flops(
         if sizes[name] and len(sizes[name]) == 1:
             given[symbol] = sizes[name][0]
     rows = []
+    occurring: set[str] = set()
     for one, other in _pairs(pair):
         orders = (
             [(None, None)]
@@ -164,6 +251,7 @@ def _flops(
         for order_x, order_y in orders:
             found = conditions(one, other, level, order_x, order_y, pass_=pass_)
             free = {symbol.name for symbol in found.inequality.free_symbols}
+            occurring |= free
             holds = found.holds(**given) if free <= set(given) else None
             rows.append({
                 "x": one, "order_x": order_x, "y": other, "order_y": order_y, "level": level, "pass": pass_,
@@ -171,6 +259,7 @@ def _flops(
                 "solved_for_m": _text(found.solved_for_m, latex), "flops_x": str(found.flops_x), "flops_y": str(found.flops_y),
                 "holds": holds, "at": {key: given[key] for key in sorted(given)} if holds is not None else None,
             })  # fmt: skip
+    _check_symbols(sizes, asked, occurring, decided=any(row["holds"] is not None for row in rows))
     if json:
         print_json(rows)
         return
@@ -189,6 +278,26 @@ def _flops(
             for row in rows
         ],
     )  # fmt: skip
+
+
+_SYMBOLS = {
+    "--seq-len": "N", "--rank": "k", "--num-features": "m", "--model-dim": "D", "--head-dim": "d",
+}  # fmt: skip
+
+
+def _check_symbols(sizes: dict, asked: set[str], occurring: set[str], *, decided: bool) -> None:
+    """Say which sizes given do not occur in the conditions, and which are missing to decide
+    them."""
+    fields = {"--seq-len": "seq_lens", "--rank": "ranks", "--num-features": "num_features"}
+    given = asked | {option for option, field in fields.items() if sizes[field]}
+    idle = [option for option in given if _SYMBOLS[option] not in occurring]
+    if idle:
+        note(f"{', '.join(sorted(idle))} does not occur in these conditions")
+    if given and not decided:
+        needed = [
+            option for option in fields if option not in given and _SYMBOLS[option] in occurring
+        ]
+        note(f"which conditions hold also depends on {', '.join(needed)}")
 
 
 def _text(value: Any, latex: bool) -> str | None:
@@ -229,11 +338,13 @@ def _predicted(
 
     from flurka_bench.analysis.predicted import predicted_frame
     from flurka_bench.hardware.basis import basis
-    from flurka_bench.workload import DTYPES
 
     if dtype is not None:
-        one_of(DTYPES, "--dtype")(dtype)
+        dtype = dtype_of("--dtype")(dtype)
     targets = load_targets(hardware)
+    for target in targets:
+        check_dtype(target, dtype or target.own_dtype)
+        check_launch(target, launch)
     frame = pd.concat(
         [predicted_frame(targets, dtype, launch, **axes, **shape) for shape in shapes],
         ignore_index=True,

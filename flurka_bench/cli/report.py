@@ -6,6 +6,15 @@ from typing import Annotated
 
 import typer
 
+from flurka_bench.cli.common import (
+    DTYPES_HELP,
+    SIZES_HELP,
+    dtype_of,
+    one_of,
+    positive_int,
+    refuse_given,
+)
+from flurka_bench.cli.targets import HARDWARE_HELP, check_dtype, check_launch, load_targets
 from flurka_bench.errors import RequestError
 
 FORMATS = (".html", ".md", ".pdf")
@@ -20,16 +29,26 @@ def report(
         typer.Option(help="File to write: .html, .md or .pdf; RUN/report.html by default."),
     ] = None,
     hardware: Annotated[
-        str | None, typer.Option(help="Targets to predict for, a comma list; without a run.")
+        str | None,
+        typer.Option(help=f"Targets to predict for: {HARDWARE_HELP}; without a run."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Of the predictions; by default the target's 16-bit type.")
+        str | None,
+        typer.Option(
+            help=f"Of the predictions: {DTYPES_HELP}; by default the target's 16-bit type."
+        ),
     ] = None,
-    model_dim: Annotated[int, typer.Option(min=64, help="D of the predictions.")] = 1024,
+    model_dim: Annotated[
+        str | None,
+        typer.Option(help=f"D of the predictions; 1024 by default. {SIZES_HELP}"),
+    ] = None,
     launch: Annotated[
-        str, typer.Option(help="Of the predictions: eager (the host dispatches), graph, or none.")
-    ] = "eager",
-    batch: Annotated[int, typer.Option(min=1, help="b of the predictions.")] = 1,
+        str | None,
+        typer.Option(
+            help="Of the predictions: eager (the host dispatches, the default), graph, or none."
+        ),
+    ] = None,
+    batch: Annotated[str | None, typer.Option(help="b of the predictions; 1 by default.")] = None,
     title: Annotated[str | None, typer.Option(help="Of the page.")] = None,
 ) -> None:
     """Write one self-contained page: the answer, interactive maps, crossovers, agreement,
@@ -49,6 +68,13 @@ def report(
     if target.suffix not in FORMATS:
         raise RequestError(f"--out must end in {', '.join(FORMATS)}, got {str(target)!r}")
     if run:
+        predicted = {
+            "--dtype": dtype,
+            "--model-dim": model_dim,
+            "--launch": launch,
+            "--batch": batch,
+        }
+        refuse_given(predicted, " to a run, which has its own: it is for predictions (--hardware)")
         from flurka_bench.results import read_run, to_frame
 
         found = [read_run(folder) for folder in run]
@@ -66,13 +92,17 @@ def report(
         )
     else:
         from flurka_bench.analysis.predicted import predicted_frame
-        from flurka_bench.cli.targets import load_targets
+        from flurka_bench.cost.terms import LAUNCHES
 
         targets = load_targets(str(hardware))
-        if model_dim % 64:
-            raise RequestError(
-                f"--model-dim must be a multiple of the head_dim 64, got {model_dim}"
-            )
+        width = positive_int("--model-dim")(model_dim or "1024")
+        if width % 64:
+            raise RequestError(f"--model-dim must be a multiple of the head_dim 64, got {width}")
+        launch = one_of(LAUNCHES, "--launch")(launch or "eager")
+        dtype = dtype_of("--dtype")(dtype) if dtype else None
+        for profile in targets:
+            check_dtype(profile, dtype or profile.own_dtype)
+            check_launch(profile, launch)
         about = [
             {"hardware": profile.title, "calibrated": profile.is_calibrated}
             | {
@@ -82,7 +112,8 @@ def report(
             for profile in targets
         ]
         names = ", ".join(profile.title for profile in targets)
-        frame = predicted_frame(targets, dtype, launch, model_dim=model_dim, batch=batch)
+        count = positive_int("--batch")(batch or "1")
+        frame = predicted_frame(targets, dtype, launch, model_dim=width, batch=count)
         about = [{**each, "launch": launch} for each in about]
         content = collect(frame, about, title or f"Predictions for {names}")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """``run``: measure a suite on the device at hand, resumable, and say what came out."""
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable
@@ -8,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import one_of, print_json, print_table
+from flurka_bench.cli.common import (
+    BYTES_HELP,
+    DEVICE_HELP,
+    SECONDS_HELP,
+    note,
+    one_of,
+    print_json,
+    print_table,
+    refuse_given,
+)
 from flurka_bench.errors import RequestError
 from flurka_bench.units import (
     format_bytes,
@@ -36,7 +46,7 @@ def run(
         str,
         typer.Argument(help="A shipped suite's name (quick, core, layer, paper) or a TOML file."),
     ],
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
     out: Annotated[
         Path | None, typer.Option(help="Run folder; results/SUITE-DEVICE by default.")
     ] = None,
@@ -54,38 +64,56 @@ def run(
         bool, typer.Option("--plot", help="At the end draw the heat map, here and as a picture.")
     ] = False,
     hardware: Annotated[
-        str | None, typer.Option(help="Profile to predict with; the device's own by default.")
+        str | None,
+        typer.Option(
+            help="Profile to predict with, of the device that is timed; the device's own by default."
+        ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, help="Of inputs, parameters and the order of rounds.")
-    ] = 0,
+        int | None,
+        typer.Option(min=0, help="Of inputs, parameters and the order of rounds; 0 by default."),
+    ] = None,
     cache: Annotated[
         str, typer.Option(help="auto, cold (flushed before each call) or warm.")
     ] = "auto",
     budget: Annotated[
-        str | None, typer.Option(help="Time for the whole run, like 80s; replaces the suite's.")
+        str | None,
+        typer.Option(
+            help=f"Time for the whole run, like 80s ({SECONDS_HELP}); replaces the suite's."
+        ),
     ] = None,
     memory_limit: Annotated[
-        str | None, typer.Option(help="Most host memory the worker may take, like 8GB.")
+        str | None,
+        typer.Option(help=f"Most host memory the worker may take, like 8GB ({BYTES_HELP})."),
     ] = None,
 ) -> None:
     """Measure a suite; the same command again goes on where it was stopped.
 
     Example: flurka-bench run quick --device cpu
     """
+    from flurka_bench.cli.suites import timing_suite
+    from flurka_bench.cli.targets import check_dtype
     from flurka_bench.measure.probe import find_device
-    from flurka_bench.suite import load_suite
 
     one_of(("auto", "cold", "warm"), "--cache")(cache)
     budget_s = parse_seconds(budget, "--budget") if budget else None
     memory_limit_bytes = parse_bytes(memory_limit, "--memory-limit") if memory_limit else None
     found = find_device(device)
-    loaded = load_suite(suite, found.kind)
+    if dry_run:
+        refuse_given({"--plot": plot}, " to --dry-run, which measures nothing to draw")
+    loaded = timing_suite(suite, found.kind)
     cases = loaded.cases()
     profile = _profile(found, hardware)
-    predictions = _predictions(cases, profile, stages=stages)
+    if profile is not None:
+        for dtype in sorted({case.dtype for case in cases}):
+            check_dtype(profile, dtype)
+    predictions = _predictions(cases, profile, stages=stages, cache=cache)
     if dry_run:
-        _print_plan(loaded, cases, predictions, kind=found.kind, as_json=json)
+        idle = {"--out": out, "--seed": seed, "--memory-limit": memory_limit}
+        named = [name for name, value in idle.items() if value is not None]
+        if named:
+            note(f"{', '.join(named)} changes nothing in a dry run")
+        _print_plan(loaded, cases, predictions, kind=found.kind, as_json=json, budget_s=budget_s)
         return
     from flurka_bench.measure.runner import run_suite
 
@@ -101,38 +129,44 @@ def run(
             predict=lambda case: predictions.get(case.case_id, {}),
             peaks=_peaks(profile),
             on_event=progress.show,
-            seed=seed,
+            seed=seed or 0,
             cache=cache,
             stages=stages,
             budget_s=budget_s,
             memory_limit_bytes=memory_limit_bytes,
-            predicted_from=_predicted_from(profile) if profile and predictions else None,
+            predicted_from=_predicted_from(profile, cache) if profile and predictions else None,
         )
     _print_answer(folder, summary, as_json=json)
     if plot:
-        _draw(folder)
+        _draw(folder, quiet=json)
 
 
 def _profile(found: "FoundDevice", hardware: str | None) -> "Profile | None":
     """The profile asked for, or the device's own; None for a GPU that no profile describes."""
-    from flurka_bench.cli.targets import load_targets, own_profile
+    from flurka_bench.cli.targets import check_device, load_target, own_profile
 
-    return own_profile(found.name) if hardware is None else load_targets(hardware)[0]
+    if hardware is None:
+        return own_profile(found.name)
+    profile = load_target(hardware)
+    check_device(profile, found)
+    return profile
 
 
-def _cache(profile: "Profile") -> str:
+def _cache(profile: "Profile", cache: str) -> str:
     """How the timer finds the cache, which is what the predictions beside it are for."""
+    if cache != "auto":
+        return cache
     return "warm" if profile.kind == "cpu" else "cold"
 
 
-def _predicted_from(profile: "Profile") -> dict[str, str]:
+def _predicted_from(profile: "Profile", cache: str) -> dict[str, str]:
     from flurka_bench.cli.targets import prediction_source
 
-    return prediction_source(profile, _cache(profile))
+    return prediction_source(profile, _cache(profile, cache))
 
 
 def _predictions(
-    cases: "list[Case]", profile: "Profile | None", *, stages: bool
+    cases: "list[Case]", profile: "Profile | None", *, stages: bool, cache: str = "auto"
 ) -> dict[str, dict[str, Any]]:
     """What the cost model says of each case, in the fields of a record; nothing without a
     profile."""
@@ -142,7 +176,7 @@ def _predictions(
 
     found = {}
     try:
-        predictions = predict(cases, profile, cache=_cache(profile))
+        predictions = predict(cases, profile, cache=_cache(profile, cache))
     except RequestError as error:  # a clock needs no model
         print(f"note: no predictions: {error}", file=sys.stderr)
         return {}
@@ -194,6 +228,7 @@ def _print_plan(
     *,
     kind: str,
     as_json: bool,
+    budget_s: float | None = None,
 ) -> None:
     from flurka_bench import mechanisms
 
@@ -206,7 +241,7 @@ def _print_plan(
         "num_cases": len(rows),
         "one_call_each_s": sum(seconds) if seconds else None,
         "largest_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
-        "budget_s": suite.budget.time_s,
+        "budget_s": budget_s or suite.budget.time_s,
     }
     if as_json:
         print_json({"suite": suite.name, "cases": rows, "total": total})
@@ -227,7 +262,7 @@ def _print_plan(
         ],
     )
     budget = (
-        f"budget {format_seconds(suite.budget.time_s)}" if suite.budget.time_s else "no time budget"
+        f"budget {format_seconds(total['budget_s'])}" if total["budget_s"] else "no time budget"
     )
     print(
         f"\n{len(rows)} cases; one call of each {format_seconds(total['one_call_each_s'])}; {budget}; "
@@ -442,7 +477,10 @@ def _form(cell: Any, side: str) -> str:
     return " ".join(part for part in parts if part and isinstance(part, str))
 
 
-def _draw(folder: Path) -> None:
+def _draw(folder: Path, *, quiet: bool) -> None:
+    """The heat map as a picture and in the terminal; on stderr with ``quiet``, where stdout holds
+    JSON."""
     from flurka_bench.cli.plot import plot
 
-    plot([folder], kind="heatmap")
+    with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
+        plot([folder], kind="heatmap")

@@ -1,10 +1,20 @@
-"""``suites list`` and ``suites show``: what the shipped suites run."""
+"""``suites list`` and ``suites show``: what the shipped suites run.
 
-from typing import Annotated
+Error suites (``quality error``) are shown from their text: the code that expands them needs torch.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import one_of, print_json, print_table
+from flurka_bench.cli.common import note, one_of, print_json, print_table, refuse_given
+from flurka_bench.errors import RequestError, unknown
+
+if TYPE_CHECKING:
+    from flurka_bench.suite import Suite
+
+ERROR_SUITES = Path(__file__).parents[1] / "quality" / "suites"
 
 _HELP = """The suites that ship with flurka-bench, and your own TOML files.
 
@@ -13,8 +23,56 @@ app = typer.Typer(no_args_is_help=True, help=_HELP)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Kind = Annotated[
-    str, typer.Option("--device", help="Kind of device whose cases to show: cpu or cuda.")
+    str | None,
+    typer.Option(
+        "--device", help="Kind of device whose cases to show: cpu (default) or cuda (or gpu)."
+    ),
 ]
+
+
+def error_suites() -> list[str]:
+    """Names of the error suites that come with the package."""
+    return sorted(path.stem for path in ERROR_SUITES.glob("error*.toml"))
+
+
+def _error_suite(name: str) -> tuple[str, dict[str, Any]] | None:
+    """Text and tables of the error suite of that name or file; None where it is none."""
+    from flurka_bench.suite import shipped_suites
+    from flurka_bench.toml import parse_toml
+
+    path = ERROR_SUITES / f"{name}.toml" if name in error_suites() else Path(name)
+    if name in shipped_suites() or not path.is_file():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"cannot read suite file {name!r}: {error}") from None
+    data = parse_toml(text, f"suite {name!r}")
+    return (text, data) if data.get("kind") == "error" else None
+
+
+def timing_suite(name: str, device_kind: str) -> "Suite":
+    """The suite that ``run`` times. Raises RequestError as ``load_suite``, and for an error
+    suite."""
+    from flurka_bench.suite import load_suite
+
+    if _error_suite(name) is not None:
+        raise RequestError(
+            f"{name!r} is an error suite, which times nothing: flurka-bench quality error {name}"
+        )
+    loaded = load_suite(name, device_kind)
+    _note_idle_axes(loaded)
+    return loaded
+
+
+def _note_idle_axes(suite: "Suite") -> None:
+    for axis in suite.idle_axes():
+        note(f"suite {suite.name!r}: no mechanism of it has the axis {axis} as given")
+
+
+def _kind(device: str | None) -> str:
+    word = (device or "cpu").strip().lower()
+    return one_of(("cpu", "cuda"), "--device")("cuda" if word == "gpu" else word)
 
 
 @app.command("list")
@@ -25,11 +83,20 @@ def list_(json: Json = False) -> None:
     """
     from flurka_bench.suite import load_suite, shipped_suites
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in shipped_suites():
         suites = {kind: load_suite(name, kind) for kind in ("cpu", "cuda")}
         cases = {f"num_cases_{kind}": len(suite.cases()) for kind, suite in suites.items()}
-        rows.append({"name": name, "description": suites["cpu"].description, **cases})
+        rows.append({
+            "name": name, "kind": "time", "description": suites["cpu"].description, **cases,
+        })  # fmt: skip
+    for name in error_suites():
+        found = _error_suite(name)
+        assert found is not None
+        rows.append({
+            "name": name, "kind": "error", "description": str(found[1].get("description", "")),
+            "num_cases_cpu": None, "num_cases_cuda": None,
+        })  # fmt: skip
     if json:
         print_json(rows)
         return
@@ -37,7 +104,14 @@ def list_(json: Json = False) -> None:
     print_table(
         headers,
         [
-            (row["name"], row["num_cases_cpu"], row["num_cases_cuda"], row["description"])
+            (
+                row["name"],
+                *(
+                    "" if row[key] is None else row[key]
+                    for key in ("num_cases_cpu", "num_cases_cuda")
+                ),
+                row["description"] + (" (quality error)" if row["kind"] == "error" else ""),
+            )
             for row in rows
         ],
     )
@@ -46,17 +120,27 @@ def list_(json: Json = False) -> None:
 @app.command()
 def show(
     suite: Annotated[str, typer.Argument(help="A shipped suite's name or a TOML file.")],
-    device: Kind = "cpu",
+    device: Kind = None,
     json: Json = False,
 ) -> None:
     """Show a suite: its text, and how many cases of which mechanisms it expands to.
 
     Example: flurka-bench suites show quick
     """
-    from flurka_bench.suite import load_suite
+    from flurka_bench.suite import load_suite, shipped_suites
 
-    loaded = load_suite(suite, one_of(("cpu", "cuda"), "--device")(device))
+    if (found := _error_suite(suite)) is not None:
+        refuse_given({"--device": device}, " to an error suite, which is the same on every device")
+        _show_error_suite(suite, *found, as_json=json)
+        return
+    every = [*shipped_suites(), *error_suites()]
+    path = Path(suite)
+    if suite not in every and not path.is_file() and path.suffix != ".toml" and path.name == suite:
+        raise unknown("suite", suite, every)
+    kind = _kind(device)
+    loaded = load_suite(suite, kind)
     cases = loaded.cases()
+    _note_idle_axes(loaded)
     if json:
         print_json({
             "name": loaded.name,
@@ -79,5 +163,14 @@ def show(
     print_table(
         ("mechanism", *levels),
         rows,
-        title=f"{len(cases)} cases at {workloads} workloads on {device}",
+        title=f"{len(cases)} cases at {workloads} workloads on {kind}",
     )
+
+
+def _show_error_suite(name: str, text: str, data: dict[str, Any], *, as_json: bool) -> None:
+    tables = {key: data.get(key, []) for key in ("inputs", "mechanisms")}
+    if as_json:
+        about = {"name": data.get("name", Path(name).stem), "kind": "error"}
+        print_json(about | {"description": data.get("description", "")} | tables | {"text": text})
+        return
+    print(f"{text.strip()}\n\nAn error suite: flurka-bench quality error {name}")

@@ -11,8 +11,10 @@ import numpy as np
 import typer
 
 from flurka_bench.cli.common import print_json, print_table
+from flurka_bench.cli.targets import load_target
 from flurka_bench.errors import RequestError
 from flurka_bench.mechanisms import MECHANISMS, canonical
+from flurka_bench.mechanisms.names import not_applicable
 from flurka_bench.workload import Case
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def validate(
     hardware: Annotated[
         str,
         typer.Option(
-            help="The device that the rows are of: a name, an alias or a profile file (.toml)."
+            help="The device that the rows are of: a name, an alias, a profile file (.toml), or cpu for this machine."
         ),
     ],
     datasheet_only: Annotated[
@@ -77,10 +79,9 @@ def validate(
 
     Example: flurka-bench validate linear_bf16.csv.gz --hardware h200 --predictions predicted.csv
     """
-    from flurka_bench.cli.targets import load_targets
     from flurka_bench.cost.tables import lacks, read_table
 
-    profile = load_targets(hardware)[0]
+    profile = load_target(hardware)
     if datasheet_only:
         profile = profile.with_measured({}, {})
     table = _run_table(source) if source.is_dir() else read_table(source)
@@ -213,7 +214,7 @@ def _cases(profile: "Profile", table: "Table", mine: np.ndarray) -> list[Group]:
         measured_s = table.seconds(line, "latency_ms", row["latency_ms"])
         wanted = _case(table, line, row)
         try:
-            cases.append(canonical(wanted))
+            cases.append(_canonical(wanted))
         except RequestError as error:
             left_out.setdefault(str(error), []).append(table.lines[line])
             continue
@@ -281,6 +282,14 @@ def _case(table: "Table", line: int, row: dict[str, str]) -> "Case":
                 raise table.wrong(line, name, "true or false", text)
             values[name] = word in ("true", "1")
     return Case(**values)
+
+
+def _canonical(case: Case) -> Case:
+    """The case in canonical form. RequestError where a row says other features than were timed."""
+    why = not_applicable(case).get("num_features")
+    if why and MECHANISMS[case.mechanism].is_kernel:
+        raise RequestError(f"{case.mechanism} {why}, and the row says {case.num_features}")
+    return canonical(case)
 
 
 def _write(path: Path, header: list[str], table: list[list[str]], groups: Iterable[Group]) -> None:

@@ -1,10 +1,12 @@
 """Hardware profiles as TOML: read, write, and the shipped ones by name.
 
 One file a target lies under ``profiles/``; a user's own file is taken by path. Nothing here is
-looked up by substring: a name or an alias matches exactly, or the error offers the nearest.
+looked up by substring: a name or an alias matches whole, whatever its case, dashes, underscores
+and spaces, or the error offers the nearest.
 """
 
 import math
+import re
 import tomllib
 from functools import lru_cache
 from pathlib import Path
@@ -125,18 +127,34 @@ def names() -> list[str]:
     return sorted(set(_index().values()))
 
 
+def _bare(name: str) -> str:
+    """A name without what people write differently: ``"RTX_4090"`` -> ``"rtx4090"``."""
+    return re.sub(r"[-_ ]", "", name.lower())
+
+
 @lru_cache
-def load(name_or_path: str) -> Profile:
-    """A target by exact name, alias, or the path of a TOML file.
+def _bare_index() -> dict[str, str]:
+    """Bare name or alias -> file stem; no two targets share one."""
+    found: dict[str, str] = {}
+    for name, stem in _index().items():
+        assert found.setdefault(_bare(name), stem) == stem, f"{name} is also {found[_bare(name)]}"
+    return found
+
+
+@lru_cache
+def load(name_or_path: str, also: tuple[str, ...] = ()) -> Profile:
+    """A target by name or alias (``rtx4090`` is ``rtx-4090``), or by the path of a TOML file.
+
+    ``also`` are words that the caller takes beside them, for the error.
 
     Raises:
         RequestError: no such target (the nearest is offered) or a file that is not a valid profile.
     """
     if name_or_path.endswith(".toml") or "/" in name_or_path:
         return _read(Path(name_or_path))
-    stem = _index().get(name_or_path.lower())
+    stem = _bare_index().get(_bare(name_or_path))
     if stem is None:
-        error = unknown("hardware", name_or_path, _index())
+        error = unknown("hardware", name_or_path, (*_index(), *also))
         raise RequestError(
             f"{error}; or the path of a profile (.toml), as 'flurka-bench calibrate' writes it"
         )

@@ -25,11 +25,12 @@ class FoundDevice:
 
 
 def find_device(request: str) -> FoundDevice:
-    """The device that ``request`` (auto, cpu, cuda, cuda:N) means here. Raises RequestError if it
-    is not here."""
-    match = re.fullmatch(r"auto|cpu|cuda(?::(\d{1,3}))?", request)
+    """The device that ``request`` (auto, cpu, cuda, cuda:N; gpu is cuda) means here. Raises
+    RequestError if it is not here."""
+    asked, request = request, re.sub(r"^gpu(?=$|:)", "cuda", request.strip().lower())
+    match = re.fullmatch(r"auto|cpu|cuda(?::([0-9]{1,3}))?", request)
     if match is None:
-        raise unknown("device", request, ("auto", "cpu", "cuda", "cuda:0"))
+        raise unknown("device", asked, ("auto", "cpu", "cuda", "cuda:0", "gpu"))
     if request == "cpu":
         return FoundDevice(device="cpu", kind="cpu")
     names = [] if request == "auto" and _torch_is_cpu_only() else cuda_device_names()
@@ -42,7 +43,7 @@ def find_device(request: str) -> FoundDevice:
             or "no CUDA device"
         )
         raise RequestError(
-            f"device {request!r} is not here: the driver knows {here}; use --device cpu or auto"
+            f"device {asked!r} is not here: the driver knows {here}; use --device cpu or auto"
         )
     return FoundDevice(device=f"cuda:{index}", kind="cuda", name=names[index])
 

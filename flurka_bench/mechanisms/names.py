@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from flurka_bench.errors import RequestError, unknown
-from flurka_bench.workload import CHOICES, Case, Number
+from flurka_bench.workload import CHOICES, Case, Number, dtype_name
 
 LARGEST_INPUT = (
     2**62
@@ -22,6 +22,9 @@ RANDOM_FEATURES = (
     "favor",
     "relu",
 )  # products with Ω: their number is a knob, and projections can be absorbed into them
+COMPRESSION_KNOBS = ("rank", "compression", "share_kv", "share_heads")
+# What some mechanisms or levels do not have.
+KNOBS = (*COMPRESSION_KNOBS, "num_features", "order", "num_layers", "ffn_dim", "vocab_size")
 SIMILARITIES = (*SOFTMAX, *RANDOM_FEATURES, "elu")
 
 
@@ -108,6 +111,7 @@ def canonical(case: Case) -> Case:
     checked element by element, SymPy symbols not.
     """
     mechanism = get(case.mechanism)
+    case = case.replace(dtype=dtype_name(case.dtype))
     _check_names(case)
     case = case.replace(**{
         field.name: int(value)
@@ -165,6 +169,36 @@ def canonical(case: Case) -> Case:
     else:
         changes |= {"num_layers": 1, "ffn_dim": 0, "vocab_size": 0}
     return case.replace(**changes)
+
+
+def not_applicable(case: Case) -> dict[str, str]:
+    """The knobs that a request names and ``canonical`` drops or replaces, each with the reason.
+
+    A knob is named where it differs from the ``Case``'s default. The reason goes on after the
+    mechanism's name: "has no features".
+    """
+    mechanism = get(case.mechanism)
+    found: dict[str, str] = {}
+    if not mechanism.compressed:
+        for field in fields(case):
+            if field.name in COMPRESSION_KNOBS and getattr(case, field.name) != field.default:
+                found[field.name] = "compresses nothing"
+    elif case.compression == "mean-pool" and not case.share_heads:
+        found["share_heads"] = "shares mean-pooling, which has no matrix, across heads"
+    if mechanism.similarity == "elu":
+        if case.num_features not in (None, case.head_dim):
+            found["num_features"] = f"has m = head_dim = {case.head_dim} features"
+    elif not mechanism.uses_features and case.num_features is not None:
+        found["num_features"] = "has no features"
+    if case.level == "core" and case.order is not None:
+        found["order"] = "has no projections to reorder at level core"
+    elif mechanism.orders == ("project_first",) and case.order not in (None, *mechanism.orders):
+        found["order"] = "has one order, project_first"
+    if case.level != "model":
+        for name, default in (("num_layers", 1), ("ffn_dim", 0), ("vocab_size", 0)):
+            if getattr(case, name) != default:
+                found[name] = f"has none at level {case.level}"
+    return found
 
 
 def _check_names(case: Case) -> None:
