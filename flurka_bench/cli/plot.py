@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import comma_list, one_of, print_json
+from flurka_bench.cli.common import comma_list, console, one_of, print_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,9 +78,7 @@ def plot(
         print_json([str(path) for path in paths])
         return
     if "heatmap" in kinds:
-        from rich import print as rich_print
-
-        rich_print(terminal.terminal_map(cells, across, up))
+        console().print(terminal.terminal_map(cells, across, up))
     for path in paths:
         if path.suffix == ".png":
             print(path)

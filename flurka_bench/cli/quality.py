@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import comma_list, positive_int, print_json, print_table
+from flurka_bench.cli.common import comma_list, console, positive_int, print_json, print_table
+from flurka_bench.text import one_line
 
 if TYPE_CHECKING:
     from flurka_bench.quality.frontier import Summary
@@ -345,7 +346,6 @@ class _Progress:
 
     def __enter__(self) -> "_Progress":
         if sys.stderr.isatty() and not self.quiet:
-            from rich.console import Console
             from rich.progress import (
                 BarColumn,
                 MofNCompleteColumn,
@@ -360,7 +360,7 @@ class _Progress:
                 TimeRemainingColumn(),
                 TextColumn("{task.description}"),
             )
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.bar = Progress(*columns, console=console(stderr=True), transient=True)
             self.bar.start()
             self.task = self.bar.add_task("starting", total=None)
         return self
@@ -371,8 +371,11 @@ class _Progress:
 
     def show(self, done: int, total: int, what: str) -> None:
         """The runner's progress."""
+        what = one_line(what)
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, total=total, description=what)
+            from rich.markup import escape
+
+            self.bar.update(self.task, completed=done, total=total, description=escape(what))
         elif what != self.last and not self.quiet:
             print(f"[{done}/{total}] {what}", file=sys.stderr, flush=True)
         self.last = what

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import one_of, print_json, print_table
+from flurka_bench.cli.common import console, one_of, print_json, print_table
 from flurka_bench.errors import RequestError
+from flurka_bench.text import one_line
 from flurka_bench.units import (
     format_bytes,
     format_ratio,
@@ -232,7 +233,6 @@ class _Progress:
 
     def __enter__(self) -> "_Progress":
         if sys.stderr.isatty() and not self.quiet:
-            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
             from rich.table import Column
 
@@ -246,7 +246,7 @@ class _Progress:
             )
             self.bar = Progress(
                 *columns,
-                console=Console(stderr=True),
+                console=console(stderr=True),
                 auto_refresh=False,
                 transient=True,
                 expand=True,
@@ -270,6 +270,7 @@ class _Progress:
             ]
         elif event.kind == "group":
             lines = [f"[{event.num_done}/{event.num_cases}] {headline(event.records)}"]
+        lines = [one_line(line) for line in lines]
         if self.bar is None:
             for line in lines if not self.quiet else []:
                 print(line, file=sys.stderr, flush=True)
@@ -282,7 +283,9 @@ class _Progress:
         case, _, phase = event.text.rpartition(
             ": "
         )  # the phase first: a narrow terminal cuts the end off
-        fields = {"description": escape(f"{phase} {case}")} if event.kind == "phase" else {}
+        fields = (
+            {"description": escape(one_line(f"{phase} {case}"))} if event.kind == "phase" else {}
+        )
         self.bar.update(
             self.task, total=event.num_cases, completed=event.num_done, left=left, **fields
         )
