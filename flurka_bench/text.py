@@ -22,7 +22,7 @@ _ASCII = {
 } | dict.fromkeys("─━═╌", "-") | dict.fromkeys("│┃║", "|") | dict.fromkeys(
     "┌┐└┘├┤┬┴┼╭╮╰╯┏┓┗┛┡┩╇┠┨", "+"
 ) | dict.fromkeys("█▓▒░■", "#")  # fmt: skip
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_FORMULA = ("=", "+", "-", "@", "\t", "\n", "＝", "＋", "－", "＠")  # as OWASP lists them
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -54,9 +54,10 @@ def json_text(text: str, encoding: str | None = None) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """A CSV cell that no spreadsheet takes for a formula: text (no number) that begins with = + - @
-    or a break gets an apostrophe in front. So does what begins with one: to read a cell back, take
-    one leading apostrophe off."""
+    """A ``legible`` CSV cell that no spreadsheet takes for a formula: text (no number) that begins
+    with = + - @ or a break gets an apostrophe in front. So does what begins with one: to read a
+    cell back, take one leading apostrophe off."""
+    text = legible(text)
     if not text.startswith((*_FORMULA, "'")):
         return text
     try:

@@ -200,3 +200,10 @@ def test_pareto_front_by_hand():
     assert pareto_front(x, y).tolist() == [True, True, False, False]
     assert pareto_front(x, y, np.array([1.0, 1.0, 0.5, 1.0])).tolist() == [True, True, True, False]
     assert pareto_front(np.ones(2), np.ones(2)).tolist() == [True, True]  # equals beat nobody
+
+
+def test_control_characters_in_names_are_escaped(tmp_path, recwarn):
+    figure = style.says_nothing("CPU\x1b[31m\x07 \udcff")
+    (page,) = style.save(figure, tmp_path / "x", ["svg"])
+    assert r"CPU\x1b[31m\x07 \xff" in page.read_text(encoding="utf-8")
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

@@ -90,7 +90,7 @@ def console(*, stderr: bool = False) -> "Console":
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
     """Print a table: with rich's lines on a terminal, as aligned plain text in a pipe."""
-    rows = [[one_line(str(cell)) for cell in row] for row in rows]
+    headers, *rows = [[one_line(str(cell)) for cell in row] for row in (headers, *rows)]
     if sys.stdout.isatty():
         from rich.markup import escape
         from rich.table import Table

@@ -97,7 +97,8 @@ def _fault(error: BaseException) -> int:
         text, code = line if isinstance(error, Interrupted) else f"error: {line}", error.exit_code
     elif isinstance(error, OSError) and error.filename is not None:
         # No verb foresaw it, but it is of a file: the request's, not the program's.
-        text, code = f"error: {one_line(str(error.filename))!r}: {error.strerror}", 2
+        file = one_line(os.fsdecode(error.filename))
+        text, code = f"error: cannot use '{file}': {error.strerror}", 2
     elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
         text, code = "interrupted", interrupts.EXIT_CODE
     else:

@@ -22,7 +22,7 @@ _LOOK_INTERVAL_S = 1.0  # how often the runner wakes to see whether the worker s
 
 class Stopper:
     """Turns SIGINT, SIGTERM and SIGHUP into a readable descriptor; a second one ends the process at
-    once."""
+    once. A hang-up that ``nohup`` ignores stays ignored."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -34,6 +34,8 @@ class Stopper:
     def __enter__(self) -> "Stopper":
         with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

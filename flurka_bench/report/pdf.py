@@ -109,5 +109,6 @@ def pdf(content: Content) -> bytes:
     file = BytesIO()
     with PdfPages(file, metadata={"Title": content.title, "CreationDate": None}) as pages:
         for fig in figures:
+            style.make_legible(fig)
             pages.savefig(fig)
     return file.getvalue()

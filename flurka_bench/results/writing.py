@@ -112,7 +112,7 @@ class RunWriter:
             )
         if ending or good != path.stat().st_size:
             try:
-                with open(path, "r+b") as file:
+                with os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b") as file:
                     file.truncate(good)
                     file.seek(good)
                     file.write(ending)
