@@ -3,7 +3,6 @@ a control character could move a terminal's cursor, a lone surrogate cannot be w
 spreadsheet runs what begins like a formula."""
 
 import codecs
-import json
 import re
 
 PLAIN = "flurka_bench.plain"  # error handlers for str.encode
@@ -78,6 +77,8 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 
 def _json(error: UnicodeError) -> tuple[str, int]:
     """JSON escapes for what an output cannot show."""
+    import json  # rarely needed, and every command imports this module at its start
+
     if not isinstance(error, UnicodeEncodeError):
         raise error
     return json.dumps(legible(error.object[error.start : error.end]))[1:-1], error.end

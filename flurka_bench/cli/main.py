@@ -83,7 +83,7 @@ def _fault(error: BaseException) -> int:
     """Say in one line what ended the command, and give its exit code. A bug is raised again."""
     import typer
 
-    from flurka_bench.cli.root import UsageProblem, usage_line
+    from flurka_bench.cli.root import UsageProblem, usage_line, usage_message
     from flurka_bench.errors import FlurkaError, Interrupted
     from flurka_bench.text import one_line
 
@@ -91,7 +91,7 @@ def _fault(error: BaseException) -> int:
         # Without arguments, typer "fails" with the help text as its message: that is an answer, not
         # an error.
         no_arguments = type(error).__name__ == "NoArgsIsHelpError"
-        text, code = error.format_message() if no_arguments else usage_line(error), 2
+        text, code = usage_message(error) if no_arguments else usage_line(error), 2
     elif isinstance(error, FlurkaError):
         line = one_line(str(error))
         text, code = line if isinstance(error, Interrupted) else f"error: {line}", error.exit_code

@@ -39,9 +39,14 @@ def root(
     """
 
 
-def usage_line(error: Exception) -> str:
+def usage_message(error: BaseException) -> str:
+    """What typer says of a ``UsageProblem``, or its help text."""
+    return str(getattr(error, "format_message")())  # noqa: B009 (no public name says its type)
+
+
+def usage_line(error: BaseException) -> str:
     """A usage error in one line, with the nearest option or verb where one is close."""
-    message = one_line(" ".join(error.format_message().split()))
+    message = one_line(" ".join(usage_message(error).split()))
     context = getattr(error, "ctx", None)
     if context is not None and "No such command" in message:
         got = message.split("'")[1]

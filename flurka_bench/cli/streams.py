@@ -5,10 +5,13 @@ import contextlib
 import io
 import os
 import sys
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from flurka_bench.errors import RequestError
 from flurka_bench.text import PLAIN, legible
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 
 class Output(io.TextIOWrapper):
@@ -16,7 +19,11 @@ class Output(io.TextIOWrapper):
     lacks (× as x, ² as ^2)."""
 
     def __init__(
-        self, buffer: io.BufferedWriter | io.BytesIO, encoding: str, *, line_buffering: bool = False
+        self,
+        buffer: "io.BufferedWriter[Any] | io.BytesIO",
+        encoding: str,
+        *,
+        line_buffering: bool = False,
     ) -> None:
         super().__init__(buffer, encoding, PLAIN, line_buffering=line_buffering)
 
@@ -59,10 +66,10 @@ class _Descriptor(io.FileIO):
         super().__init__(descriptor, "w", closefd=False)
         self._holds_answer = holds_answer
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: "Buffer", /) -> int:
         """Write bytes; RequestError where the answer cannot be given."""
         try:
-            return super().write(data)
+            return super().write(data) or 0
         except OSError as error:
             # From here on all goes nowhere: Python flushes once more at its end, and must not
             # complain.
@@ -74,7 +81,7 @@ class _Descriptor(io.FileIO):
                     f"cannot write to standard output: {error.strerror} (files that the command "
                     "writes are complete)"
                 ) from None
-        return len(data)
+        return memoryview(data).nbytes
 
 
 def prepare() -> None:
