@@ -294,12 +294,14 @@ main()
 )
 def test_a_signal_at_any_import_is_one_line(module, words, number):
     code = AT_IMPORT.format(module=module, number=int(number), words=words)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT
+    )
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_the_entry_imports_nothing_slow_before_it_handles_signals():
-    code = "import sys; before = {*sys.modules}; import flurka_bench.cli; print({*sys.modules} - before)"
+    code = "import sys; old = {*sys.modules}; import flurka_bench.cli; print({*sys.modules} - old)"
     done = shell(f'{sys.executable} -S -c "{code}"')
     ours = {"flurka_bench", *(f"flurka_bench.cli{end}" for end in ("", ".main", ".interrupts"))}
     new = eval(done.stdout)
@@ -308,7 +310,10 @@ def test_the_entry_imports_nothing_slow_before_it_handles_signals():
 
 
 def test_a_hang_up_that_nohup_ignores_stays_ignored():
-    code = "import signal; from flurka_bench.cli import interrupts; interrupts.install(); print(repr(signal.getsignal(1)))"
+    code = (
+        "import signal; from flurka_bench.cli import interrupts; interrupts.install(); "
+        "print(repr(signal.getsignal(1)))"
+    )
     done = shell(f"trap '' HUP; {sys.executable} -c \"{code}\"")
     assert "SIG_IGN" in done.stdout
 
