@@ -24,6 +24,7 @@ from flurka_bench.cli.plot import plot
 from flurka_bench.cli.report import report
 from flurka_bench.cli.run import _print_answer
 from flurka_bench.cost.predict import speedup
+from flurka_bench.files import write_atomically
 from flurka_bench.hardware import load
 from flurka_bench.plots import heatmap, style
 from flurka_bench.results import read_run, to_frame
@@ -181,7 +182,7 @@ def readme() -> None:
         head, found, rest = text.partition(f"<!-- figures: {name} -->\n")
         assert found, f"README.md has no block {name!r}"
         text = head + found + told + rest[rest.index("\n<!-- end -->") :]
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, text)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from flurka_bench import hardware
 from flurka_bench.cost import matmul
 from flurka_bench.cost.fitting import Rows, fit_log, read_rows
 from flurka_bench.cost.operators import operator_of
+from flurka_bench.files import write_atomically
 
 ROWS_PER_DEVICE = 500  # of each file; more change the constants by less than their own uncertainty
 SEED = 0
@@ -294,7 +295,7 @@ def main() -> int:
         table = json.loads(entry.path.read_text(encoding="utf-8"))
         table = fit(entry, groups, table, say=print)
         if not arguments.dry_run:
-            entry.path.write_text(json.dumps(rounded(table), indent=1) + "\n", encoding="utf-8")
+            write_atomically(entry.path, json.dumps(rounded(table), indent=1) + "\n")
     return 0
 
 

@@ -38,6 +38,7 @@ from flurka_bench.cost.fitting import (
     stratified,
 )
 from flurka_bench.cost.operators import operator_of
+from flurka_bench.files import write_atomically
 from flurka_bench.hardware import load
 from flurka_bench.hardware.profile import Profile
 
@@ -395,13 +396,13 @@ def main() -> int:
             for regime, widths in show_bands(kind, residuals(kind, arguments.folder)).items()
         }
         if not arguments.dry_run:
-            uncertainty.BANDS.write_text(json.dumps(bands, indent=1) + "\n", encoding="utf-8")
+            write_atomically(uncertainty.BANDS, json.dumps(bands, indent=1) + "\n")
     if arguments.what == "fit" and not arguments.dry_run:
         rounded = {
             kind: {name: float(f"{value:.4g}") for name, value in values.items()}
             for kind, values in table.items()
         }
-        terms.CONSTANTS.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
+        write_atomically(terms.CONSTANTS, json.dumps(rounded, indent=1) + "\n")
     return 0
 
 

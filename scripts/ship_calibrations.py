@@ -14,6 +14,7 @@ from pathlib import Path
 
 from flurka_bench.cli.calibrate import fit
 from flurka_bench.cost.fitting import Rows, read_rows
+from flurka_bench.files import write_atomically
 from flurka_bench.hardware import load, write_profile
 from flurka_bench.hardware.files import FOLDER
 
@@ -47,7 +48,7 @@ def main() -> int:
             if each.after is not None
         }
         profile = profile.with_measured(profile.measured, about)
-        (arguments.out / f"{name}.toml").write_text(write_profile(profile), encoding="utf-8")
+        write_atomically(arguments.out / f"{name}.toml", write_profile(profile))
         print(
             name,
             ", ".join(

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "flurka_bench"
-WORDS = {"errors", "units", "toml", "verdict", "workload", "ops"}
+WORDS = {"errors", "text", "files", "units", "toml", "verdict", "workload", "ops"}
 
 # Each part of the package and what it may import from the others (docs/architecture.md holds the
 # same table in words).
 MAY_IMPORT = {
     "errors": set(),
+    "text": set(),
+    "files": {"errors", "text"},
     "units": {"errors"},
     "toml": {"errors"},
     "verdict": set(),

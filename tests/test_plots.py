@@ -250,3 +250,10 @@ def test_a_contour_never_lies_between_two_forms_but_on_their_border():
     assert (points[:, 1] == 0.5).all() and (points[:, 0].min(), points[:, 0].max()) == (-0.5, 1.5)
     alone = heatmap.even_lines(table, np.arange(4).reshape(2, 2))
     assert {tuple(point) for point in drawn_points(alone)} == {tuple(point) for point in points}
+
+
+def test_control_characters_in_names_are_escaped(tmp_path, recwarn):
+    figure = style.says_nothing("CPU\x1b[31m\x07 \udcff")
+    (page,) = style.save(figure, tmp_path / "x", ["svg"])
+    assert r"CPU\x1b[31m\x07 \xff" in page.read_text(encoding="utf-8")
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

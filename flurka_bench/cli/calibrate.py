@@ -4,10 +4,10 @@ somebody else measured."""
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,8 +21,11 @@ from flurka_bench.cli.common import (
     print_table,
     refuse_given,
 )
+from flurka_bench.cli.streams import terminal
 from flurka_bench.cli.targets import HARDWARE_HELP, calibrated_file, check_device, load_target
 from flurka_bench.errors import RequestError
+from flurka_bench.files import check_writable, write_atomically
+from flurka_bench.text import one_line
 from flurka_bench.units import parse_seconds
 
 if TYPE_CHECKING:
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
     from flurka_bench.measure.device import Device
     from flurka_bench.measure.microbenchmarks import Calibration
 
-T = TypeVar("T")
 NUM_FITTED = 20  # rows of an op and dtype that the fit may see; the rest judge it
 # prefix in the profile's [measured] of figures that people read and no fit uses
 _FIGURE = "microbenchmark."
@@ -104,6 +106,8 @@ def calibrate(
     if from_:
         idle = {"--device": device, "--dtype": dtype, "--budget": budget}
         refuse_given(idle, " to --from, which measures nothing")
+    if out is not None:
+        check_writable(out)  # now, not after a minute of measuring
     measured: Calibration | None = None
     if from_:
         assert hardware is not None
@@ -116,9 +120,7 @@ def calibrate(
         profile, measured, about = _measure(device or "auto", hardware, dtype, budget, rows)
         groups = _grouped(measured.rows)
         stem = (out or calibrated_file(profile)).with_suffix("")
-        written = _writing(
-            stem, lambda: measured.write_rows(stem)
-        )  # before the fit: nothing measured is lost
+        written = measured.write_rows(stem)  # before the fit: nothing measured is lost
     figures = (
         {_FIGURE + name: value for name, value in measured.figures.items()} if measured else {}
     )
@@ -134,7 +136,7 @@ def calibrate(
     }
     profile = profile.with_measured(profile.measured, about)
     target = out or calibrated_file(profile)
-    _writing(target, lambda: target.write_text(write_profile(profile), encoding="utf-8"))
+    write_atomically(target, write_profile(profile), follow_links=out is not None)
     if json:
         print_json(
             {
@@ -155,13 +157,6 @@ def calibrate(
 def _check_rows(on_cpu: bool, rows: int | None) -> None:
     if on_cpu:
         refuse_given({"--rows": rows}, " to a CPU, whose fit sees all rows")
-
-
-def _writing(target: Path, write: Callable[[], T]) -> T:
-    try:
-        return write()
-    except OSError as error:
-        raise RequestError(f"cannot write --out {str(target)!r}: {error.strerror}") from None
 
 
 def fit(
@@ -403,7 +398,8 @@ def _progress() -> Any:
         nonlocal last
         if tty:
             end = "\n" if done + 1 == total else ""
-            print(f"\r\x1b[2K[{done + 1}/{total}] {text}", end=end, file=sys.stderr, flush=True)
+            line = f"\r\x1b[2K[{done + 1}/{total}] {one_line(text)}"
+            print(line, end=end, file=terminal(sys.stderr), flush=True)
         elif 10 * done // total > last:
             last = 10 * done // total
             print(f"[{done + 1}/{total}] {text}", file=sys.stderr, flush=True)

@@ -4,11 +4,16 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from flurka_bench.cli.streams import terminal
 from flurka_bench.errors import RequestError, unknown
+from flurka_bench.text import json_text, legible, one_line
 from flurka_bench.units import SIZE_FORM, parse_size
 from flurka_bench.workload import DTYPES, LARGEST_SIZE, dtype_name
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -97,23 +102,28 @@ def _plain(value: Any) -> Any:
 
 def print_json(value: Any) -> None:
     """Print a value as strict JSON (nan and infinities become null)."""
-    sys.stdout.write(
-        json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    print(json_text(text, sys.stdout.encoding))
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """rich's console on a standard stream, for text that was made ``legible``."""
+    from rich.console import Console
+
+    return Console(file=terminal(sys.stderr if stderr else sys.stdout))
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
     """Print a table: with rich's lines on a terminal, as aligned plain text in a pipe."""
-    rows = [[str(cell) for cell in row] for row in rows]
+    headers, *rows = [[one_line(str(cell)) for cell in row] for row in (headers, *rows)]
     if sys.stdout.isatty():
-        from rich.console import Console
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(*[escape(header) for header in headers], title=escape(title) or None)
+        table = Table(*[escape(header) for header in headers], title=escape(legible(title)) or None)
         for row in rows:
             table.add_row(*[escape(cell) for cell in row])
-        Console().print(table)
+        console().print(table)
         return
     widths = [
         max(len(line[column]) for line in [list(headers), *rows]) for column in range(len(headers))

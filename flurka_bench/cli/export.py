@@ -8,6 +8,8 @@ import typer
 
 from flurka_bench.cli.common import one_of
 from flurka_bench.errors import RequestError
+from flurka_bench.files import write_atomically
+from flurka_bench.text import JSON, PLAIN, csv_cell, legible
 from flurka_bench.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ def export(
 ) -> None:
     """Write all records as one table; each row keeps the run and device it is from.
 
-    CSV, Parquet and JSON hold every field; Markdown the ones a reader wants.
+    CSV, Parquet and JSON hold every field; Markdown the ones a reader wants. In CSV a text that
+    begins with = + - @ ' or a break has an apostrophe in front, so that no spreadsheet runs it.
 
     Example: flurka-bench export results/quick-cpu --format csv --out quick.csv
     """
@@ -52,13 +55,22 @@ def export(
         raise RequestError("parquet is binary: give the file to write with --out FILE.parquet")
     content = render(to_frame([read_run(run) for run in runs]), format_)
     if out is None:
+        _print(content)
+        return
+    write_atomically(out, content, follow_links=True)
+    print(out)
+
+
+def _print(content: bytes) -> None:
+    """On a terminal as people read it; elsewhere the bytes that --out would write, UTF-8 whatever
+    the terminal speaks."""
+    buffer = getattr(sys.stdout, "buffer", None)
+    if buffer is None or sys.stdout.isatty():
         sys.stdout.write(content.decode())
         return
-    try:
-        out.write_bytes(content)
-    except OSError as error:
-        raise RequestError(f"cannot write --out {str(out)!r}: {error.strerror}") from None
-    print(out)
+    sys.stdout.flush()
+    buffer.write(content)
+    buffer.flush()
 
 
 def _format(asked: str | None, out: Path | None) -> str:
@@ -81,11 +93,14 @@ def render(frame: "pd.DataFrame", format_: str) -> bytes:
     JSON text in CSV."""
     match format_:
         case "csv":
-            return _as_text(frame).to_csv(index=False, lineterminator="\n").encode()
+            text = _as_text(frame).map(
+                lambda cell: csv_cell(cell) if isinstance(cell, str) else cell
+            )
+            return text.to_csv(index=False, lineterminator="\n").encode("utf-8", PLAIN)
         case "json":
-            return _json(frame).encode()
+            return _json(frame).encode("utf-8", JSON)
         case "markdown":
-            return _markdown(frame).encode()
+            return legible(_markdown(frame)).encode()
     try:
         import pyarrow  # noqa: F401
     except ImportError:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import comma_list, note, one_of, print_json, refuse_given
+from flurka_bench.cli.common import comma_list, console, note, one_of, print_json, refuse_given
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,9 +97,7 @@ def plot(
         print_json([str(path) for path in paths])
         return
     if "heatmap" in kinds:
-        from rich import print as rich_print
-
-        rich_print(terminal.terminal_map(cells, across, up))
+        console().print(terminal.terminal_map(cells, across, up))
     for path in paths:
         if path.suffix == ".png":
             print(path)

@@ -11,6 +11,7 @@ import typer
 from flurka_bench.cli.common import (
     SIZES_HELP,
     comma_list,
+    console,
     note,
     positive_int,
     print_json,
@@ -18,6 +19,7 @@ from flurka_bench.cli.common import (
     refuse_given,
 )
 from flurka_bench.cli.targets import check_knobs
+from flurka_bench.text import one_line
 
 if TYPE_CHECKING:
     from flurka_bench.quality.frontier import Summary
@@ -395,7 +397,6 @@ class _Progress:
 
     def __enter__(self) -> "_Progress":
         if sys.stderr.isatty() and not self.quiet:
-            from rich.console import Console
             from rich.progress import (
                 BarColumn,
                 MofNCompleteColumn,
@@ -410,7 +411,7 @@ class _Progress:
                 TimeRemainingColumn(),
                 TextColumn("{task.description}"),
             )
-            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.bar = Progress(*columns, console=console(stderr=True), transient=True)
             self.bar.start()
             self.task = self.bar.add_task("starting", total=None)
         return self
@@ -421,8 +422,11 @@ class _Progress:
 
     def show(self, done: int, total: int, what: str) -> None:
         """The runner's progress."""
+        what = one_line(what)
         if self.bar is not None:
-            self.bar.update(self.task, completed=done, total=total, description=what)
+            from rich.markup import escape
+
+            self.bar.update(self.task, completed=done, total=total, description=escape(what))
         elif what != self.last and not self.quiet:
             print(f"[{done}/{total}] {what}", file=sys.stderr, flush=True)
         self.last = what

@@ -463,14 +463,13 @@ def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) ->
 
 
 def _print_map(views: "dict[str, pd.DataFrame]", x: str | None, y: str | None) -> None:
-    from rich.console import Console
-
+    from flurka_bench.cli.common import console
     from flurka_bench.plots.heatmap import map_axes
     from flurka_bench.plots.terminal import terminal_map
 
     cells = next(iter(views.values()))
     for _, part in cells.groupby("device", sort=False):
         print()
-        Console().print(
+        console().print(
             terminal_map(part, *map_axes(part, x, y), which=-1)
         )  # of each device the last map: the longest sequences

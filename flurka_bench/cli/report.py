@@ -2,7 +2,7 @@
 hand."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,11 @@ from flurka_bench.cli.common import (
 )
 from flurka_bench.cli.targets import HARDWARE_HELP, check_dtype, check_launch, load_targets
 from flurka_bench.errors import RequestError
+from flurka_bench.files import make_folder, write_atomically
+from flurka_bench.text import one_line
+
+if TYPE_CHECKING:
+    from flurka_bench.report.content import Content
 
 FORMATS = (".html", ".md", ".pdf")
 
@@ -64,6 +69,7 @@ def report(
         raise RequestError(
             "report takes one or several run folders, or --hardware for predictions without a run; not both, not neither"
         )
+    title = None if title is None else one_line(title)
     target = out or ((run[0] / "report.html") if run else Path("report.html"))
     if target.suffix not in FORMATS:
         raise RequestError(f"--out must end in {', '.join(FORMATS)}, got {str(target)!r}")
@@ -116,16 +122,18 @@ def report(
         frame = predicted_frame(targets, dtype, launch, model_dim=width, batch=count)
         about = [{**each, "launch": launch} for each in about]
         content = collect(frame, about, title or f"Predictions for {names}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == ".pdf":
-        from flurka_bench.report.pdf import write_pdf
-
-        write_pdf(content, target)
-    else:
-        from flurka_bench.report.markdown import markdown
-        from flurka_bench.report.page import page
-
-        target.write_text(
-            page(content) if target.suffix == ".html" else markdown(content), encoding="utf-8"
-        )
+    make_folder(target.parent)
+    # A link that lies in a run folder, which may be a stranger's, leads nowhere.
+    write_atomically(target, _rendered(content, target.suffix), follow_links=out is not None)
     print(target)
+
+
+def _rendered(content: "Content", suffix: str) -> bytes | str:
+    if suffix == ".pdf":
+        from flurka_bench.report.pdf import pdf
+
+        return pdf(content)
+    from flurka_bench.report.markdown import markdown
+    from flurka_bench.report.page import page
+
+    return page(content) if suffix == ".html" else markdown(content)

@@ -13,6 +13,7 @@ from flurka_bench.cli.common import (
     BYTES_HELP,
     DEVICE_HELP,
     SECONDS_HELP,
+    console,
     note,
     one_of,
     print_json,
@@ -20,6 +21,7 @@ from flurka_bench.cli.common import (
     refuse_given,
 )
 from flurka_bench.errors import RequestError
+from flurka_bench.text import one_line
 from flurka_bench.units import (
     format_bytes,
     format_ratio,
@@ -283,7 +285,6 @@ class _Progress:
         if not self.quiet:  # what the lines are made with: loaded now, not in the run's own time
             import flurka_bench.analysis.speedup  # noqa: F401
         if sys.stderr.isatty() and not self.quiet:
-            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
             from rich.table import Column
 
@@ -297,7 +298,7 @@ class _Progress:
             )
             self.bar = Progress(
                 *columns,
-                console=Console(stderr=True),
+                console=console(stderr=True),
                 auto_refresh=False,
                 transient=True,
                 expand=True,
@@ -321,6 +322,7 @@ class _Progress:
             ]
         elif event.kind == "group" and not self.quiet:
             lines = [f"[{event.num_done}/{event.num_cases}] {headline(event.records)}"]
+        lines = [one_line(line) for line in lines]
         if self.bar is None:
             for line in lines if not self.quiet else []:
                 print(line, file=sys.stderr, flush=True)
@@ -333,7 +335,9 @@ class _Progress:
         case, _, phase = event.text.rpartition(
             ": "
         )  # the phase first: a narrow terminal cuts the end off
-        fields = {"description": escape(f"{phase} {case}")} if event.kind == "phase" else {}
+        fields = (
+            {"description": escape(one_line(f"{phase} {case}"))} if event.kind == "phase" else {}
+        )
         self.bar.update(
             self.task, total=event.num_cases, completed=event.num_done, left=left, **fields
         )

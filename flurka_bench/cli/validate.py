@@ -1,6 +1,7 @@
 """``validate``: how far the model's predictions lie from measured times, by op or mechanism."""
 
 import csv
+import io
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,8 +14,10 @@ import typer
 from flurka_bench.cli.common import print_json, print_table
 from flurka_bench.cli.targets import load_target
 from flurka_bench.errors import RequestError
+from flurka_bench.files import write_atomically
 from flurka_bench.mechanisms import MECHANISMS, canonical
 from flurka_bench.mechanisms.names import not_applicable
+from flurka_bench.text import csv_cell
 from flurka_bench.workload import Case
 
 if TYPE_CHECKING:
@@ -298,11 +301,10 @@ def _write(path: Path, header: list[str], table: list[list[str]], groups: Iterab
     predicted = dict(
         pair for group in groups for pair in zip(group.lines.tolist(), group.predicted_s.tolist())
     )
-    try:
-        with path.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.writer(stream)
-            writer.writerow([*header, "predicted_ms"])
-            for line, row in enumerate(table):
-                writer.writerow([*row, f"{predicted[line] * 1e3:.6g}" if line in predicted else ""])
-    except OSError as error:
-        raise RequestError(f"cannot write --predictions {str(path)!r}: {error.strerror}") from None
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow([*map(csv_cell, header), "predicted_ms"])
+    for line, row in enumerate(table):
+        known = f"{predicted[line] * 1e3:.6g}" if line in predicted else ""
+        writer.writerow([*map(csv_cell, row), known])
+    write_atomically(path, stream.getvalue(), option="--predictions", follow_links=True)

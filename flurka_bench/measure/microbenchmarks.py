@@ -15,6 +15,7 @@ time slice.
 """
 
 import csv
+import io
 import math
 import statistics
 import time
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from flurka_bench.files import write_atomically
 from flurka_bench.measure import allocator
 from flurka_bench.measure.device import Device
 from flurka_bench.measure.shapes import CPU_ONLY, Probe, probes_for
@@ -65,10 +67,11 @@ class Calibration:
             rows = [row for row in self.rows if tuple(row)[3:-1] == columns]
             if rows:
                 written.append(stem.with_name(f"{stem.name}.{name}.csv"))
-                with written[-1].open("w", newline="", encoding="utf-8") as stream:
-                    writer = csv.DictWriter(stream, list(rows[0]))
-                    writer.writeheader()
-                    writer.writerows(rows)
+                stream = io.StringIO(newline="")
+                writer = csv.DictWriter(stream, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
+                write_atomically(written[-1], stream.getvalue())
         return written
 
 

@@ -46,7 +46,7 @@ class LostTime:
 
 class Stopper:
     """Turns SIGINT, SIGTERM and SIGHUP into a readable descriptor; a second one ends the process at
-    once."""
+    once. A hang-up that ``nohup`` ignores stays ignored."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -58,6 +58,8 @@ class Stopper:
     def __enter__(self) -> "Stopper":
         with contextlib.suppress(ValueError):  # not the main thread: signals go elsewhere
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._handle)
         return self
 

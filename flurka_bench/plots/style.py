@@ -2,6 +2,7 @@
 pyplot, no global state."""
 
 from collections.abc import Iterable
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from flurka_bench.files import make_folder, write_atomically
+from flurka_bench.text import legible
 
 SYMBOLS = {"seq_len": "sequence length N", "rank": "rank k", "num_features": "num_features m", "head_dim": "head_dim d",
            "num_heads": "num_heads h", "batch": "batch b"}  # fmt: skip
@@ -42,13 +47,28 @@ def figure(width: float, height: float) -> Figure:
 
 
 def save(fig: Figure, stem: Path, formats: Iterable[str] = ("png", "svg")) -> list[Path]:
-    """Write ``stem``.png and .svg; equal figures give equal files."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in formats]
+    """Write ``stem``.png and .svg; equal figures give equal files. RequestError where the folder
+    does not take them."""
+    make_folder(stem.parent)
+    make_legible(fig)
+    paths = []
     with matplotlib.rc_context(_PARAMETERS):
-        for path in paths:
-            fig.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        for suffix in formats:
+            file = BytesIO()
+            metadata = {"Date": None} if suffix == "svg" else None
+            fig.savefig(file, format=suffix, dpi=150, metadata=metadata)
+            paths.append(stem.with_name(f"{stem.name}.{suffix}"))
+            write_atomically(paths[-1], file.getvalue())
     return paths
+
+
+def make_legible(fig: Figure) -> None:
+    """Escape control characters in a figure's texts, names of devices among them: no font has
+    them."""
+    for text in fig.findobj(Text):
+        assert isinstance(text, Text)
+        if (shown := legible(text.get_text())) != text.get_text():
+            text.set_text(shown)
 
 
 def log_axis(axis: Axes, which: str, values: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flurka_bench.plots.heatmap import Grid, caption, grids, thin_lines
+from flurka_bench.text import legible
 from flurka_bench.units import format_ratio
 
 # The same brown to blue-green as the pictures, by steps of log2: below 1/4, 1/2, 1/1.2, 1, 1.2, 2,
@@ -81,9 +82,10 @@ def terminal_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "rank", which
     both = Table.grid(padding=(0, 4))
     both.add_row(*[_table(grid, side) for side in sides])
     wide = len(sides) * (len(grid.xs) + 1) * WIDTH <= Console().width
-    head = Text(f"speedup of {grid.fixed['subject']} over {grid.fixed['baseline']}", style="bold")
+    over = legible(f"speedup of {grid.fixed['subject']} over {grid.fixed['baseline']}")
+    head = Text(over, style="bold")
     key = Text("+ faster  - slower  ~ undecided or the same  · no measurement", style="dim")
     note = thin_lines(grid)[1]
     key = Text(f"{key.plain}\n* {note}", style="dim") if note else key
     body = [both] if wide else [_table(grid, side) for side in sides]
-    return Group(head, Text(caption(grid.fixed), style="dim"), *body, key)
+    return Group(head, Text(legible(caption(grid.fixed)), style="dim"), *body, key)

@@ -15,6 +15,7 @@ from flurka_bench.report.page import (
     slices,
     subtitle,
 )
+from flurka_bench.text import legible
 
 MAX_CROSSINGS = 40
 SIZES = {"num_heads": "h", "head_dim": "d", "seq_len": "N"}
@@ -22,7 +23,7 @@ SIZES = {"num_heads": "h", "head_dim": "d", "seq_len": "N"}
 
 def _safe(text: object) -> str:
     """Text that is neither a table's column nor HTML nor Markdown."""
-    plain = " ".join(str(text).split())
+    plain = legible(" ".join(str(text).split()))  # a Markdown text is read in terminals too
     return "".join(
         f"\\{letter}"
         if letter in "\\`*_[]|#"

@@ -13,6 +13,7 @@ from flurka_bench.analysis.crossover import in_words
 from flurka_bench.analysis.speedup import CELL
 from flurka_bench.analysis.stages import flop_conditions
 from flurka_bench.report.content import Content
+from flurka_bench.text import json_text
 
 # Every sample is kept to the last digit while the page stays small, to six significant digits
 # beyond.
@@ -189,7 +190,7 @@ def payload(content: Content) -> dict[str, Any]:
 def embed(data: Any) -> str:
     """JSON that is safe inside a script element: no '<', '>' or '&' survives, so nothing in it can
     close or open a tag."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
+    text = json_text(json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
+    for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -1,7 +1,7 @@
 """The report as PDF: the answers and the agreement as text, then the pictures."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from io import BytesIO
 from textwrap import wrap
 
 from matplotlib.backends.backend_pdf import PdfPages
@@ -91,8 +91,8 @@ def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[tuple[s
     ]
 
 
-def write_pdf(content: Content, path: Path) -> None:
-    """Write the answers and the main pictures as one PDF."""
+def pdf(content: Content) -> bytes:
+    """The answers and the main pictures as one PDF."""
     first = content.views.get(content.subject, {})
     figures = _text_pages(content)
     for name in ("best-other", "strong-low-rank", "strong-kernel"):
@@ -109,6 +109,9 @@ def write_pdf(content: Content, path: Path) -> None:
                 model.predicted_against_measured(content.records),
                 model.error_map(content.records),
             ]
-    with PdfPages(path, metadata={"Title": content.title, "CreationDate": None}) as pages:
+    file = BytesIO()
+    with PdfPages(file, metadata={"Title": content.title, "CreationDate": None}) as pages:
         for fig in figures:
+            style.make_legible(fig)
             pages.savefig(fig)
+    return file.getvalue()

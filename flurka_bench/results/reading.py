@@ -18,6 +18,7 @@ from flurka_bench.results.records import (
     check_record,
     upgrade,
 )
+from flurka_bench.text import legible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,8 +157,8 @@ def to_frame(runs: Run | Iterable[Run]) -> "pd.DataFrame":
     rows = []
     for run in [runs] if isinstance(runs, Run) else runs:
         identity = {
-            "run": run.folder.name,
-            "run_id": run.meta.get("run_id", str(run.folder)),
+            "run": legible(run.folder.name),
+            "run_id": run.meta.get("run_id", legible(str(run.folder))),
             "suite": run.meta["suite"]["name"],
         }
         rows += [{**dict.fromkeys(FIELDS), **record, **identity} for record in run.records]

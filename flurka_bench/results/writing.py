@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from flurka_bench.errors import RequestError
+from flurka_bench.files import replace_file, sync_folder
 from flurka_bench.results.index import CaseIndex
 from flurka_bench.results.reading import (
     META_NAME,
@@ -20,6 +21,7 @@ from flurka_bench.results.reading import (
     read_meta,
 )
 from flurka_bench.results.records import SCHEMA, TIMING, Form, check_record
+from flurka_bench.text import JSON
 
 LOCK_NAME = "run.lock"
 
@@ -39,9 +41,9 @@ class RunWriter:
         self.repairs: list[str] = []
         self.meta: dict[str, Any] = {}
         self._file: BinaryIO | None = None
-        if self.folder.exists() and not self.folder.is_dir():
-            raise RequestError(f"{str(self.folder)!r} is a file; --out must be a folder")
         try:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise RequestError(f"{str(self.folder)!r} is a file; --out must be a folder")
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(
                 self.folder / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644
@@ -110,7 +112,7 @@ class RunWriter:
             )
         if ending or good != path.stat().st_size:
             try:
-                with open(path, "r+b") as file:
+                with os.fdopen(os.open(path, os.O_RDWR | os.O_NOFOLLOW), "r+b") as file:
                     file.truncate(good)
                     file.seek(good)
                     file.write(ending)
@@ -147,23 +149,16 @@ class RunWriter:
                 0o644,
             )
             self._file = os.fdopen(descriptor, "ab", buffering=0)
-            self._sync_folder()
+            sync_folder(self.folder)
         except OSError as error:
             raise self._cannot_write(error) from None
 
     def save_meta(self) -> None:
         """Replace run.json in one step."""
         text = json.dumps(self.meta, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        temporary = self.folder / f".{META_NAME}.new"
         try:
-            with open(temporary, "wb") as file:
-                file.write(text.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.folder / META_NAME)
-            self._sync_folder()
+            replace_file(self.folder / META_NAME, text.encode("utf-8", JSON))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise self._cannot_write(error) from None
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -177,7 +172,9 @@ class RunWriter:
                 f"case {record['case_id']!r} already has a record in {str(self.folder)!r}"
             )
         line = (
-            json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
+                "utf-8", JSON
+            )
             + b"\n"
         )
         size = os.fstat(self._file.fileno()).st_size
@@ -232,13 +229,6 @@ class RunWriter:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _sync_folder(self) -> None:
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
     def _cannot_write(self, error: OSError) -> RequestError:
         done = (
