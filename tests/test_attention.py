@@ -2,6 +2,7 @@
 
 import copy
 import doctest
+import itertools
 import math
 
 import pytest
@@ -706,3 +707,35 @@ def test_new_layers_of_all_mechanisms_give_outputs_of_one_size():
 def test_wrong_requests_say_what_is_accepted(make, says):
     with pytest.raises(RequestError, match=says):
         make()
+
+
+@pytest.mark.parametrize(
+    "sequence", list(itertools.product(("prepare", "redraw", "step"), repeat=3))
+)
+def test_after_any_sequence_a_layer_equals_a_fresh_one_with_its_state(sequence):
+    def make():
+        return PerformerAttention(model_dim=12, num_heads=3, num_features=5, similarity="relu")
+
+    layer, x = make(), torch.randn(2, 7, 12)
+    for what in sequence:
+        if what == "prepare":
+            layer.prepare_inference()
+        elif what == "redraw":
+            layer.redraw_features()
+        else:
+            layer.train()
+            layer.to_q.weight.data.add_(0.1)
+    fresh = make()
+    fresh.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), fresh(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("head_dim", [4, 16])
+def test_an_estimate_of_favor_has_the_scale_of_softmax(head_dim):
+    """phi(q) . phi(k) over exp(q . k / sqrt(d)) is one factor for all pairs of one query, in the
+    mean: the scale d^-1/4 of each side is in Omega."""
+    torch.manual_seed(1)
+    features = feature_map("favor", head_dim, 4096, dtype=torch.float64)
+    column = features.omega.norm(dim=0).square().mean()
+    assert float(column) == pytest.approx(head_dim / math.sqrt(head_dim), rel=0.1)

@@ -183,3 +183,96 @@ def test_arrays_and_single_cases_agree():
     together = [each.seconds for each in predict(cases, CPU)]
     assert together == pytest.approx([predict([case], CPU)[0].seconds for case in cases], rel=1e-4)
     assert together == sorted(together)
+
+
+# One op by hand: constants under which one term alone binds. 2 threads; all else nearly free.
+FREE = CpuConstants(
+    dispatch_s=0.0, parallel_s=0.0, cache_bytes_per_cycle=1e9, dram_efficiency=1.0, matmul_stream=1.0,
+    fault_s_per_byte=0.0, vector_cycles=0.0, row_cycles=0.0, softmax_cycles=0.0, softmax_row_cycles=0.0,
+    softmax_backward_cycles=0.0, matmul_efficiency=1e9, matmul_rows=0.0, matmul_cols=0.0, matmul_inner=0.0,
+    product_cycles=0.0, matmul_shared=1.0, attention_efficiency=1e9, attention_inner=0.0,
+    score_cycles=0.0, query_cycles=0.0, attention_backward_efficiency=1.0,
+)  # fmt: skip
+BANDWIDTH, HZ = CPU.memory_bandwidth_bytes_per_s, CPU.boost_clock_hz
+
+
+def by_hand(one, l2_share=0.0, **changes):
+    """Seconds of an op of which only what ``changes`` says takes time, and memory where it is not
+    in the cache."""
+    found = cpu_terms(
+        one,
+        CPU,
+        np.float64(l2_share),
+        "none",
+        1,
+        constants=replace(FREE, **changes),
+        real=np.float64,
+    )
+    return float(found.seconds[0])
+
+
+def heads(phase):
+    names = (Tensor(name=name, numel=8 * 600 * 64, dtype="float32") for name in "qo")
+    q, o = names
+    return Op(
+        stage="scores", kind="attention", name="attention", dtype="float32", batch=8, rows=512,
+        cols=600, inner=64, reads=(q,), writes=(o,), phase=phase,
+    )  # fmt: skip
+
+
+def test_a_line_is_read_before_it_is_written():
+    assert by_hand(op()) == pytest.approx(3 * 4e6 / BANDWIDTH, rel=1e-6)  # x, y, and y once more
+    assert by_hand(op(writes=("x",))) == pytest.approx(2 * 4e6 / BANDWIDTH, rel=1e-6)
+
+
+def test_attention_does_two_products_and_its_backward_five():
+    peak = CPU.peak_flops[CPU.matmul_unit("float32")]
+    product_s = 2 * 8 * 512 * 600 * 64 / peak
+    for phase, products in (("forward", 2), ("backward", 5)):
+        found = by_hand(heads(phase), 1.0, attention_efficiency=1.0)
+        assert found == pytest.approx(products * product_s, rel=1e-3)
+
+
+def test_a_part_of_a_block_of_keys_rescales_as_a_whole_one():
+    found = by_hand(heads("forward"), 1.0, query_cycles=100.0)
+    assert found == pytest.approx(8 * 512 * 2 * 100 / (2 * HZ), rel=1e-3)  # 600 keys: two blocks
+
+
+def product(batch=4, shared=False, **sizes):
+    x, y, z = (
+        Tensor(
+            name=name, numel=(1 if shared and name == "x" else batch) * 256 * 256, dtype="float32"
+        )
+        for name in "xyz"
+    )
+    return Op(
+        stage="scores", kind="matmul", name="scores", dtype="float32", batch=batch, rows=256,
+        cols=256, inner=256, reads=(x, y), writes=(z,),
+    )  # fmt: skip
+
+
+def test_a_product_streams_slower_and_a_shared_operand_saves_cycles():
+    moved = 4 * 4 * 4 * 256 * 256  # x, y, z and the lines of z, read to be written
+    assert by_hand(product()) == pytest.approx(moved / BANDWIDTH, rel=1e-3)
+    assert by_hand(product(), matmul_stream=0.4) == pytest.approx(
+        moved / (0.4 * BANDWIDTH), rel=1e-3
+    )
+    own, shared = (
+        by_hand(product(shared=each), 1.0, matmul_efficiency=1.0, matmul_shared=0.5)
+        for each in (False, True)
+    )
+    peak = CPU.peak_flops[CPU.matmul_unit("float32")]
+    assert own == pytest.approx(2 * 4 * 256**3 / peak, rel=1e-3)
+    assert shared == pytest.approx(own / 2, rel=1e-3)
+
+
+def test_threads_are_woken_for_large_ops_only():
+    assert by_hand(op(), 1.0, parallel_s=1.0) == pytest.approx(1.0, rel=1e-3)
+    assert by_hand(op(numel=1000), 1.0, parallel_s=1.0) < 1e-3
+
+
+def test_softmax_has_cycles_of_its_own_each_way():
+    for phase, cycles in (("forward", 3.0), ("backward", 7.0)):
+        one = replace(op(kind="softmax", name="softmax", numel=1_000_000), phase=phase)
+        found = by_hand(one, 1.0, softmax_cycles=3.0, softmax_backward_cycles=7.0)
+        assert found == pytest.approx(cycles * 1e6 / (2 * HZ), rel=1e-3)

@@ -266,3 +266,97 @@ def test_both_precisions_agree():
         for real in (np.float32, np.float64)
     )
     np.testing.assert_allclose(single, double, rtol=1e-4)
+
+
+def test_a_block_softmax_walks_its_rows_three_times_in_l2_and_in_memory():
+    """100,000 rows of 4,096 float32: 1.6 GB in, as much out. Arithmetic is free but for the special
+    units, which take a twentieth."""
+    h200, rows, cols = datasheet("h200-sxm"), 1e5, 4096
+    free = {
+        "dram_efficiency": 1.0, "block_lane_ops_per_row": 0.0, "block_lane_ops_per_vector": 0.0,
+        "block_lane_ops_per_element": 0.0, "overlap_exponent": 16.0, "lockstep_waves": 0.0,
+        "latency_s": 0.0,
+    }  # fmt: skip
+    array = 4 * rows * cols
+    bandwidth = 4.8e12 * h200.memory_usable_share
+    for passes in (3, 2):
+        in_l2 = plain(
+            SoftmaxConstants, "softmax", **free, miss_low=1e9, l2_bytes_per_clock_per_sm=1e-9
+        )
+        found = softmax_terms(
+            h200,
+            rows,
+            cols,
+            passes=passes,
+            l2_share=1.0,
+            launch="none",
+            constants=in_l2,
+            real=np.float64,
+        )
+        assert found.seconds == pytest.approx((passes + 1) * array / bandwidth, rel=1e-3)
+        missing = plain(
+            SoftmaxConstants,
+            "softmax",
+            **free,
+            miss_low=-10.0,
+            miss_width=1.0,
+            l2_bytes_per_clock_per_sm=1e9,
+        )
+        found = softmax_terms(
+            h200,
+            rows,
+            cols,
+            passes=passes,
+            l2_share=0.0,
+            launch="none",
+            constants=missing,
+            real=np.float64,
+        )
+        assert found.seconds == pytest.approx((passes + 1) * array / bandwidth, rel=1e-3)
+
+
+def test_a_split_writes_partial_results_in_float32_and_reads_them_again():
+    """One head, one block of queries: pieces by ``_splits``, each of 64 x 128 partial sums, out and
+    in: 8 bytes an element and pass."""
+    h200 = datasheet("h200-sxm")
+    sizes = {"heads": 1, "queries": 64, "keys": 65536, "head_dim": 128}
+    found = []
+    for traffic in (0.0, 1000.0):
+        c = plain(
+            AttentionConstants, "attention", combine_traffic=traffic, combine_s=0.0,
+            sustained_slowdown=0.0,
+        )  # fmt: skip
+        t = attention_terms(h200, "bfloat16", **sizes, launch="none", constants=c, real=np.float64)
+        found.append(t.latency)
+    kernel = kernel_of(h200, "bfloat16")
+    columns = next(tile[2] for tile in kernel.tiles if tile[0] >= 128)
+    blocks = np.ceil(np.array([65536.0]) / columns)
+    splits = float(_splits(kernel, np.array([1.0]), blocks, h200.num_sms)[0])
+    assert splits > 1
+    bandwidth = 0.9 * 4.8e12 * h200.memory_usable_share
+    added = 8 * 1000 * splits * 64 * 128 / bandwidth
+    assert found[1] - found[0] == pytest.approx(added, rel=1e-6)
+
+
+def test_a_backward_product_takes_its_own_efficiency():
+    found = []
+    for efficiency in (1.0, 0.5):
+        c = plain(
+            AttentionConstants, "attention", backward_efficiency=efficiency, exposed_softmax=0.0,
+            rescale_clocks=0.0, tile_s=0.0, floor_s=0.0, sustained_slowdown=0.0,
+        )  # fmt: skip
+        options = {"products": 5.0, "backward": True, "launch": "none", "constants": c}
+        t = attention_terms(
+            datasheet("h200-sxm"), "float32", 8, 256, 256, 64, **options, real=np.float64
+        )
+        found.append(float(t.compute))
+    assert found[1] > 1.8 * found[0]  # a call too short for the power limit
+
+
+@pytest.mark.parametrize("name", ["t4", "l4", "a10", "l40s", "h200-sxm"])
+def test_memory_that_keeps_part_of_its_bandwidth_gives_no_more(name):
+    profile = datasheet(name)
+    c = plain(ElementwiseConstants, "elementwise", dram_efficiency=0.9)
+    t = elementwise_terms(profile, 1e11, launch="none", constants=c, real=np.float64)
+    usable = 0.9 * profile.memory_bandwidth_bytes_per_s * profile.memory_usable_share
+    assert t.memory == pytest.approx(1e11 / usable, rel=1e-6)

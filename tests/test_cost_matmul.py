@@ -354,3 +354,17 @@ def test_the_residual_moves_predictions_near_its_rows_and_nowhere_else():
         load(H100).with_measured({}, {}), "bfloat16", 1, 4096, 1024, 1024, real=np.float64
     ).seconds  # fmt: skip
     assert ratio == pytest.approx(near, rel=1e-3)
+
+
+def test_bytes_from_memory_draw_power_too():
+    """With no energy per FLOP and 1 nJ per byte, no static power and time that grows with the
+    excess, a call takes its joules over the board's limit."""
+    c = bare(picojoules_per_byte=1000.0, clock_exponent=0.0, power_window_s=0.0, l2_capacity=1e-9)
+    profile = load(A100)
+    t = matmul_terms(
+        profile, "bfloat16", 1, 8192, 8192, 128, launch="none", constants=c, working_set_bytes=np.inf,
+        real=np.float64,
+    )  # fmt: skip
+    joules = 2 * (8192 * 128 * 2 + 8192 * 8192) * 1e-9
+    assert t.seconds == pytest.approx(joules / profile.tdp_w, rel=1e-3)
+    assert float(t.power) > 0

@@ -1,6 +1,7 @@
 """Whole cases: sums, residency, bounds, bands, speedups and the shell's verb."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -476,3 +477,23 @@ def test_peak_memory_is_that_of_the_recorded_list(mechanism, backend):
     )
     (one,) = predict([case], load("h100"))
     assert one.peak_memory_bytes == peak_memory_bytes(case, "cuda")
+
+
+def test_a_band_is_as_wide_below_as_above_and_holds_both_parts():
+    low, high = uncertainty.interval(2.0, 0.3, 0.4)
+    assert (low, high) == pytest.approx((2 * math.exp(-0.5), 2 * math.exp(0.5)))
+    band = uncertainty.ratio_band(1.5, (0.4, 0.1), (0.0, 0.4))
+    assert (band.low, band.high) == pytest.approx((1.5 * math.exp(-0.5), 1.5 * math.exp(0.5)))
+
+
+def test_noise_of_shapes_adds_partly_in_quadrature():
+    """Two ops of 1 s with a shape of 0.1: between 0.1 (one error for both) and 0.1 / sqrt(2)."""
+    collected = uncertainty.Sum()
+    for _ in range(2):
+        band = {each: uncertainty.Band(scale=0.2, shape=0.1) for each in (False, True)}
+        collected.add(np.array([1.0]), np.array([1.0]), band)
+    scale, shape = collected.half_widths(np.array([2.0]))
+    rho = uncertainty.SHAPE_CORRELATION
+    assert 0 < rho < 1
+    assert float(scale[0]) == pytest.approx(0.2)
+    assert float(shape[0]) == pytest.approx(0.1 * math.sqrt((1 + rho) / 2))

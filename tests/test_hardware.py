@@ -357,8 +357,8 @@ def test_what_a_target_rests_on_is_said():
         assert "'flurka-bench calibrate'" in on.next_step
     own = sheet.with_measured(
         {
-            "matmul.bfloat16.linear.x": 1.0,
-            "attention.y": 1.0,
+            "matmul.bfloat16.linear.compute_efficiency": 0.8,
+            "attention.launch_graph_s": 2e-6,
             "microbenchmark.launch_eager_s": 1e-5,
         },
         {"date": "2026-01-02", "num_rows": 222, "source": "measured on it in 52 s"},
@@ -371,3 +371,25 @@ def test_what_a_target_rests_on_is_said():
     for name in names():
         kind = basis(load(name)).kind
         assert kind == ("calibration" if load(name).measured else "datasheet"), name
+
+
+# Bits of the bus and gigabits a second and pin, as the vendors' specifications give them.
+BUSES = {
+    "p4": (256, 6.0), "t4": (256, 10.0), "a10": (384, 12.5), "a40": (384, 14.5), "l4": (192, 12.5),
+    "l40s": (384, 18.0), "rtx-3090": (384, 19.5), "rtx-4090": (384, 21.0), "rtx-5090": (512, 28.0),
+    "rtx-pro-6000": (512, 28.0), "p100-pcie-16gb": (4096, 1.43), "v100-pcie-32gb": (4096, 1.754),
+    "v100-sxm2-32gb": (4096, 1.754), "a100-pcie-40gb": (5120, 2.43), "a100-sxm-40gb": (5120, 2.43),
+    "a100-pcie-80gb": (5120, 3.024), "a100-sxm-80gb": (5120, 3.186), "h100-sxm-80gb": (5120, 5.23),
+    "h100-pcie-80gb": (5120, 3.186), "b200-sxm": (8192, 8.0), "b300-sxm": (8192, 8.0),
+    "gb200": (8192, 8.0), "h200-sxm": (6144, 6.25),
+    "mi210": (4096, 3.2), "mi250x": (8192, 3.2), "mi300x": (8192, 5.2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUSES)
+def test_bandwidth_is_the_bus_times_the_data_rate(name):
+    bits, gigabits = BUSES[name]
+    expected = bits / 8 * gigabits * 1e9
+    # 8 TB/s of Blackwell is quoted rounded
+    tolerance = 0.025 if name in ("b200-sxm", "b300-sxm", "gb200") else 0.01
+    assert load(name).memory_bandwidth_bytes_per_s == pytest.approx(expected, rel=tolerance)

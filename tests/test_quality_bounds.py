@@ -142,3 +142,20 @@ def test_a_bound_that_is_too_small_is_noticed(monkeypatch):
     )
     rows = [row for row in table(30) if row.name == "FAVOR+ with its normaliser"]
     assert any(row.held < row.stated for row in rows)
+
+
+def test_constants_of_bounds_by_hand():
+    """(epsilon^2 - epsilon^3) k / 4 = ln(4 x 10 / 0.1) at k = 4,000: epsilon^2 - epsilon^3 =
+    0.0059915; and Halko's sqrt(1 + k / (p - 1)) at its best p of three."""
+    epsilon = bounds.jl_epsilon(4000, 10, 0.1)
+    assert epsilon**2 - epsilon**3 == pytest.approx(4 * math.log(400) / 4000)
+    values = torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64)
+    tails = {left: math.sqrt(sum(float(x) ** 2 for x in values[left:])) for left in range(4)}
+    by_p = [math.sqrt(1 + (3 - p) / (p - 1)) * tails[3 - p] for p in (2, 3)]
+    assert bounds.sketch_error(values, 3) == pytest.approx(min(by_p))
+    moments = bounds.FavorRows(
+        output=torch.tensor([8.0], dtype=torch.float64),
+        normaliser=torch.tensor([2.0], dtype=torch.float64),
+    )
+    # y = sqrt(2 x 2 / (100 x 0.16)) = 1/2, the numerator sqrt(2 x 8 / 16) = 1
+    assert float(bounds.favor_row_bound(moments, 100, 0.16)) == pytest.approx(2.0)

@@ -397,3 +397,19 @@ def test_wrong_models_and_texts_are_one_line_and_exit_code_2(capsys, tmp_path):
         text.write_bytes(content)
         code, _, err = call(capsys, "error", "error-quick", "--text", text)
         assert code == 2 and says in err and str(text) in err and err.count("\n") == 1
+
+
+def test_every_draw_depends_on_each_thing_it_is_named_for(tmp_path, monkeypatch):
+    """E and F, the random features and the inputs of two seeds share no generator."""
+    drawn = {}
+
+    def generator(*parts, real=runner.inputs.generator):
+        drawn.setdefault(parts[0], set()).add(parts[1:])
+        return real(*parts)
+
+    monkeypatch.setattr(runner.inputs, "generator", generator)
+    text = SMALL.replace("[4, 16]", "[4]").replace("[8, 16]", "[8]")
+    text = text.replace(', "learned", "optimal"', "").replace(', "learned"', "")
+    runner.run(suite.parse(text), tmp_path / "run", environment={})
+    for what in ("projection", "features", "inputs"):
+        assert {parts[-1] for parts in drawn[what]} >= {0, 1}, what

@@ -480,3 +480,38 @@ def test_what_the_check_lets_through_no_reader_falls_over(end, tmp_path):
         model.predicted_against_measured(frame), model.stage_bars(frame), tradeoff.memory(frame),
     ]  # fmt: skip
     assert all(figures)
+
+
+def test_each_record_is_on_the_disk_before_the_next(tmp_path, monkeypatch):
+    """The recorded system calls: a sync of the records' file after each record, and of run.json
+    before it takes its name."""
+    calls = []
+
+    def named(descriptor):
+        return os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    def fsync(descriptor, real=os.fsync):
+        calls.append(("sync", named(descriptor)))
+        real(descriptor)
+
+    def replace(source, target, real=os.replace):
+        calls.append(("replace", os.path.basename(target)))
+        real(source, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
+    with RunWriter(tmp_path) as writer:
+        writer.start(META)
+        place = calls.index(("replace", "run.json"))
+        assert calls[place - 1][0] == "sync" and calls[place - 1][1] != tmp_path.name
+        assert ("sync", tmp_path.name) in calls[place:]  # the name itself
+        for number in range(3):
+            calls.clear()
+            writer.append(record(f"case {number}"))
+            assert ("sync", results.RECORDS_NAME) in calls
+
+
+def test_ids_of_dropped_rounds_are_taken_too(tmp_path):
+    write(tmp_path, record("a", round_ids=[0, 1], dropped_round_ids=[5], dropped_s=[1.0]))
+    with RunWriter(tmp_path) as writer:
+        assert writer.next_round == 6

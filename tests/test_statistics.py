@@ -3,6 +3,7 @@ numbers."""
 
 import math
 import time
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -297,3 +298,51 @@ def test_bootstrap_is_fast_enough_to_run_in_a_report_of_thousands():
     for _ in range(20):
         paired_ratio(a, b)
     assert (time.perf_counter() - start) / 20 < 0.05  # about 2 ms on a slow core
+
+
+def test_rounds_are_paired_by_their_ids():
+    """Twice the time in each round, whatever the order of the samples: no spread at all."""
+    baseline = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    ids = list(range(8))
+    shuffled = [3, 1, 7, 0, 5, 2, 6, 4]
+    candidate = [baseline[each] / 2 for each in shuffled]
+    found = paired_ratio(baseline, candidate, ids, shuffled)
+    assert (found.ratio, found.low, found.high) == pytest.approx((2, 2, 2))
+    found = paired_ratio(baseline[2:], candidate, ids[2:], shuffled)
+    assert found.num_pairs == 6 and (found.low, found.high) == pytest.approx((2, 2))
+
+
+def test_intervals_are_of_95_percent_and_as_wide_below_as_above():
+    """401 quantiles of a normal distribution, in an order without memory: the interval of their
+    median is +- 1.96 x 1.2533 / sqrt(n), and what few rounds add is small."""
+    n = 401
+    quantiles = np.array([NormalDist().inv_cdf((i + 0.5) / n) for i in range(n)])
+    logs = 0.1 * quantiles[np.random.default_rng(3).permutation(n)]
+    median, low, high = median_interval(np.exp(logs).tolist(), num_resamples=4000)
+    assert median == pytest.approx(1, abs=0.002)
+    expected = 1.96 * 1.2533 * 0.1 / math.sqrt(n)
+    below, above = -math.log(low), math.log(high)
+    assert below == pytest.approx(above, rel=0.12)
+    assert statistics.CONFIDENCE == 0.95
+    assert (below + above) / 2 == pytest.approx(expected, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"),
+    [
+        (1.03, 1.1, "FASTER"),
+        (1.01, 1.1, "AMBIGUOUS"),
+        (0.9, 0.97, "SLOWER"),
+        (0.9, 0.99, "AMBIGUOUS"),
+        (0.99, 1.01, "SAME"),
+        (0.97, 1.01, "AMBIGUOUS"),
+    ],
+)
+def test_verdicts_by_hand(low, high, word):
+    assert verdict(low, high, 0.02) == word
+
+
+def test_the_two_sides_of_unpaired_times_are_drawn_apart():
+    same = [1.0, 1.1, 0.9, 1.05, 0.95, 1.2, 1.0, 0.97, 1.03, 1.15]
+    found = unpaired_ratio(same, same)
+    assert found.ratio == 1 and found.low < 0.97 and found.high > 1.03

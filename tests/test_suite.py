@@ -404,3 +404,38 @@ def test_long_times_read_as_people_say_them(seconds, text):
 )
 def test_no_quantity_is_shown_with_an_exponent(seconds, text):
     assert format_seconds(seconds, digits=2) == text
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_each_key_of_a_device_table_stands_over_the_general_one(kind):
+    """exclude, baselines, budget and axes, on the device kind whose table it is and on no other."""
+    general = (
+        'exclude = ["rank == 32"]\nbaselines = ["full-math"]\n'
+        'axes = {mechanism = ["full-math", "low-rank"], seq_len = 256, rank = [16, 32, 64]}\n'
+        'budget = {time = "80s", case_time = "3s"}\n'
+    )
+    own = (
+        f'[{kind}]\nexclude = ["rank == 64"]\nbaselines = ["full-sdpa"]\n'
+        'axes = {seq_len = 512}\nbudget = {time = "20s"}\n'
+    )
+    for device in ("cpu", "cuda"):
+        suite = parse_suite(general + own, device_kind=device)
+        cases = suite.cases()
+        ranks = {case.rank for case in cases} - {None}
+        mine = device == kind
+        assert ranks == ({16, 32} if mine else {16, 64})
+        assert suite.baselines == (("full-sdpa",) if mine else ("full-math",))
+        assert {case.seq_len for case in cases} == {512 if mine else 256}
+        assert (suite.budget.time_s, suite.budget.case_time_s) == (20 if mine else 80, 3)
+
+
+@pytest.mark.parametrize("factor", [1.5, 2, 3, 10])
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_a_range_reaches_its_end(factor, steps):
+    end = round(64 * factor**steps)
+    if round(64 * factor**steps) != 64 * factor**steps:
+        pytest.skip("the end is no whole number")
+    axis = f"{{from = 64, to = {end}, factor = {factor}}}"
+    suite = parse_suite(f'axes = {{mechanism = "full-math", seq_len = {axis}}}')
+    sizes = [case.seq_len for case in suite.cases()]
+    assert sizes == [round(64 * factor**step) for step in range(steps + 1)]
