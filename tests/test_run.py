@@ -15,7 +15,7 @@ import pytest
 from flurka_bench.errors import RequestError
 from flurka_bench.measure import runner
 from flurka_bench.measure.group import GroupRun, Options, Tools
-from flurka_bench.measure.judging import figures
+from flurka_bench.measure.judging import figures, make_record
 from flurka_bench.measure.probe import find_device
 from flurka_bench.measure.process import LostTime, Worker
 from flurka_bench.measure.protocol import (
@@ -30,6 +30,7 @@ from flurka_bench.mechanisms import lower
 from flurka_bench.ops import total
 from flurka_bench.results import read_run
 from flurka_bench.suite import parse_suite
+from flurka_bench.workload import Case
 
 TESTS = Path(__file__).parent
 FAKE = (sys.executable, str(TESTS / "fake_worker.py"))
@@ -620,3 +621,31 @@ def test_the_runner_and_the_probe_import_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent, check=True
     ).stdout
     assert output.strip() == "False"
+
+
+def test_what_the_cache_may_hold_need_not_come_from_memory():
+    """q, k, v of 8 x 1,024 x 64 float32 are 6.29 MB in a millisecond: too much for 1 GB/s, but not
+    for a cache that may still hold 6 MB of them."""
+    outcome = {"status": "ok", "median_s": 1e-3, "samples_s": [1e-3], "round_ids": [0]}
+    peaks = Peaks(flops_per_s=1e18, bandwidth_bytes_per_s=1e9, margin=1.0)
+
+    def status(cache_bytes):
+        hello = {"device": "d", "cache_bytes": cache_bytes}
+        record = make_record(
+            Case(mechanism="full-sdpa"),
+            outcome,
+            hello=hello,
+            seed=0,
+            predict=None,
+            peaks=lambda case: peaks,
+        )
+        return record["status"]
+
+    assert (status(0), status(6_000_000)) == ("invalid", "ok")
+
+
+def test_nobody_leaves_before_the_first_look(monkeypatch):
+    """However steady the first samples: an interval over fewer than 24 rounds is narrow by luck."""
+    costs = {"low-rank": 0.02, "flurka-relu": 0.01}
+    outcomes, _ = race(monkeypatch, costs, noise=1e-6, budget_s=100, case_time_s=10)
+    assert {len(entry["samples_s"]) for entry in outcomes.values()} == {24}
