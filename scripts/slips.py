@@ -43,7 +43,7 @@ QUICK = {
     "test_cost_cpu.py": "line_is_read or two_products or block_of_keys or streams_slower or woken or own_each_way",
     "test_cost_kernels.py": "walks_its_rows or split_writes or own_efficiency or keeps_part",
     "test_cost_matmul.py": "draw_power_too",
-    "test_cost_predict.py": "wide_below or partly_in_quadrature or sum_of_bands or warm_is or scale_cancels",
+    "test_cost_predict.py": "wide_below or reaches_its_model or partly_in_quadrature or sum_of_bands or warm_is or scale_cancels",
     "test_statistics.py": "paired_by or of_95 or by_hand or drawn_apart",
     "test_attention.py": "any_sequence or orthogonal_in_blocks or orders_agree",
     "test_oplists.py": "by_hand or by_tensor or matrices_of_their_own or compiled_list or designs",
@@ -52,7 +52,7 @@ QUICK = {
     "test_hardware.py": "bus_times",
     "test_quality_runs.py": "named_for",
     "test_quality_bounds.py": "by_hand",
-    "test_run.py": "cache_may_hold or first_look or whole_run or goes_on or drawn_anew or share_rounds",
+    "test_run.py": "cache_may_hold or look_pairs or first_look or whole_run or goes_on or drawn_anew or share_rounds",
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from flurka_bench.cost import uncertainty
 from flurka_bench.cost.attention import attention_terms
 from flurka_bench.cost.predict import BOUNDS, predict, predict_many, predict_ops, speedup
+from flurka_bench.cost.softmax import softmax_terms
 from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load
 from flurka_bench.mechanisms import MECHANISMS, lower, peak_memory_bytes
@@ -497,3 +498,29 @@ def test_noise_of_shapes_adds_partly_in_quadrature():
     assert 0 < rho < 1
     assert float(scale[0]) == pytest.approx(0.2)
     assert float(shape[0]) == pytest.approx(0.1 * math.sqrt((1 + rho) / 2))
+
+
+def test_an_op_reaches_its_model_with_its_products_and_passes():
+    """Attention: two products forward, five backward with the one computed again; softmax: three
+    walks forward, two backward."""
+    profile = load("h100")
+    case = Case(mechanism="full-sdpa", seq_len=512, pass_="train", dtype="bfloat16")
+    ops = [op for op in lower(case) if op.kind == "attention"]
+    for op, products in zip(ops, (2.0, 5.0), strict=True):
+        found = predict_ops([op], profile, launch="none")[0].terms.kernel
+        backward = products == 5
+        moved = op.bytes_read + op.bytes_written
+        by_hand = attention_terms(
+            profile, "bfloat16", 8, 512, 512, 64, products=products, backward=backward,
+            bytes_moved=moved, launch="none",
+        )  # fmt: skip
+        assert float(found[0]) == pytest.approx(float(by_hand.kernel), rel=1e-5)
+    case = Case(mechanism="full-math", seq_len=8192, pass_="train")
+    ops = [op for op in lower(case) if op.kind == "softmax"]
+    for op, passes in zip(ops, (3, 2), strict=True):
+        found = predict_ops([op], profile, launch="none", cache="cold")[0].terms.kernel
+        by_hand = softmax_terms(
+            profile, 8 * 8192, 8192, bytes_read=op.bytes_read, bytes_written=op.bytes_written,
+            passes=passes, l2_share=np.float32(0), launch="none",
+        )  # fmt: skip
+        assert float(found[0]) == pytest.approx(float(by_hand.kernel), rel=1e-2)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,7 @@ from flurka_bench.measure.protocol import (
     is_out_of_memory,
     is_poisoned,
 )
+from flurka_bench.measure.race import _look
 from flurka_bench.measure.runner import Peaks, run_suite
 from flurka_bench.measure.timers import ProfilerTimer
 from flurka_bench.mechanisms import lower
@@ -649,3 +651,17 @@ def test_nobody_leaves_before_the_first_look(monkeypatch):
     costs = {"low-rank": 0.02, "flurka-relu": 0.01}
     outcomes, _ = race(monkeypatch, costs, noise=1e-6, budget_s=100, case_time_s=10)
     assert {len(entry["samples_s"]) for entry in outcomes.values()} == {24}
+
+
+def test_a_look_pairs_rounds_by_their_ids():
+    """Twice the reference's time in every round both have: no width, whichever rounds were dropped."""
+    times = [1.0, 1.5, 1.1, 1.9, 1.2, 1.7, 1.0, 1.4, 1.3, 1.6, 1.8, 1.05]
+
+    def competitor(ids, factor):
+        return SimpleNamespace(
+            samples_s=[factor * times[each] for each in ids], round_ids=list(ids), ratio_error=0.0
+        )
+
+    slow = competitor(range(3, 12), 2.0)
+    _look(slow, competitor(range(12), 1.0), Options())
+    assert slow.ratio_error == pytest.approx(0, abs=1e-9)
