@@ -636,6 +636,7 @@ def test_what_the_cache_may_hold_need_not_come_from_memory():
         record = make_record(
             Case(mechanism="full-sdpa"),
             outcome,
+            device="cpu",
             hello=hello,
             seed=0,
             predict=None,
