@@ -24,13 +24,19 @@ from pathlib import Path
 
 import numpy as np
 
-from flurka_bench import mechanisms
+from flurka_bench.cases import registry
+from flurka_bench.cases.case import Case
 from flurka_bench.hardware.detect import cpu_name
-from flurka_bench.measure.group import GroupRun, Tools
-from flurka_bench.measure.race import Options
-from flurka_bench.measure.statistics import RatioEstimate, paired_ratio
-from flurka_bench.measure.worker import torch_tools
-from flurka_bench.workload import Case
+from flurka_bench.kinds.timing.group import (
+    GroupRun,
+    Tools,
+)
+from flurka_bench.kinds.timing.race import Options
+from flurka_bench.kinds.timing.worker import torch_tools
+from flurka_bench.words.statistics import (
+    RatioEstimate,
+    paired_ratio,
+)
 
 
 def burn(longest_burst_s: float) -> None:
@@ -81,7 +87,7 @@ def main() -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     tools, _ = torch_tools("cpu")
-    case = mechanisms.canonical(
+    case = registry.canonical(
         Case(
             mechanism="flurka-relu",
             num_heads=4,

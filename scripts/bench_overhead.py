@@ -17,9 +17,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from flurka_bench.results import RunWriter, read_run
-from flurka_bench.units import format_bytes, format_seconds
-from flurka_bench.workload import Case
+from flurka_bench.cases.case import Case
+from flurka_bench.results import (
+    RunWriter,
+    read_run,
+)
+from flurka_bench.words.units import (
+    format_bytes,
+    format_seconds,
+)
 
 MEASURING = ("timed", "warmup", "gate")
 

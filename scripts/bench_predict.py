@@ -16,9 +16,9 @@ import time
 
 import numpy as np
 
+from flurka_bench.cases.case import Case
 from flurka_bench.cost.predict import predict_many
 from flurka_bench.hardware import load
-from flurka_bench.workload import Case
 
 MECHANISMS = (
     "full-math",

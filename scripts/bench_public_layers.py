@@ -18,7 +18,10 @@ import warnings
 import numpy as np
 import torch
 
-from flurka_bench.attention import LinformerAttention, PerformerAttention
+from flurka_bench.attention import (
+    LinformerAttention,
+    PerformerAttention,
+)
 from flurka_bench.hardware.detect import cpu_name
 
 with warnings.catch_warnings():

@@ -14,11 +14,21 @@ import statistics
 import sys
 
 from flurka_bench.cli.common import print_table
-from flurka_bench.errors import RequestError
+from flurka_bench.devices.device import (
+    CudaDevice,
+    open_device,
+)
+from flurka_bench.devices.timers import (
+    EventTimer,
+    diagnose,
+    make_timer,
+)
 from flurka_bench.hardware.detect import recognise
-from flurka_bench.measure.device import CudaDevice, open_device
-from flurka_bench.measure.timers import EventTimer, diagnose, make_timer
-from flurka_bench.units import format_seconds, parse_fraction
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.units import (
+    format_seconds,
+    parse_fraction,
+)
 
 LENGTHS_S = [20e-6 * 1000 ** (step / 9) for step in range(10)]
 

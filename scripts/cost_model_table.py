@@ -28,7 +28,12 @@ import numpy as np
 from fit_cost_model import FITS, Fit, datasheet_only, fit, host_known, load
 
 from flurka_bench.cost.calibration import calibrate
-from flurka_bench.cost.fitting import Rows, absolute_percentage_error, order_right, stratified
+from flurka_bench.cost.fitting import (
+    Rows,
+    absolute_percentage_error,
+    order_right,
+    stratified,
+)
 from flurka_bench.cost.operators import operator_of
 from flurka_bench.hardware.profile import Profile
 

@@ -21,20 +21,37 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flurka_bench.attention import build
-from flurka_bench.cli.calibrate import _grouped, fit
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import (
+    MECHANISMS,
+    canonical,
+    get,
+)
+from flurka_bench.cli.calibrate import (
+    _grouped,
+    fit,
+)
 from flurka_bench.cost.cpu import REUSES
 from flurka_bench.cost.fitting import absolute_percentage_error
 from flurka_bench.cost.predict import predict
-from flurka_bench.errors import RequestError
-from flurka_bench.hardware import Profile, load
+from flurka_bench.devices import (
+    allocator,
+    microbenchmarks,
+)
+from flurka_bench.devices.device import CpuDevice
+from flurka_bench.devices.timers import make_timer
+from flurka_bench.hardware import (
+    Profile,
+    load,
+)
 from flurka_bench.hardware.detect import detect_cpu
-from flurka_bench.measure import allocator, microbenchmarks
-from flurka_bench.measure.device import CpuDevice
-from flurka_bench.measure.timers import make_timer
-from flurka_bench.mechanisms import MECHANISMS, canonical, get, lower, peak_memory_bytes
-from flurka_bench.ops import total
-from flurka_bench.workload import Case
+from flurka_bench.kinds.timing.workbench import build
+from flurka_bench.lowering import (
+    lower,
+    peak_memory_bytes,
+)
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.ops import total
 
 MAX_FLOPS = 60e9  # of one pass: about a second on two cores
 MAX_BYTES = 3e9

@@ -1,4 +1,4 @@
-"""The table of ``flurka_bench.measure.statistics``: how often verdicts on simulated noise are
+"""The table of ``flurka_bench.words.statistics``: how often verdicts on simulated noise are
 wrong, and how often right.
 
     python scripts/error_rates.py [--trials 1000]

@@ -6,7 +6,11 @@ python scripts/error_tables.py results/reference/error --limits results/referenc
 import argparse
 from pathlib import Path
 
-from flurka_bench.quality.frontier import ErrorRun, Summary, load_error_run
+from flurka_bench.answers.frontier import (
+    ErrorRun,
+    Summary,
+    load_error_run,
+)
 
 ROWS = (
     ("optimal rank k", "low-rank", "optimal", None),
@@ -115,8 +119,8 @@ def limits(run: ErrorRun) -> None:
 def encoder_norms() -> None:
     """|x|² + |y|² of FAVOR+ (docs/error.md, F1) by layer and head, where the packaged encoder is
     installed."""
-    from flurka_bench.errors import RequestError
-    from flurka_bench.quality.inputs import Trained
+    from flurka_bench.kinds.error.inputs import Trained
+    from flurka_bench.words.errors import RequestError
 
     try:
         family = Trained()

@@ -16,19 +16,37 @@ from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
-from flurka_bench.analysis import answer, recommend
-from flurka_bench.analysis.agreement import agreement, percent
-from flurka_bench.analysis.baselines import BASELINES
-from flurka_bench.analysis.speedup import prepare, speedups
+from flurka_bench.answers import (
+    answer,
+    recommend,
+)
+from flurka_bench.answers.agreement import (
+    agreement,
+    percent,
+)
+from flurka_bench.answers.baselines import BASELINES
+from flurka_bench.answers.speedup import (
+    prepare,
+    speedups,
+)
 from flurka_bench.cli.plot import plot
 from flurka_bench.cli.report import report
 from flurka_bench.cli.run import _print_answer
 from flurka_bench.cost.predict import speedup
-from flurka_bench.files import write_atomically
 from flurka_bench.hardware import load
-from flurka_bench.plots import heatmap, style
-from flurka_bench.results import read_run, to_frame
-from flurka_bench.units import format_ratio, format_seconds
+from flurka_bench.render.figures import (
+    heatmap,
+    style,
+)
+from flurka_bench.results import (
+    read_run,
+    to_frame,
+)
+from flurka_bench.words.files import write_atomically
+from flurka_bench.words.units import (
+    format_ratio,
+    format_seconds,
+)
 
 REFERENCE = Path("results/reference")
 LAYER, QUICK, PROFILE = (

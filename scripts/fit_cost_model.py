@@ -21,9 +21,13 @@ import numpy as np
 
 from flurka_bench import hardware
 from flurka_bench.cost import matmul
-from flurka_bench.cost.fitting import Rows, fit_log, read_rows
+from flurka_bench.cost.fitting import (
+    Rows,
+    fit_log,
+    read_rows,
+)
 from flurka_bench.cost.operators import operator_of
-from flurka_bench.files import write_atomically
+from flurka_bench.words.files import write_atomically
 
 ROWS_PER_DEVICE = 500  # of each file; more change the constants by less than their own uncertainty
 SEED = 0

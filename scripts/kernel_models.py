@@ -26,7 +26,10 @@ from typing import Any
 
 import numpy as np
 
-from flurka_bench.cost import terms, uncertainty
+from flurka_bench.cost import (
+    terms,
+    uncertainty,
+)
 from flurka_bench.cost.calibration import calibrate
 from flurka_bench.cost.elementwise import DISPATCH
 from flurka_bench.cost.fitting import (
@@ -38,9 +41,9 @@ from flurka_bench.cost.fitting import (
     stratified,
 )
 from flurka_bench.cost.operators import operator_of
-from flurka_bench.files import write_atomically
 from flurka_bench.hardware import load
 from flurka_bench.hardware.profile import Profile
+from flurka_bench.words.files import write_atomically
 
 SEEDS = (0, 1, 2, 3, 4)
 CALIBRATION_ROWS = 20

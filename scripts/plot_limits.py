@@ -16,9 +16,15 @@ from pathlib import Path
 
 import torch
 
-from flurka_bench.plots import style
-from flurka_bench.quality import bounds, projections
-from flurka_bench.quality.inputs import Gaussian, generator
+from flurka_bench.kinds.error import (
+    bounds,
+    projections,
+)
+from flurka_bench.kinds.error.inputs import (
+    Gaussian,
+    generator,
+)
+from flurka_bench.render.figures import style
 
 N, D, SEEDS = 256, 64, 10
 RANKS, LONG_RANKS = (8, 16, 32, 64, 128, 256, 512, 1024), (64, 256, 1024, 4096, 16384)

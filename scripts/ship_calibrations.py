@@ -13,10 +13,16 @@ import sys
 from pathlib import Path
 
 from flurka_bench.cli.calibrate import fit
-from flurka_bench.cost.fitting import Rows, read_rows
-from flurka_bench.files import write_atomically
-from flurka_bench.hardware import load, write_profile
+from flurka_bench.cost.fitting import (
+    Rows,
+    read_rows,
+)
+from flurka_bench.hardware import (
+    load,
+    write_profile,
+)
 from flurka_bench.hardware.files import FOLDER
+from flurka_bench.words.files import write_atomically
 
 ROWS = 80  # more than a user would measure: they are at hand
 

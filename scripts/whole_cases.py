@@ -21,11 +21,17 @@ from pathlib import Path
 
 import numpy as np
 
-from flurka_bench.cost.predict import predict, predict_lowered
+from flurka_bench.cases.case import Case
+from flurka_bench.cost.predict import (
+    predict,
+    predict_lowered,
+)
 from flurka_bench.hardware import load
-from flurka_bench.mechanisms import lower
-from flurka_bench.ops import Op, Tensor
-from flurka_bench.workload import Case
+from flurka_bench.lowering import lower
+from flurka_bench.words.ops import (
+    Op,
+    Tensor,
+)
 
 
 def as_launched(case: Case) -> list[Op]:

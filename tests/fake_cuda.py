@@ -220,8 +220,8 @@ def open_fake(monkeypatch):
     duration."""
     import sys
 
-    from flurka_bench.measure import probe
-    from flurka_bench.measure.device import CudaDevice
+    from flurka_bench.devices import probe
+    from flurka_bench.devices.device import CudaDevice
 
     monkeypatch.setattr(probe, "cuda_device_names", lambda: ["fake"])
     monkeypatch.setattr(probe, "_torch_is_cpu_only", lambda: False)

@@ -12,9 +12,9 @@ import signal
 import sys
 import time
 
-from flurka_bench.measure.device import CpuDevice
-from flurka_bench.measure.group import Tools
-from flurka_bench.measure.worker import serve
+from flurka_bench.devices.device import CpuDevice
+from flurka_bench.kinds.timing.group import Tools
+from flurka_bench.kinds.timing.worker import serve
 
 PLAN = json.loads(os.environ.get("FLURKA_BENCH_FAKE", "{}"))
 
@@ -77,7 +77,7 @@ if os.environ.get("FLURKA_BENCH_FAKE_CLOCK") == "backwards":
 
 def open_tools(device_name):
     if device_name == "cuda:7":
-        from flurka_bench.errors import RequestError
+        from flurka_bench.words.errors import RequestError
 
         raise RequestError("device 'cuda:7' is not here")
     if PLAN.get("start") == "fail":

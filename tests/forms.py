@@ -1,7 +1,7 @@
 """Every form of a mechanism at levels core and layer, for tests that hold the op lists to the real
 modules."""
 
-from flurka_bench.mechanisms import MECHANISMS
+from flurka_bench.cases.registry import MECHANISMS
 
 FORMS = [
     (name, level, order, pass_)

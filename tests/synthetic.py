@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from flurka_bench.workload import Case
+from flurka_bench.cases.case import Case
 
 MECHANISMS = ("full-math", "full-sdpa", "low-rank", "low-rank-sdpa", "kernel-favor", "kernel-relu", "kernel-elu",
               "flurka-favor", "flurka-relu", "flurka-elu")  # fmt: skip

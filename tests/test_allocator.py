@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from flurka_bench.measure import allocator
+from flurka_bench.devices import allocator
 
 CALLS = """
 import resource, torch
-from flurka_bench.measure import allocator
+from flurka_bench.devices import allocator
 def faulted(call):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     call()

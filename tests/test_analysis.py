@@ -8,16 +8,23 @@ import pandas as pd
 import pytest
 import synthetic
 
-from flurka_bench.analysis import agreement, answer, crossover, ratio, speedup, stages
-from flurka_bench.analysis.baselines import (
+from flurka_bench.answers import (
+    agreement,
+    answer,
+    crossover,
+    ratio,
+    speedup,
+    stages,
+)
+from flurka_bench.answers.baselines import (
     BASELINES,
     FAMILY_OF,
     baseline,
     knobs,
     subject_mechanisms,
 )
-from flurka_bench.errors import RequestError
-from flurka_bench.workload import Case
+from flurka_bench.cases.case import Case
+from flurka_bench.words.errors import RequestError
 
 
 def cell(cells, **at):
@@ -349,8 +356,8 @@ def test_cells_say_which_of_the_subjects_have_a_time():
 
 
 def test_flop_conditions_hold_where_the_counts_say(frame):
-    from flurka_bench.mechanisms import lower
-    from flurka_bench.ops import total
+    from flurka_bench.lowering import lower
+    from flurka_bench.words.ops import total
 
     rows = speedup.prepare(frame)
     cells = speedup.speedups(rows, "flurka", "best-other")
@@ -427,8 +434,8 @@ def test_a_record_gives_its_case_back_and_stages_carry_all_flops():
         num_features=32,
     )
     assert stages.case_of(case.as_record() | {"rank": 64.0}) == case
-    from flurka_bench.mechanisms import lower
-    from flurka_bench.ops import total
+    from flurka_bench.lowering import lower
+    from flurka_bench.words.ops import total
 
     counts = stages.stage_counts(case, "cuda")
     assert sum(entry["flops"] for entry in counts.values()) == total(lower(case, "cuda"), "flops")

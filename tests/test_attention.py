@@ -10,7 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flurka_bench import attention, mechanisms
+from flurka_bench import attention
 from flurka_bench.attention import (
     AttentionLayer,
     Compression,
@@ -23,13 +23,17 @@ from flurka_bench.attention import (
     functional,
     modules,
 )
-from flurka_bench.attention.similarity import _MeanProduct, orthogonal_gaussian
+from flurka_bench.attention.similarity import (
+    _MeanProduct,
+    orthogonal_gaussian,
+)
 from flurka_bench.attention.stages import profiled_stages
-from flurka_bench.errors import RequestError
-from flurka_bench.workload import STAGES
+from flurka_bench.cases import registry
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.sizes import STAGES
 
-NAMES = list(mechanisms.MECHANISMS)
-COMPRESSED = [name for name, mechanism in mechanisms.MECHANISMS.items() if mechanism.compressed]
+NAMES = list(registry.MECHANISMS)
+COMPRESSED = [name for name, mechanism in registry.MECHANISMS.items() if mechanism.compressed]
 B, H, N, D_HEAD, K, M = 2, 3, 12, 4, 6, 5
 VARIANTS = [  # kind, share_kv, share_heads
     ("dense", False, True),
@@ -58,7 +62,7 @@ def parts(
     dtype=torch.float64,
 ):
     """Similarity and compression (or None) of a mechanism."""
-    mechanism = mechanisms.get(name)
+    mechanism = registry.get(name)
     compression = None
     if mechanism.compressed:
         shares = {"share_kv": share_kv, "share_heads": share_heads}
@@ -105,12 +109,12 @@ def test_docstrings_hold_an_example_of_each_public_layer():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_layer_orders_are_those_the_mechanism_declares(name):
-    assert set(make_layer(name).orders) == set(mechanisms.get(name).orders)
+    assert set(make_layer(name).orders) == set(registry.get(name).orders)
 
 
 @pytest.mark.parametrize("compressed", COMPRESSED)
 def test_identity_compression_gives_the_uncompressed_parent(compressed):
-    mechanism = mechanisms.get(compressed)
+    mechanism = registry.get(compressed)
     similarity, compression = parts(compressed, rank=N)
     with torch.no_grad():
         for weight in compression.parameters():
@@ -159,7 +163,7 @@ def test_favor_equals_the_lemma_written_out():
     [
         (name, *variant)
         for name in NAMES
-        if len(mechanisms.get(name).orders) > 1
+        if len(registry.get(name).orders) > 1
         for variant in (VARIANTS if name in COMPRESSED else VARIANTS[:1])
     ],
 )
@@ -340,7 +344,7 @@ def test_projections_are_called_or_a_sentence_says_who_calls_them(order, share_h
 @pytest.mark.parametrize("name", ["kernel-relu", "kernel-favor", "full-sdpa"])
 def test_projections_of_uncompressed_mechanisms_are_called_or_refused(name):
     x = torch.randn(B, N, H * D_HEAD, dtype=torch.float64)
-    for order in mechanisms.get(name).orders:
+    for order in registry.get(name).orders:
         for child in ("to_q", "to_k", "to_v", "to_out"):
             layer = make_layer(name)
             layer.order = order
@@ -388,7 +392,7 @@ def test_permuting_batch_or_heads_commutes(name):
 
 @pytest.mark.parametrize(
     ("name", "order"),
-    [(name, order) for name in NAMES for order in ("core", *mechanisms.get(name).orders)],
+    [(name, order) for name in NAMES for order in ("core", *registry.get(name).orders)],
 )
 def test_what_padded_keys_hold_changes_nothing_exactly(name, order):
     keep = keep_mask()
@@ -529,7 +533,7 @@ def test_float16_attention_to_equal_values_gives_that_value(name, size, n):
 
 @pytest.mark.parametrize(
     ("name", "order", "n", "mean"),
-    [(name, order, 1024, 8.0) for name in NAMES for order in mechanisms.get(name).orders]
+    [(name, order, 1024, 8.0) for name in NAMES for order in registry.get(name).orders]
     + [(name, "project_first", 65_536, 0.5) for name in KERNELS],
 )
 def test_float16_layers_take_inputs_with_a_mean(name, order, n, mean):
@@ -625,7 +629,7 @@ def test_redraw_changes_features_not_shapes(kind):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtype_stays_and_gradients_are_finite(name, dtype):
-    for order in mechanisms.get(name).orders:
+    for order in registry.get(name).orders:
         layer = make_layer(name, dtype=dtype)
         layer.order = order
         x = torch.randn(B, N, H * D_HEAD, dtype=dtype, requires_grad=True)

@@ -15,10 +15,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from flurka_bench.attention import UnsupportedCase, build
-from flurka_bench.attention.fused.launch import COMBINED_FEATURES, num_splits, tiles
-from flurka_bench.errors import RequestError
-from flurka_bench.workload import Case
+from flurka_bench.attention.fused.launch import (
+    COMBINED_FEATURES,
+    num_splits,
+    tiles,
+)
+from flurka_bench.cases.case import Case
+from flurka_bench.kinds.timing.workbench import (
+    UnsupportedCase,
+    build,
+)
+from flurka_bench.words.errors import RequestError
 
 pytest.importorskip("triton")
 
@@ -41,8 +48,15 @@ COMPILED = [  # kind, head_dim, num_features, dtype
 def interpret():
     """Prints, case by case, the relative error of the fused and of the eager code against
     float64."""
-    from flurka_bench.attention import FLuRKAAttention, feature_map
-    from flurka_bench.attention.fused import FusedFeatures, fused_feature_attention, launch
+    from flurka_bench.attention import (
+        FLuRKAAttention,
+        feature_map,
+    )
+    from flurka_bench.attention.fused import (
+        FusedFeatures,
+        fused_feature_attention,
+        launch,
+    )
 
     torch.manual_seed(0)
     shapes = [(2, 1, 33, 150, 16, 80, 3), (1, 2, 5, 20, 40, 16, 1)]

@@ -6,18 +6,29 @@ import pytest
 import torch
 from test_attention import COMPRESSED, D_HEAD, NAMES, VARIANTS, H, make_layer, parts
 
-from flurka_bench import mechanisms
-from flurka_bench.attention import Compression, FullAttention, LinformerAttention, functional
-from flurka_bench.attention.encoder import Encoder, EncoderLayer
-from flurka_bench.attention.reference import layer_problem, query_rows
-from flurka_bench.errors import RequestError
+from flurka_bench.attention import (
+    Compression,
+    FullAttention,
+    LinformerAttention,
+    functional,
+)
+from flurka_bench.attention.encoder import (
+    Encoder,
+    EncoderLayer,
+)
+from flurka_bench.cases import registry
+from flurka_bench.kinds.timing.reference import (
+    layer_problem,
+    query_rows,
+)
+from flurka_bench.words.errors import RequestError
 
 N, K = 12, 4  # windows of three
 WIDTH = H * D_HEAD
 LENGTHS = (7, 3, 12)  # in a window, at its end, whole
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 NARROW = [VARIANTS[0], ("mean-pool", True, True)]  # in every dtype; the others in float64
-FORMS = [(name, order) for name in NAMES for order in ("core", *mechanisms.get(name).orders)]
+FORMS = [(name, order) for name in NAMES for order in ("core", *registry.get(name).orders)]
 every_form = pytest.mark.parametrize(("name", "order"), FORMS)
 
 
@@ -192,14 +203,14 @@ def test_a_projection_with_a_bias_leaves_padding_padded(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_core_and_layer_takes_both_masks(name):
     keep, x = ends(), draw(3)
-    for order in ("core", *mechanisms.get(name).orders):
+    for order in ("core", *registry.get(name).orders):
         module = module_of(name, order, *VARIANTS[0])
         assert torch.equal(module(x, key_padding_mask=~keep), module(x, keep_mask=keep))
         with pytest.raises(RequestError, match="give one"):
             module(x, keep, key_padding_mask=~keep)
     similarity, compression = parts(name)
     q = x.unflatten(-1, (H, -1)).transpose(1, 2)
-    is_softmax = not mechanisms.get(name).is_kernel
+    is_softmax = not registry.get(name).is_kernel
     core = {
         (False, True): functional.full_attention,
         (True, True): functional.linformer_attention,

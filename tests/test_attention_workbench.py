@@ -3,15 +3,20 @@
 import pytest
 import torch
 
-from flurka_bench import mechanisms
-from flurka_bench.attention import IncorrectOutput, UnsupportedCase, build, similarity
-from flurka_bench.errors import RequestError
-from flurka_bench.workload import Case
+from flurka_bench.attention import similarity
+from flurka_bench.cases import registry
+from flurka_bench.cases.case import Case
+from flurka_bench.kinds.timing.workbench import (
+    IncorrectOutput,
+    UnsupportedCase,
+    build,
+)
+from flurka_bench.words.errors import RequestError
 
 SIZES = {"batch": 2, "num_heads": 2, "seq_len": 128, "head_dim": 16, "rank": 32, "num_features": 24}
 EVERY = [
     (name, level, order)
-    for name, mechanism in mechanisms.MECHANISMS.items()
+    for name, mechanism in registry.MECHANISMS.items()
     for level, orders in (("core", (None,)), ("layer", mechanism.orders))
     for order in orders
 ]
@@ -162,7 +167,7 @@ def test_competitors_share_inputs_and_projections_and_seeds_differ():
 @pytest.mark.parametrize("pass_", ["forward", "train"])
 @pytest.mark.parametrize("name", ["full-sdpa", "flurka-relu", "kernel-favor", "low-rank"])
 def test_encoder_passes_its_gate(name, pass_):
-    order = mechanisms.get(name).orders[-1]
+    order = registry.get(name).orders[-1]
     for extra in (
         {"num_layers": 2},
         {"num_layers": 1, "vocab_size": 50, "ffn_dim": 48, "dtype": "bfloat16"},

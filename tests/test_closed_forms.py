@@ -11,11 +11,17 @@ import pytest
 
 sympy = pytest.importorskip("sympy")
 
-from flurka_bench.cost.regions import conditions, flops, holds, symbols  # noqa: E402
-from flurka_bench.errors import RequestError  # noqa: E402
-from flurka_bench.mechanisms import MECHANISMS, lower  # noqa: E402
-from flurka_bench.ops import total  # noqa: E402
-from flurka_bench.workload import Case  # noqa: E402
+from flurka_bench.cases.case import Case  # noqa: E402
+from flurka_bench.cases.registry import MECHANISMS  # noqa: E402
+from flurka_bench.cost.regions import (  # noqa: E402
+    conditions,
+    flops,
+    holds,
+    symbols,
+)
+from flurka_bench.lowering import lower  # noqa: E402
+from flurka_bench.words.errors import RequestError  # noqa: E402
+from flurka_bench.words.ops import total  # noqa: E402
 
 S = symbols()
 N, D, d, k, m = (S[name] for name in ("N", "D", "d", "k", "m"))

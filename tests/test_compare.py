@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from flurka_bench.analysis.compare import compare_runs, environment_differences
+from flurka_bench.answers.compare import (
+    compare_runs,
+    environment_differences,
+)
+from flurka_bench.cases.case import Case
 from flurka_bench.cli.main import build_app
-from flurka_bench.results import RunWriter, read_run
-from flurka_bench.workload import Case
+from flurka_bench.results import (
+    RunWriter,
+    read_run,
+)
 
 WORKLOAD = {"level": "layer", "seq_len": 2048, "num_heads": 4, "head_dim": 64}
 CASES = {
@@ -62,7 +68,7 @@ def scaled(**factors):
 @pytest.fixture
 def cases_only(monkeypatch):
     """Speedups cost a second a run; where they are not what is tested they are left out."""
-    monkeypatch.setattr("flurka_bench.analysis.compare._speedup_changes", lambda a, b: [])
+    monkeypatch.setattr("flurka_bench.answers.compare._speedup_changes", lambda a, b: [])
 
 
 def compare(tmp_path, fail=None, before=None, **after):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from flurka_bench.cases.case import Case
 from flurka_bench.cost.cpu import (
     MAPPED_BYTES,
     REUSES,
@@ -14,14 +15,20 @@ from flurka_bench.cost.cpu import (
     fresh_pages,
     reuses_memory,
 )
-from flurka_bench.cost.cpu_rows import ROW_OPS, calibrate_cpu, predict_rows
+from flurka_bench.cost.cpu_rows import (
+    ROW_OPS,
+    calibrate_cpu,
+    predict_rows,
+)
 from flurka_bench.cost.fitting import Rows
 from flurka_bench.cost.predict import predict
-from flurka_bench.errors import RequestError
+from flurka_bench.devices.shapes import cpu_probes
 from flurka_bench.hardware.detect import detect_cpu
-from flurka_bench.measure.shapes import cpu_probes
-from flurka_bench.ops import Op, Tensor
-from flurka_bench.workload import Case
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.ops import (
+    Op,
+    Tensor,
+)
 
 CPU = detect_cpu(2)
 MAPPING = CPU.with_measured({REUSES: 0.0}, {})  # glibc as it is by itself

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flurka_bench.cost import terms, uncertainty
+from flurka_bench.cost import (
+    terms,
+    uncertainty,
+)
 from flurka_bench.cost.fitting import order_right
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))

@@ -26,8 +26,11 @@ from flurka_bench.cost.softmax import (
     softmax_constants,
     softmax_terms,
 )
-from flurka_bench.errors import RequestError
-from flurka_bench.hardware import load, names
+from flurka_bench.hardware import (
+    load,
+    names,
+)
+from flurka_bench.words.errors import RequestError
 
 DEVICES = ("p100-pcie-16gb", "t4", "a100-pcie-40gb", "h200-sxm", "b300-sxm", "l4", "rtx-pro-6000")
 

@@ -9,9 +9,18 @@ import pytest
 
 from flurka_bench.cost import matmul
 from flurka_bench.cost.fitting import Residual
-from flurka_bench.cost.matmul import BOUNDS, LAUNCHES, MatmulConstants, constants_of, matmul_terms
-from flurka_bench.errors import RequestError
-from flurka_bench.hardware import load, names
+from flurka_bench.cost.matmul import (
+    BOUNDS,
+    LAUNCHES,
+    MatmulConstants,
+    constants_of,
+    matmul_terms,
+)
+from flurka_bench.hardware import (
+    load,
+    names,
+)
+from flurka_bench.words.errors import RequestError
 
 GPUS = [name for name in names() if load(name).kind == "gpu"]
 A100, H100, V100 = "a100-sxm-80gb", "h100-sxm-80gb", "v100-pcie-32gb"

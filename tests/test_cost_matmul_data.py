@@ -21,9 +21,12 @@ from flurka_bench.cost.fitting import (
     stratified,
 )
 from flurka_bench.cost.operators import operator_of
-from flurka_bench.errors import RequestError
-from flurka_bench.hardware import load, write_profile
+from flurka_bench.hardware import (
+    load,
+    write_profile,
+)
 from flurka_bench.hardware.files import parse_profile
+from flurka_bench.words.errors import RequestError
 
 
 def linear_rows(count=400, seed=0, dtype="bfloat16", op="linear"):

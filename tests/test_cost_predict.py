@@ -6,15 +6,33 @@ import math
 import numpy as np
 import pytest
 
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import MECHANISMS
 from flurka_bench.cost import uncertainty
 from flurka_bench.cost.attention import attention_terms
-from flurka_bench.cost.predict import BOUNDS, predict, predict_many, predict_ops, speedup
+from flurka_bench.cost.predict import (
+    BOUNDS,
+    predict,
+    predict_many,
+    predict_ops,
+    speedup,
+)
 from flurka_bench.cost.softmax import softmax_terms
-from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load
-from flurka_bench.mechanisms import MECHANISMS, lower, peak_memory_bytes
-from flurka_bench.ops import Op, Tensor, total
-from flurka_bench.workload import LEVELS, SIZES, Case
+from flurka_bench.lowering import (
+    lower,
+    peak_memory_bytes,
+)
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.ops import (
+    Op,
+    Tensor,
+    total,
+)
+from flurka_bench.words.sizes import (
+    LEVELS,
+    SIZES,
+)
 
 H100 = load("h100").with_measured({}, {})
 CASE = Case(

@@ -5,8 +5,8 @@ import dataclasses
 
 import pytest
 
-from flurka_bench.mechanisms import MECHANISMS
-from flurka_bench.workload import Case
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import MECHANISMS
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(
@@ -42,7 +42,7 @@ def cases():
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.case_id)
 def test_eager_matches_the_reference(case):
-    from flurka_bench.attention import build
+    from flurka_bench.kinds.timing.workbench import build
 
     bench = build(case, seed=0, device="cuda")
     bench.check()
@@ -53,7 +53,10 @@ def test_eager_matches_the_reference(case):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", list(MECHANISMS))
 def test_other_backends_match_the_reference(name, dtype, backend):
-    from flurka_bench.attention import UnsupportedCase, build
+    from flurka_bench.kinds.timing.workbench import (
+        UnsupportedCase,
+        build,
+    )
 
     case = Case(mechanism=name, level="core", dtype=dtype, backend=backend, **SHAPE)
     try:

@@ -10,9 +10,17 @@ import pytest
 from typer.testing import CliRunner
 
 from flurka_bench.cli.main import build_app
-from flurka_bench.measure import environment
-from flurka_bench.measure.device import CpuDevice, Nvml
-from flurka_bench.measure.environment import capture, judge, stamp, warnings
+from flurka_bench.devices import environment
+from flurka_bench.devices.device import (
+    CpuDevice,
+    Nvml,
+)
+from flurka_bench.devices.environment import (
+    capture,
+    judge,
+    stamp,
+    warnings,
+)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,11 @@ from test_compare import CASES, write_run
 from typer.testing import CliRunner
 
 from flurka_bench.cli.main import build_app
-from flurka_bench.errors import RequestError
-from flurka_bench.results import FIELDS, read_run
+from flurka_bench.results import (
+    FIELDS,
+    read_run,
+)
+from flurka_bench.words.errors import RequestError
 
 
 @pytest.fixture

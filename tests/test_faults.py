@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from flurka_bench.errors import RequestError
-from flurka_bench.measure.runner import run_suite
+from flurka_bench.cases.suite import parse_suite
+from flurka_bench.kinds.timing.runner import run_suite
 from flurka_bench.results import read_run
-from flurka_bench.suite import parse_suite
+from flurka_bench.words.errors import RequestError
 
 TESTS = Path(__file__).parent
 FAKE = (sys.executable, str(TESTS / "fake_worker.py"))
@@ -32,9 +32,9 @@ NUM_CASES = 9
 # What a user runs, with the fake worker in place of the real one.
 PARENT = f"""
 import sys
-from flurka_bench.errors import FlurkaError
-from flurka_bench.measure.runner import run_suite
-from flurka_bench.suite import load_suite
+from flurka_bench.words.errors import FlurkaError
+from flurka_bench.kinds.timing.runner import run_suite
+from flurka_bench.cases.suite import load_suite
 try:
     show = lambda event: print(event.kind, event.text, flush=True)
     run_suite(load_suite(sys.argv[1]), out=sys.argv[2], worker_command={FAKE!r}, on_event=show)

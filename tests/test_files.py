@@ -9,12 +9,19 @@ import stat
 import pytest
 from test_compare import write_run
 
-from flurka_bench import files
 from flurka_bench.cli import main
-from flurka_bench.errors import RequestError
-from flurka_bench.files import check_writable, replace_file, write_atomically
-from flurka_bench.plots import style
-from flurka_bench.results import RunWriter, read_run
+from flurka_bench.render.figures import style
+from flurka_bench.results import (
+    RunWriter,
+    read_run,
+)
+from flurka_bench.words import files
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.files import (
+    check_writable,
+    replace_file,
+    write_atomically,
+)
 
 OLD = b"what was there before"
 
@@ -152,7 +159,7 @@ def call(inputs, tmp_path, monkeypatch, capsys):
     # What is drawn and computed costs seconds and is not what is tested.
     picture = [("memory", style.says_nothing("nothing"))]
     monkeypatch.setattr("flurka_bench.cli.plot._figures", lambda *_: picture)
-    monkeypatch.setattr("flurka_bench.report.content.collect", lambda *_: None)
+    monkeypatch.setattr("flurka_bench.render.content.collect", lambda *_: None)
     monkeypatch.setattr("flurka_bench.cli.report._rendered", lambda *_: b"a page" * 1000)
     monkeypatch.chdir(inputs)
 
@@ -216,7 +223,7 @@ def test_a_link_in_a_run_folder_leads_nowhere(tmp_path, monkeypatch, capsys):
     (tmp_path / "run" / "report.html").symlink_to(precious)
     (tmp_path / "run" / "plots").mkdir()
     (tmp_path / "run" / "plots" / "memory.png").symlink_to(precious)
-    monkeypatch.setattr("flurka_bench.report.content.collect", lambda *_: None)
+    monkeypatch.setattr("flurka_bench.render.content.collect", lambda *_: None)
     monkeypatch.setattr("flurka_bench.cli.report._rendered", lambda *_: b"a page")
     for words in (["report"], ["plot", "--kind", "memory", "--json"]):
         with pytest.raises(SystemExit) as ended:

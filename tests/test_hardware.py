@@ -12,9 +12,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flurka_bench.cli.targets import calibrated_file, check_device, load_targets, own_profile
+from flurka_bench.cli.targets import (
+    calibrated_file,
+    check_device,
+    load_targets,
+    own_profile,
+)
 from flurka_bench.cost.attention import AttentionConstants
-from flurka_bench.cost.cpu import REUSES, CpuConstants
+from flurka_bench.cost.cpu import (
+    REUSES,
+    CpuConstants,
+)
 from flurka_bench.cost.elementwise import ElementwiseConstants
 from flurka_bench.cost.fitting import Residual
 from flurka_bench.cost.matmul import MatmulConstants
@@ -23,11 +31,22 @@ from flurka_bench.cost.operators import ELEMENTWISE
 from flurka_bench.cost.predict import DISPATCH_FIGURE
 from flurka_bench.cost.softmax import SoftmaxConstants
 from flurka_bench.cost.terms import shipped_table
-from flurka_bench.errors import RequestError
-from flurka_bench.hardware import load, names, write_profile
+from flurka_bench.devices.probe import FoundDevice
+from flurka_bench.hardware import (
+    load,
+    names,
+    write_profile,
+)
 from flurka_bench.hardware.basis import basis
-from flurka_bench.hardware.detect import detect_cpu, from_cuda_properties, recognise
-from flurka_bench.hardware.files import FOLDER, parse_profile
+from flurka_bench.hardware.detect import (
+    detect_cpu,
+    from_cuda_properties,
+    recognise,
+)
+from flurka_bench.hardware.files import (
+    FOLDER,
+    parse_profile,
+)
 from flurka_bench.hardware.measured import (
     ELEMENTWISE_OPS,
     FAMILIES,
@@ -35,8 +54,8 @@ from flurka_bench.hardware.measured import (
     check,
     quantities,
 )
-from flurka_bench.measure.probe import FoundDevice
-from flurka_bench.workload import DTYPES
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.sizes import DTYPES
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from forms import FORMS
 
-from flurka_bench.mechanisms import MECHANISMS, peak_memory_bytes
-from flurka_bench.workload import Case
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import MECHANISMS
+from flurka_bench.lowering import peak_memory_bytes
 
 
 def measured_peak_bytes(case: Case) -> int:
     """What the runner records of a case, after the gate as there: what lies in memory and the peak
     of what one pass allocates above it."""
-    from flurka_bench.attention import build
-    from flurka_bench.measure.device import CpuDevice
+    from flurka_bench.devices.device import CpuDevice
+    from flurka_bench.kinds.timing.workbench import build
 
     bench = build(case)
     bench.check()
@@ -62,7 +63,7 @@ def test_fused_attention_on_a_cpu_to_the_tile(seq_len, pass_, num_threads):
 def test_the_gate_leaves_nothing_behind(level):
     """Neither gradients nor anything else that the next call's memory would be counted with."""
     pytest.importorskip("torch")
-    from flurka_bench.attention import build
+    from flurka_bench.kinds.timing.workbench import build
 
     case = Case(
         mechanism="flurka-relu", level=level, pass_="train", num_heads=2, seq_len=64, head_dim=8,

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import sympy
 
-from flurka_bench.errors import RequestError
-from flurka_bench.mechanisms import MECHANISMS, canonical, get
-from flurka_bench.workload import Case
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import (
+    MECHANISMS,
+    canonical,
+    get,
+)
+from flurka_bench.words.errors import RequestError
 
 KNOBS = {"rank": 32, "num_features": 16, "seq_len": 64, "head_dim": 8, "num_heads": 2}
 

@@ -16,18 +16,28 @@ from typer.testing import CliRunner
 
 from flurka_bench.cli import calibrate as command
 from flurka_bench.cli.main import build_app
-from flurka_bench.errors import RequestError
-from flurka_bench.hardware import load
-from flurka_bench.measure import microbenchmarks
-from flurka_bench.measure.device import CpuDevice, Reading
-from flurka_bench.measure.microbenchmarks import ATTENTION, MATMUL, ROW, Calibration, knee, measure
-from flurka_bench.measure.shapes import (
+from flurka_bench.devices import microbenchmarks
+from flurka_bench.devices.device import (
+    CpuDevice,
+    Reading,
+)
+from flurka_bench.devices.microbenchmarks import (
+    ATTENTION,
+    MATMUL,
+    ROW,
+    Calibration,
+    knee,
+    measure,
+)
+from flurka_bench.devices.shapes import (
     Probe,
     attention_probes,
     matmul_probes,
     probes_for,
     streaming_probes,
 )
+from flurka_bench.hardware import load
+from flurka_bench.words.errors import RequestError
 
 SMALL = [
     Probe(op="linear", dtype="float32", shape={"B": 1, "M": 64, "N": 32, "K": 16}),

@@ -4,10 +4,12 @@ arrays and symbols."""
 import numpy as np
 import pytest
 
-from flurka_bench.errors import RequestError
-from flurka_bench.mechanisms import MECHANISMS, lower
-from flurka_bench.ops import total
-from flurka_bench.workload import STAGES, Case
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import MECHANISMS
+from flurka_bench.lowering import lower
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.ops import total
+from flurka_bench.words.sizes import STAGES
 
 QUANTITIES = (
     "matmul_flops",

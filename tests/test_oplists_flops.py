@@ -7,15 +7,16 @@ from forms import FORMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flurka_bench.mechanisms import MECHANISMS, lower
-from flurka_bench.ops import total
-from flurka_bench.workload import Case
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import MECHANISMS
+from flurka_bench.lowering import lower
+from flurka_bench.words.ops import total
 
 torch = pytest.importorskip("torch")
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from flurka_bench.attention import build  # noqa: E402
+from flurka_bench.kinds.timing.workbench import build  # noqa: E402
 
 
 def counted(case: Case) -> int:

@@ -6,15 +6,16 @@ from collections import Counter
 import pytest
 from forms import FORMS
 
-from flurka_bench.mechanisms import MECHANISMS, lower
-from flurka_bench.ops import total
-from flurka_bench.workload import Case
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import MECHANISMS
+from flurka_bench.lowering import lower
+from flurka_bench.words.ops import total
 
 torch = pytest.importorskip("torch")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
-from flurka_bench.attention import build  # noqa: E402
+from flurka_bench.kinds.timing.workbench import build  # noqa: E402
 
 # aten operators that move no bytes
 VIEWS = {

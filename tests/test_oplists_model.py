@@ -2,10 +2,14 @@
 
 import pytest
 
-from flurka_bench.errors import RequestError
-from flurka_bench.mechanisms import MECHANISMS, lower, peak_memory_bytes
-from flurka_bench.ops import total
-from flurka_bench.workload import Case
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import MECHANISMS
+from flurka_bench.lowering import (
+    lower,
+    peak_memory_bytes,
+)
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.ops import total
 
 SHAPE = {
     "batch": 2,
@@ -26,7 +30,7 @@ def test_matmul_flops_are_torchs_own(name, pass_, vocab_size):
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    from flurka_bench.attention import build
+    from flurka_bench.kinds.timing.workbench import build
 
     for order in MECHANISMS[name].orders:
         case = Case(

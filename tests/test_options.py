@@ -6,7 +6,12 @@ import json
 import pytest
 
 from flurka_bench.cli import main
-from flurka_bench.units import format_bytes, format_seconds, parse_bytes, parse_seconds
+from flurka_bench.words.units import (
+    format_bytes,
+    format_seconds,
+    parse_bytes,
+    parse_seconds,
+)
 
 
 def answer(capsys, *arguments):
@@ -107,7 +112,7 @@ def test_each_option_of_run_reaches_the_runner(monkeypatch, tmp_path, written, a
         got.update(options)
         raise ReachedError
 
-    monkeypatch.setattr("flurka_bench.measure.runner.run_suite", run_suite)
+    monkeypatch.setattr("flurka_bench.kinds.timing.runner.run_suite", run_suite)
     suite = tmp_path / "one.toml"
     suite.write_text('axes = {mechanism = "full-math", seq_len = 64}')
     device = () if "--device" in written else ("--device", "cpu")

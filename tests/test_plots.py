@@ -11,10 +11,21 @@ from matplotlib.cbook import is_math_text
 from matplotlib.image import imread
 from matplotlib.text import Text
 
-from flurka_bench.analysis.speedup import all_speedups, prepare, speedups
-from flurka_bench.analysis.tradeoff import pareto_front
-from flurka_bench.errors import RequestError
-from flurka_bench.plots import curves, heatmap, model, style, terminal, tradeoff
+from flurka_bench.answers.speedup import (
+    all_speedups,
+    prepare,
+    speedups,
+)
+from flurka_bench.answers.tradeoff import pareto_front
+from flurka_bench.render.figures import (
+    curves,
+    heatmap,
+    model,
+    style,
+    terminal,
+    tradeoff,
+)
+from flurka_bench.words.errors import RequestError
 
 GOLDENS = Path(__file__).parent / "pictures"
 # root mean square difference of 255 levels on pictures shrunk fourfold: fonts may differ a little,

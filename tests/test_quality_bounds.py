@@ -6,10 +6,13 @@ import pytest
 import torch
 from scipy.special import hyp1f1
 
-from flurka_bench.attention.similarity import RELU_EPSILON, orthogonal_gaussian
-from flurka_bench.quality import bounds
-from flurka_bench.quality.inputs import generator
-from flurka_bench.quality.verification import table
+from flurka_bench.attention.similarity import (
+    RELU_EPSILON,
+    orthogonal_gaussian,
+)
+from flurka_bench.kinds.error import bounds
+from flurka_bench.kinds.error.inputs import generator
+from flurka_bench.kinds.error.verification import table
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,19 @@ import math
 import pytest
 import torch
 
-from flurka_bench.errors import RequestError
-from flurka_bench.quality import text as texts
-from flurka_bench.quality.encoder import Encoder, packaged_model
-from flurka_bench.quality.inputs import Clustered, Gaussian, LowRankPlusNoise, Trained, family
+from flurka_bench.kinds.error import text as texts
+from flurka_bench.kinds.error.encoder import (
+    Encoder,
+    packaged_model,
+)
+from flurka_bench.kinds.error.inputs import (
+    Clustered,
+    Gaussian,
+    LowRankPlusNoise,
+    Trained,
+    family,
+)
+from flurka_bench.words.errors import RequestError
 
 
 def packaged():

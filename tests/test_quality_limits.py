@@ -9,9 +9,18 @@ import torch
 
 from flurka_bench.attention.functional import compressed_attention
 from flurka_bench.attention.similarity import Softmax
-from flurka_bench.quality import bounds, implied, projections
-from flurka_bench.quality.inputs import Clustered, Draw, Gaussian, generator
-from flurka_bench.quality.metrics import measure
+from flurka_bench.kinds.error import (
+    bounds,
+    implied,
+    projections,
+)
+from flurka_bench.kinds.error.inputs import (
+    Clustered,
+    Draw,
+    Gaussian,
+    generator,
+)
+from flurka_bench.kinds.error.metrics import measure
 
 N, D = 64, 16
 KERNELS = ("favor", "relu", "elu")

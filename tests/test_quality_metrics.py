@@ -10,9 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from flurka_bench.quality import implied, projections
-from flurka_bench.quality.inputs import Draw, Gaussian, generator
-from flurka_bench.quality.metrics import Candidate, Reference, measure, spectral_norms
+from flurka_bench.kinds.error import (
+    implied,
+    projections,
+)
+from flurka_bench.kinds.error.inputs import (
+    Draw,
+    Gaussian,
+    generator,
+)
+from flurka_bench.kinds.error.metrics import (
+    Candidate,
+    Reference,
+    measure,
+    spectral_norms,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -239,8 +251,8 @@ def test_a_case_at_16384_holds_no_more_than_one_block():
     itself would be sixteen times that."""
     code = """
 import json, re, torch
-from flurka_bench.quality import implied, metrics, projections
-from flurka_bench.quality.inputs import Gaussian, generator
+from flurka_bench.kinds.error import implied, metrics, projections
+from flurka_bench.kinds.error.inputs import Gaussian, generator
 torch.set_num_threads(2)
 metrics._LANCZOS_STEPS = 1
 N = 16384

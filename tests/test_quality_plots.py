@@ -6,11 +6,17 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flurka_bench.analysis.tradeoff import join_time, sentence
+from flurka_bench.answers.frontier import ErrorRun
+from flurka_bench.answers.tradeoff import (
+    join_time,
+    sentence,
+)
 from flurka_bench.cli import main
-from flurka_bench.plots import error, style
-from flurka_bench.plots.tradeoff import pareto
-from flurka_bench.quality.frontier import ErrorRun
+from flurka_bench.render.figures import (
+    error,
+    style,
+)
+from flurka_bench.render.figures.tradeoff import pareto
 
 
 def records():

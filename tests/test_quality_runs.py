@@ -9,10 +9,19 @@ from pathlib import Path
 import pytest
 
 from flurka_bench import results
-from flurka_bench.errors import RequestError
-from flurka_bench.quality import frontier, runner, suite
-from flurka_bench.quality.frontier import ErrorRun, Interval, interpolate, interval
-from flurka_bench.quality.records import FORM
+from flurka_bench.answers import frontier
+from flurka_bench.answers.frontier import (
+    ErrorRun,
+    Interval,
+    interpolate,
+    interval,
+)
+from flurka_bench.kinds.error import (
+    runner,
+    suite,
+)
+from flurka_bench.results.error import FORM
+from flurka_bench.words.errors import RequestError
 
 ROOT = Path(__file__).parents[1]
 SMALL = """
@@ -196,7 +205,7 @@ def test_a_failed_case_is_a_record_and_not_the_end(monkeypatch, tmp_path):
     def fail(*args, **options):
         raise RuntimeError("linalg.eigh: failed to converge\nmore")
 
-    monkeypatch.setattr("flurka_bench.quality.projections.right_singular_vectors", fail)
+    monkeypatch.setattr("flurka_bench.kinds.error.projections.right_singular_vectors", fail)
     monkeypatch.setattr(runner, "_MAX_TOGETHER", 1)
     runner.run(suite.parse(SMALL).override(seeds=1), tmp_path / "run", environment={})
     statuses = {
@@ -277,7 +286,7 @@ def test_what_the_reader_answers(small_run):
 def test_the_reader_imports_neither_torch_nor_pandas(small_run):
     code = f"""
 import sys
-from flurka_bench.quality.frontier import load_error_run
+from flurka_bench.answers.frontier import load_error_run
 load_error_run({str(small_run)!r})
 print(sorted({{"torch", "pandas", "numpy", "matplotlib"}} & set(sys.modules)))
 """

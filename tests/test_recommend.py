@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from flurka_bench.analysis.recommend import (
+from flurka_bench.answers.frontier import ErrorRun
+from flurka_bench.answers.recommend import (
     ASSUMED_MIN_RANK,
     Request,
     beside_floors,
@@ -16,12 +17,11 @@ from flurka_bench.analysis.recommend import (
     recommend,
     space,
 )
+from flurka_bench.cases.registry import MECHANISMS
 from flurka_bench.cost.predict import predict
-from flurka_bench.errors import RequestError
 from flurka_bench.hardware import load
-from flurka_bench.mechanisms import MECHANISMS
-from flurka_bench.quality.frontier import ErrorRun
-from flurka_bench.verdict import RULE
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.verdict import RULE
 
 H100 = load("h100")
 SMALL = Request(
@@ -121,7 +121,7 @@ def test_limits_hold_and_the_nearest_is_shown_where_nothing_meets_them():
 
 def test_verdicts_against_the_fastest_are_those_of_the_bands():
     from flurka_bench.cost.predict import speedup
-    from flurka_bench.verdict import verdict
+    from flurka_bench.words.verdict import verdict
 
     answer = recommend(SMALL, H100)
     best = answer.candidates[0]

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from flurka_bench.cases.case import Case
 from flurka_bench.cost.regions import holds
-from flurka_bench.verdict import RULE
-from flurka_bench.workload import Case
+from flurka_bench.words.verdict import RULE
 
 
 def command(*arguments):

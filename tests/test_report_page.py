@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 import synthetic
 
-from flurka_bench.plots.heatmap import even_lines
-from flurka_bench.report.content import collect
-from flurka_bench.report.markdown import markdown
-from flurka_bench.report.page import page
-from flurka_bench.report.payload import embed
-from flurka_bench.report.pdf import _text_pages
+from flurka_bench.render.content import collect
+from flurka_bench.render.figures.heatmap import even_lines
+from flurka_bench.render.markdown import markdown
+from flurka_bench.render.page import page
+from flurka_bench.render.payload import embed
+from flurka_bench.render.pdf import _text_pages
 
 HOSTILE = "<script>window.hacked = 1</script>"
 RUN = {
@@ -133,7 +133,7 @@ def test_every_control_changes_the_map(opened):
 
 
 def test_hovered_cell_shows_the_records_numbers(opened):
-    from flurka_bench.analysis.speedup import speedups
+    from flurka_bench.answers.speedup import speedups
 
     opened.select_option("#choose-subject", "flurka-favor")
     opened.select_option("#choose-baseline", "strong-kernel")
@@ -308,7 +308,7 @@ def test_small_runs_give_a_page_that_says_what_is_there(name, browser, tmp_path)
 
 
 def test_the_summaries_hold_the_same_figures(tmp_path):
-    from flurka_bench.report.pdf import pdf
+    from flurka_bench.render.pdf import pdf
 
     content = collect(few(), [RUN], "Run")
     text = markdown(content)
@@ -366,7 +366,7 @@ def test_the_page_s_contours_are_those_of_the_pictures():
     node = shutil.which("node")
     if node is None:
         pytest.skip("no node on this machine (apt-get install nodejs): page.js was not run")
-    script = (Path(__file__).parents[1] / "flurka_bench/report/page.js").read_text("utf-8")
+    script = (Path(__file__).parents[1] / "flurka_bench/render/page.js").read_text("utf-8")
     function = script[script.index("  function evenLines(") : script.index("  function drawMap(")]
     rng = np.random.default_rng(0)
     tables = [

@@ -11,11 +11,21 @@ import pytest
 import typer
 from test_compare import scaled, write_run
 
-from flurka_bench import units
-from flurka_bench.cli.main import VERBS, build_app, main
-from flurka_bench.errors import RequestError, nearest
-from flurka_bench.hardware import load, names
-from flurka_bench.quality import frontier
+from flurka_bench.answers import frontier
+from flurka_bench.cli.main import (
+    VERBS,
+    build_app,
+    main,
+)
+from flurka_bench.hardware import (
+    load,
+    names,
+)
+from flurka_bench.words import units
+from flurka_bench.words.errors import (
+    RequestError,
+    nearest,
+)
 
 RESULTS = Path(__file__).parents[1] / "results" / "reference"
 SMALL = "--seq-len 512 --rank 64 --num-features 16"
@@ -163,7 +173,10 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answer():
     """A small answer of recommend."""
-    from flurka_bench.analysis.recommend import Request, recommend
+    from flurka_bench.answers.recommend import (
+        Request,
+        recommend,
+    )
 
     request = Request(seq_len=64, model_dim=64, head_dims=(64,), backends=("eager",), min_rank=32)
     return recommend(request, load("h100"))
@@ -172,8 +185,14 @@ def answer():
 @functools.cache
 def prepared(folder):
     """The speedups of a run."""
-    from flurka_bench.analysis.speedup import prepare, speedups
-    from flurka_bench.results import read_run, to_frame
+    from flurka_bench.answers.speedup import (
+        prepare,
+        speedups,
+    )
+    from flurka_bench.results import (
+        read_run,
+        to_frame,
+    )
 
     return speedups(prepare(to_frame(read_run(folder))), "flurka", "best-other")
 
@@ -241,7 +260,7 @@ def ask(monkeypatch, capsys, folder, answer):
 @pytest.mark.parametrize("request_", TRACED)
 def test_an_option_leaves_a_trace(ask, request_, monkeypatch):
     if request_ == "suites list":  # what takes it long is counting the cases
-        monkeypatch.setattr("flurka_bench.suite.Suite.cases", lambda self: [])
+        monkeypatch.setattr("flurka_bench.cases.suite.Suite.cases", lambda self: [])
     plain = ask(request_)
     for option in TRACED[request_]:
         assert ask(f"{request_} {option}") != plain, f"{option} is passed over"

@@ -15,15 +15,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flurka_bench import results
-from flurka_bench.analysis.compare import environment_differences
-from flurka_bench.analysis.speedup import prepare, speedups
-from flurka_bench.errors import RequestError
-from flurka_bench.plots import curves, heatmap, model, terminal, tradeoff
-from flurka_bench.report.page import _environment as page_environment
-from flurka_bench.results import FIELDS, RunWriter, check_record, iter_records, read_run, to_frame
+from flurka_bench.answers.compare import environment_differences
+from flurka_bench.answers.speedup import (
+    prepare,
+    speedups,
+)
+from flurka_bench.cases.case import Case
+from flurka_bench.render.figures import (
+    curves,
+    heatmap,
+    model,
+    terminal,
+    tradeoff,
+)
+from flurka_bench.render.page import _environment as page_environment
+from flurka_bench.results import (
+    FIELDS,
+    RunWriter,
+    check_record,
+    iter_records,
+    read_run,
+    to_frame,
+)
 from flurka_bench.results.index import CaseIndex
-from flurka_bench.results.reading import check_kind, read_meta
-from flurka_bench.workload import WORKLOAD, Case
+from flurka_bench.results.reading import (
+    check_kind,
+    read_meta,
+)
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.sizes import WORKLOAD
 
 FIXTURES = Path(__file__).parent / "fixtures"
 META = {
@@ -239,7 +259,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path):
 import resource, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_results import META, RunWriter, record
-from flurka_bench.errors import RequestError
+from flurka_bench.words.errors import RequestError
 with RunWriter({str(tmp_path)!r}) as writer:
     writer.start(META)
     writer.append(record("a"))

@@ -13,26 +13,39 @@ from types import SimpleNamespace
 
 import pytest
 
-from flurka_bench.errors import RequestError
-from flurka_bench.measure import runner
-from flurka_bench.measure.group import GroupRun, Options, Tools
-from flurka_bench.measure.judging import figures, make_record
-from flurka_bench.measure.probe import find_device
-from flurka_bench.measure.process import LostTime, Worker
-from flurka_bench.measure.protocol import (
+from flurka_bench.bench.process import (
+    LostTime,
+    Worker,
+)
+from flurka_bench.bench.protocol import (
     case_from_message,
     case_to_message,
     is_out_of_memory,
     is_poisoned,
 )
-from flurka_bench.measure.race import _look
-from flurka_bench.measure.runner import Peaks, run_suite
-from flurka_bench.measure.timers import ProfilerTimer
-from flurka_bench.mechanisms import lower
-from flurka_bench.ops import total
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.suite import parse_suite
+from flurka_bench.devices.probe import find_device
+from flurka_bench.devices.timers import ProfilerTimer
+from flurka_bench.kinds.timing import runner
+from flurka_bench.kinds.timing.group import (
+    GroupRun,
+    Options,
+    Tools,
+)
+from flurka_bench.kinds.timing.judging import (
+    figures,
+    make_record,
+)
+from flurka_bench.kinds.timing.race import _look
+from flurka_bench.kinds.timing.runner import (
+    Peaks,
+    run_suite,
+)
+from flurka_bench.lowering import lower
 from flurka_bench.results import read_run
-from flurka_bench.suite import parse_suite
-from flurka_bench.workload import Case
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.ops import total
 
 TESTS = Path(__file__).parent
 FAKE = (sys.executable, str(TESTS / "fake_worker.py"))
@@ -339,13 +352,13 @@ def test_errors_are_told_apart(error, memory, poisoned):
 
 @pytest.mark.parametrize("request_", ["cpu", "auto"])
 def test_the_cpu_is_always_found(request_, monkeypatch):
-    monkeypatch.setattr("flurka_bench.measure.probe.cuda_device_names", list)
+    monkeypatch.setattr("flurka_bench.devices.probe.cuda_device_names", list)
     assert find_device(request_).kind == "cpu"
 
 
 def test_devices_by_name(monkeypatch):
-    monkeypatch.setattr("flurka_bench.measure.probe.cuda_device_names", lambda: ["GPU A", "GPU B"])
-    monkeypatch.setattr("flurka_bench.measure.probe._torch_is_cpu_only", lambda: False)
+    monkeypatch.setattr("flurka_bench.devices.probe.cuda_device_names", lambda: ["GPU A", "GPU B"])
+    monkeypatch.setattr("flurka_bench.devices.probe._torch_is_cpu_only", lambda: False)
     assert find_device("auto").device == "cuda:0" and find_device("cuda:1").name == "GPU B"
     assert find_device("gpu") == find_device("cuda") == find_device("CUDA:0")
     assert find_device("GPU:1") == find_device("cuda:1")
@@ -373,7 +386,7 @@ class Clock:
         pass
 
     def reading(self):
-        from flurka_bench.measure.device import Reading
+        from flurka_bench.devices.device import Reading
 
         return Reading()
 
@@ -403,7 +416,7 @@ class Timed:
 def race(monkeypatch, costs, *, noise=0.001, **options):
     """Outcomes of a group whose mechanisms cost what ``costs`` says, on a fake clock."""
     clock, log, said = Clock(), [], []
-    monkeypatch.setattr("flurka_bench.measure.group.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr("flurka_bench.kinds.timing.group.time.monotonic", lambda: clock.now)
     tools = Tools(
         device=clock, build=lambda case, seed: Timed(clock, costs[case.mechanism], noise, log), resident_bytes=lambda built: 0,
         incorrect=(), unsupported=(),
@@ -453,7 +466,7 @@ def test_the_order_within_rounds_is_drawn_anew(monkeypatch):
 @pytest.mark.parametrize("every", [2, 1])
 def test_throttled_samples_are_counted_and_do_not_count(monkeypatch, every):
     """Every second (or each) reading is throttled."""
-    from flurka_bench.measure.device import Reading
+    from flurka_bench.devices.device import Reading
 
     readings = itertools.count()
     monkeypatch.setattr(
@@ -544,7 +557,7 @@ class Launched:
 
 def on_fake_gpu(monkeypatch, gpu, device, **options):
     """Outcomes by mechanism of three cases with two kernels each."""
-    monkeypatch.setattr("flurka_bench.measure.group.time.monotonic", lambda: gpu.host_s)
+    monkeypatch.setattr("flurka_bench.kinds.timing.group.time.monotonic", lambda: gpu.host_s)
     arithmetic = {"full-math": 2e-3, "kernel-relu": 3e-6, "flurka-relu": 1e-3}
     tools = Tools(
         device=device, build=lambda case, seed: Launched(gpu, arithmetic[case.mechanism], case.mechanism != "full-math"),
@@ -599,7 +612,7 @@ def test_the_three_latencies_are_of_one_cache(monkeypatch, cache, flushed):
 def test_throttled_samples_are_in_no_latency(monkeypatch):
     from fake_cuda import open_fake
 
-    from flurka_bench.measure.device import Reading
+    from flurka_bench.devices.device import Reading
 
     gpu, device = open_fake(monkeypatch)
     prepare = ProfilerTimer.prepare
@@ -617,7 +630,7 @@ def test_throttled_samples_are_in_no_latency(monkeypatch):
 
 
 def test_the_runner_and_the_probe_import_no_torch():
-    modules = "flurka_bench.measure.runner, flurka_bench.measure.probe, flurka_bench.cli.run"
+    modules = "flurka_bench.kinds.timing.runner, flurka_bench.devices.probe, flurka_bench.cli.run"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent, check=True

@@ -14,16 +14,32 @@ import pandas as pd
 import pytest
 import synthetic
 
-from flurka_bench.analysis.baselines import BASELINES
-from flurka_bench.analysis.speedup import leading, speedups
-from flurka_bench.cli.run import _draw, _print_answer, headline
+from flurka_bench.answers.baselines import BASELINES
+from flurka_bench.answers.speedup import (
+    leading,
+    speedups,
+)
+from flurka_bench.cases.suite import parse_suite
+from flurka_bench.cli.run import (
+    _draw,
+    _print_answer,
+    headline,
+)
 from flurka_bench.cli.targets import profile_of_run
-from flurka_bench.errors import RequestError
-from flurka_bench.measure.runner import Summary, run_suite
-from flurka_bench.results import RunWriter, read_run
-from flurka_bench.suite import parse_suite
-from flurka_bench.units import format_ratio, format_seconds
-from flurka_bench.verdict import RULE
+from flurka_bench.kinds.timing.runner import (
+    Summary,
+    run_suite,
+)
+from flurka_bench.results import (
+    RunWriter,
+    read_run,
+)
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.units import (
+    format_ratio,
+    format_seconds,
+)
+from flurka_bench.words.verdict import RULE
 
 REPOSITORY = Path(__file__).parents[1]
 FAKE = (sys.executable, str(REPOSITORY / "tests" / "fake_worker.py"))

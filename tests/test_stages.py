@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from flurka_bench.measure.device import CpuDevice
-from flurka_bench.measure.stages import attribute, stage_times
+from flurka_bench.devices.device import CpuDevice
+from flurka_bench.kinds.timing.stages import (
+    attribute,
+    stage_times,
+)
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flurka_bench.errors import RequestError
-from flurka_bench.measure import statistics
-from flurka_bench.measure.statistics import (
+from flurka_bench.words import statistics
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.statistics import (
     RatioEstimate,
     block_length,
     median_interval,
@@ -21,7 +21,10 @@ from flurka_bench.measure.statistics import (
     paired_ratio,
     unpaired_ratio,
 )
-from flurka_bench.verdict import VERDICTS, verdict
+from flurka_bench.words.verdict import (
+    VERDICTS,
+    verdict,
+)
 
 
 def noise(rng, num_rounds, *, autocorrelation=0.0, heavy=False, sigma=0.05):

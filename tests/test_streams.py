@@ -16,10 +16,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_compare import CASES, write_run
 
-from flurka_bench import text
-from flurka_bench.cli import interrupts, main, streams
-from flurka_bench.cli.common import print_json, print_table
-from flurka_bench.text import csv_cell, json_text, legible, one_line
+from flurka_bench.cli import (
+    interrupts,
+    main,
+    streams,
+)
+from flurka_bench.cli.common import (
+    print_json,
+    print_table,
+)
+from flurka_bench.words import text
+from flurka_bench.words.text import (
+    csv_cell,
+    json_text,
+    legible,
+    one_line,
+)
 
 REPOSITORY = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -167,7 +179,7 @@ def test_exported_bytes_do_not_hang_on_the_encoding(hostile, monkeypatch, tmp_pa
 
 def test_reports_of_folders_that_are_not_utf8(hostile, monkeypatch):
     from flurka_bench.cli import report
-    from flurka_bench.report.markdown import markdown
+    from flurka_bench.render.markdown import markdown
 
     texts, page = [], report._rendered
 

@@ -9,13 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flurka_bench import mechanisms, workload
-from flurka_bench.analysis import recommend
+from flurka_bench.answers import recommend
+from flurka_bench.cases import registry
+from flurka_bench.cases.suite import (
+    AXES,
+    load_suite,
+    parse_suite,
+    shipped_suites,
+)
 from flurka_bench.cli.main import main
-from flurka_bench.errors import RequestError
-from flurka_bench.expression import Expression
-from flurka_bench.suite import AXES, load_suite, parse_suite, shipped_suites
-from flurka_bench.units import format_seconds
+from flurka_bench.words import sizes
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.expression import Expression
+from flurka_bench.words.units import format_seconds
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -229,10 +235,8 @@ def test_unknown_suites_and_unreadable_files(tmp_path):
         load_suite(tmp_path / "binary.toml")
 
 
-HUGE = {axis: list(range(1, 40_000)) for axis in workload.SIZES} | {
-    axis: list(accepted) * 9_000
-    for axis, accepted in workload.CHOICES.items()
-    if axis != "mechanism"
+HUGE = {axis: list(range(1, 40_000)) for axis in sizes.SIZES} | {
+    axis: list(accepted) * 9_000 for axis, accepted in sizes.CHOICES.items() if axis != "mechanism"
 }
 
 
@@ -247,7 +251,7 @@ def table(head, axes):
 @pytest.mark.parametrize("axis", HUGE)
 @pytest.mark.parametrize("head", ["[axes]", "[[product]]", "[[zip]]", "[cuda.axes]"])
 def test_products_are_counted_before_they_are_expanded(axis, head, monkeypatch):
-    monkeypatch.setattr(mechanisms, "canonical", never)
+    monkeypatch.setattr(registry, "canonical", never)
     shared, own = (
         {"mechanism": ["low-rank"], "seq_len": [8, 16], "rank": [1, 2]},
         {axis: HUGE[axis]},
@@ -260,8 +264,8 @@ def test_products_are_counted_before_they_are_expanded(axis, head, monkeypatch):
 
 def test_a_suite_is_expanded_no_further_than_the_limit_of_cases(monkeypatch):
     made = []
-    canonical = mechanisms.canonical
-    monkeypatch.setattr(mechanisms, "canonical", lambda case: made.append(case) or canonical(case))
+    canonical = registry.canonical
+    monkeypatch.setattr(registry, "canonical", lambda case: made.append(case) or canonical(case))
     sizes = list(range(1, 2000))
     with pytest.raises(RequestError, match="more than 10000 cases"):
         parse_suite(
@@ -276,7 +280,7 @@ def test_a_suite_is_expanded_no_further_than_the_limit_of_cases(monkeypatch):
     "recommend --hardware h100 --seq-len 1024 --model-dim 512 --head-dim {}",
 ])  # fmt: skip
 def test_options_are_counted_before_they_are_expanded(command, monkeypatch, capsys):
-    monkeypatch.setattr(mechanisms, "canonical", never)
+    monkeypatch.setattr(registry, "canonical", never)
     monkeypatch.setattr(recommend, "canonical", never)
     many = ",".join(map(str, range(1, 300)))
     with pytest.raises(SystemExit, match="2"):
@@ -305,7 +309,7 @@ def test_shipped_suites_hold_what_they_promise():
             suite = load_suite(name, device_kind)
             assert suite.name == name and suite.description and 0 < len(suite.cases()) <= 2000
     quick = load_suite("quick").cases()
-    assert {case.mechanism for case in quick} == set(mechanisms.MECHANISMS)
+    assert {case.mechanism for case in quick} == set(registry.MECHANISMS)
     assert {"core", "layer"} <= {case.level for case in quick}
 
 
@@ -337,7 +341,7 @@ def test_expressions(text, record, holds):
 
 
 FRAGMENTS = st.sampled_from(
-    [*AXES, *mechanisms.MECHANISMS, "[axes]", "[[zip]]", "[[product]]", "[cuda]", "[budget]", "exclude", "=", "[", "]", "{", "}",
+    [*AXES, *registry.MECHANISMS, "[axes]", "[[zip]]", "[[product]]", "[cuda]", "[budget]", "exclude", "=", "[", "]", "{", "}",
      ",", '"', "'", "\n", "from", "to", "factor", "num", "1024", "-1", "1e400", "nan", "true", " > ", "80s", "and", "\x00", "é"]
 )  # fmt: skip
 
@@ -363,7 +367,9 @@ def test_mangled_suites_give_clean_errors(data):
 
 
 def test_loading_a_suite_imports_neither_torch_nor_pandas():
-    code = "import sys; from flurka_bench.suite import load_suite; load_suite('quick').cases()"
+    code = (
+        "import sys; from flurka_bench.cases.suite import load_suite; load_suite('quick').cases()"
+    )
     code += "; print('torch' in sys.modules, 'pandas' in sys.modules)"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, check=True

@@ -5,9 +5,17 @@ import time
 import pytest
 import torch
 
-from flurka_bench.errors import RequestError
-from flurka_bench.measure.device import CpuDevice, Reading, open_device
-from flurka_bench.measure.timers import TIMERS, WallTimer, make_timer
+from flurka_bench.devices.device import (
+    CpuDevice,
+    Reading,
+    open_device,
+)
+from flurka_bench.devices.timers import (
+    TIMERS,
+    WallTimer,
+    make_timer,
+)
+from flurka_bench.words.errors import RequestError
 
 
 class FakeClock:

@@ -8,9 +8,11 @@ notices.
 import pytest
 from fake_cuda import DRAM_BYTES_PER_S, GRAPH_LAUNCH_S, L2_BYTES_PER_S, LAUNCH_S, open_fake
 
-from flurka_bench.errors import RequestError
-from flurka_bench.measure.device import Reading, open_device
-from flurka_bench.measure.timers import (
+from flurka_bench.devices.device import (
+    Reading,
+    open_device,
+)
+from flurka_bench.devices.timers import (
     EagerTimer,
     EventTimer,
     GraphTimer,
@@ -19,6 +21,7 @@ from flurka_bench.measure.timers import (
     diagnose,
     make_timer,
 )
+from flurka_bench.words.errors import RequestError
 
 MEGABYTES = 32  # read by the call: they fit in L2, so warm is not cold
 COLD_S, WARM_S = MEGABYTES * 1e6 / DRAM_BYTES_PER_S, MEGABYTES * 1e6 / L2_BYTES_PER_S
@@ -301,7 +304,7 @@ def test_devices_and_timers_by_name(fake, monkeypatch):
     with pytest.raises(RequestError, match=r"the driver knows cuda:0 \(fake\)"):
         open_device("cuda:3")
     monkeypatch.setattr(
-        "flurka_bench.measure.probe.cuda_device_names",
+        "flurka_bench.devices.probe.cuda_device_names",
         lambda: ["fake", "one that torch cannot use"],
     )
     with pytest.raises(RequestError, match=r"'cuda:1'.*torch fake sees 1 CUDA devices"):

@@ -13,8 +13,11 @@ from flurka_bench.attention.modules import (
     LinformerAttention,
     PerformerAttention,
 )
-from flurka_bench.attention.similarity import FeatureMap, Softmax, feature_map
-from flurka_bench.attention.workbench import IncorrectOutput, UnsupportedCase, Workbench, build
+from flurka_bench.attention.similarity import (
+    FeatureMap,
+    Softmax,
+    feature_map,
+)
 
 __all__ = [
     "AttentionLayer",
@@ -22,12 +25,8 @@ __all__ = [
     "FLuRKAAttention",
     "FeatureMap",
     "FullAttention",
-    "IncorrectOutput",
     "LinformerAttention",
     "PerformerAttention",
     "Softmax",
-    "UnsupportedCase",
-    "Workbench",
-    "build",
     "feature_map",
 ]

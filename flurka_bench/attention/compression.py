@@ -10,8 +10,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from flurka_bench.errors import RequestError, unknown
-from flurka_bench.workload import COMPRESSIONS
+from flurka_bench.words.errors import (
+    RequestError,
+    unknown,
+)
+from flurka_bench.words.sizes import COMPRESSIONS
 
 
 class Compression(nn.Module):

@@ -12,8 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from flurka_bench.attention.compression import Compression
-from flurka_bench.attention.masks import attended_keys, kept_keys, zero_padding
-from flurka_bench.attention.similarity import FeatureMap, Softmax
+from flurka_bench.attention.masks import (
+    attended_keys,
+    kept_keys,
+    zero_padding,
+)
+from flurka_bench.attention.similarity import (
+    FeatureMap,
+    Softmax,
+)
 from flurka_bench.attention.stages import stage
 
 

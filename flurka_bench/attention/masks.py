@@ -6,7 +6,7 @@ Everything below the layers and the functional cores sees this meaning alone.
 import torch
 from torch import Tensor
 
-from flurka_bench.errors import RequestError
+from flurka_bench.words.errors import RequestError
 
 _CONVERSIONS = {
     "keep_mask": "one that is 1 where a key is kept: mask.bool();"

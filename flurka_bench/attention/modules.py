@@ -9,8 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from flurka_bench.attention.compression import Compression
-from flurka_bench.attention.functional import head_linear, linear, merge_heads, split_heads
-from flurka_bench.attention.masks import attended_keys, kept_keys, zero_padding
+from flurka_bench.attention.functional import (
+    head_linear,
+    linear,
+    merge_heads,
+    split_heads,
+)
+from flurka_bench.attention.masks import (
+    attended_keys,
+    kept_keys,
+    zero_padding,
+)
 from flurka_bench.attention.similarity import (
     FeatureMap,
     Softmax,
@@ -22,7 +31,10 @@ from flurka_bench.attention.similarity import (
     normaliser,
 )
 from flurka_bench.attention.stages import stage
-from flurka_bench.errors import RequestError, unknown
+from flurka_bench.words.errors import (
+    RequestError,
+    unknown,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -28,7 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from flurka_bench.attention.stages import stage
-from flurka_bench.errors import RequestError, unknown
+from flurka_bench.words.errors import (
+    RequestError,
+    unknown,
+)
 
 # as performer-pytorch's and google-research's kernel_epsilon: keeps the normaliser above zero
 RELU_EPSILON = 1e-3

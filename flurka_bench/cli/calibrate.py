@@ -22,17 +22,25 @@ from flurka_bench.cli.common import (
     refuse_given,
 )
 from flurka_bench.cli.streams import terminal
-from flurka_bench.cli.targets import HARDWARE_HELP, calibrated_file, check_device, load_target
-from flurka_bench.errors import RequestError
-from flurka_bench.files import check_writable, write_atomically
-from flurka_bench.text import one_line
-from flurka_bench.units import parse_seconds
+from flurka_bench.cli.targets import (
+    HARDWARE_HELP,
+    calibrated_file,
+    check_device,
+    load_target,
+)
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.files import (
+    check_writable,
+    write_atomically,
+)
+from flurka_bench.words.text import one_line
+from flurka_bench.words.units import parse_seconds
 
 if TYPE_CHECKING:
     from flurka_bench.cost.fitting import Rows
+    from flurka_bench.devices.device import Device
+    from flurka_bench.devices.microbenchmarks import Calibration
     from flurka_bench.hardware import Profile
-    from flurka_bench.measure.device import Device
-    from flurka_bench.measure.microbenchmarks import Calibration
 
 NUM_FITTED = 20  # rows of an op and dtype that the fit may see; the rest judge it
 # prefix in the profile's [measured] of figures that people read and no fit uses
@@ -172,7 +180,10 @@ def fit(
     if profile.kind == "cpu":
         return _fit_cpu(profile, list(groups), seed)
     from flurka_bench.cost.calibration import calibrate as calibrate_rows
-    from flurka_bench.cost.fitting import absolute_percentage_error, stratified
+    from flurka_bench.cost.fitting import (
+        absolute_percentage_error,
+        stratified,
+    )
     from flurka_bench.cost.operators import operator_of
 
     fits = []
@@ -225,8 +236,16 @@ def _fit_cpu(profile: "Profile", groups: "list[Rows]", seed: int) -> "tuple[Prof
     then all rows are fitted."""
     import numpy as np
 
-    from flurka_bench.cost.cpu_rows import calibrate_cpu, features, op_of, predict_rows
-    from flurka_bench.cost.fitting import absolute_percentage_error, stratified
+    from flurka_bench.cost.cpu_rows import (
+        calibrate_cpu,
+        features,
+        op_of,
+        predict_rows,
+    )
+    from flurka_bench.cost.fitting import (
+        absolute_percentage_error,
+        stratified,
+    )
 
     known, fits = [], []
     for group in groups:
@@ -314,15 +333,18 @@ def _measure(
     conditions."""
     dtypes = comma_list(dtype, dtype_of("--dtype"), "--dtype") if dtype else None
     budget_s = parse_seconds(budget, "--budget") if budget else None
-    from flurka_bench.measure.probe import find_device
+    from flurka_bench.devices.probe import find_device
 
     found = find_device(name)
     _check_rows(found.kind == "cpu", rows)
     given = load_target(hardware) if hardware else None
     if given is not None:
         check_device(given, found)
-    from flurka_bench.measure import environment, microbenchmarks
-    from flurka_bench.measure.device import open_device
+    from flurka_bench.devices import (
+        environment,
+        microbenchmarks,
+    )
+    from flurka_bench.devices.device import open_device
 
     device = open_device(name)
     captured = environment.capture(device)
@@ -357,7 +379,11 @@ def _forget(profile: "Profile", groups: "list[Rows]") -> "Profile":
 
 def _own_profile(device: "Device", measured: "Calibration") -> "Profile":
     """The shipped profile of this device, or one from what it reports of itself."""
-    from flurka_bench.hardware.detect import detect_cpu, from_cuda_properties, recognise
+    from flurka_bench.hardware.detect import (
+        detect_cpu,
+        from_cuda_properties,
+        recognise,
+    )
 
     if not device.is_queue:
         import torch

@@ -7,10 +7,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flurka_bench.cli.streams import terminal
-from flurka_bench.errors import RequestError, unknown
-from flurka_bench.text import json_text, legible, one_line
-from flurka_bench.units import SIZE_FORM, parse_size
-from flurka_bench.workload import DTYPES, LARGEST_SIZE, dtype_name
+from flurka_bench.words.errors import (
+    RequestError,
+    unknown,
+)
+from flurka_bench.words.sizes import (
+    DTYPES,
+    LARGEST_SIZE,
+    dtype_name,
+)
+from flurka_bench.words.text import (
+    json_text,
+    legible,
+    one_line,
+)
+from flurka_bench.words.units import (
+    SIZE_FORM,
+    parse_size,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,11 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flurka_bench.cli.common import print_json, print_table
-from flurka_bench.units import format_ratio, format_seconds, parse_fraction
+from flurka_bench.cli.common import (
+    print_json,
+    print_table,
+)
+from flurka_bench.words.units import (
+    format_ratio,
+    format_seconds,
+    parse_fraction,
+)
 
 if TYPE_CHECKING:
-    from flurka_bench.analysis.compare import CaseChange, Comparison, SpeedupChange
+    from flurka_bench.answers.compare import (
+        CaseChange,
+        Comparison,
+        SpeedupChange,
+    )
 
 _SHOWN = 30
 
@@ -39,7 +50,7 @@ def compare(
 
     Example: flurka-bench compare results/before results/after --fail 5%
     """
-    from flurka_bench.analysis.compare import compare_runs
+    from flurka_bench.answers.compare import compare_runs
     from flurka_bench.results import read_run
 
     threshold = parse_fraction(fail, "--fail") if fail is not None else None

@@ -5,7 +5,11 @@ from typing import Annotated
 
 import typer
 
-from flurka_bench.cli.common import DEVICE_HELP, print_json, print_table
+from flurka_bench.cli.common import (
+    DEVICE_HELP,
+    print_json,
+    print_table,
+)
 
 
 def doctor(
@@ -19,8 +23,8 @@ def doctor(
 
     Example: flurka-bench doctor --device cpu
     """
-    from flurka_bench.measure import environment
-    from flurka_bench.measure.device import open_device
+    from flurka_bench.devices import environment
+    from flurka_bench.devices.device import open_device
 
     captured = environment.capture(open_device(device))
     findings = environment.judge(captured)

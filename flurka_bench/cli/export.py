@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flurka_bench.cli.common import one_of
-from flurka_bench.errors import RequestError
-from flurka_bench.files import write_atomically
-from flurka_bench.text import JSON, PLAIN, csv_cell, legible
-from flurka_bench.units import format_bytes, format_seconds
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.files import write_atomically
+from flurka_bench.words.text import (
+    JSON,
+    PLAIN,
+    csv_cell,
+    legible,
+)
+from flurka_bench.words.units import (
+    format_bytes,
+    format_seconds,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +56,10 @@ def export(
 
     Example: flurka-bench export results/quick-cpu --format csv --out quick.csv
     """
-    from flurka_bench.results import read_run, to_frame
+    from flurka_bench.results import (
+        read_run,
+        to_frame,
+    )
 
     format_ = _format(format_, out)
     if format_ == "parquet" and out is None:
@@ -159,7 +170,7 @@ def _is_whole(column: Any) -> bool:
 
 def _markdown(frame: "pd.DataFrame") -> str:
     """A readable table: case, device, status, time with its interval, prediction, memory."""
-    from flurka_bench.measure.statistics import median_interval
+    from flurka_bench.words.statistics import median_interval
 
     lines = [
         "| case | device | status | median | interval | predicted | peak memory |",

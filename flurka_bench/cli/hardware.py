@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import print_json, print_table
+from flurka_bench.cli.common import (
+    print_json,
+    print_table,
+)
 from flurka_bench.cli.targets import load_target
-from flurka_bench.units import format_bytes
+from flurka_bench.words.units import format_bytes
 
 if TYPE_CHECKING:
     from flurka_bench.hardware import Profile
@@ -46,7 +49,10 @@ def list_(json: Json = False) -> None:
 
     Example: flurka-bench hardware list
     """
-    from flurka_bench.hardware import load, names
+    from flurka_bench.hardware import (
+        load,
+        names,
+    )
 
     rows = [_summary(load(name)) for name in names()]
     if json:

@@ -72,7 +72,7 @@ def _run(arguments: list[str] | None) -> int:
         else None
     )
     if only in ("calibrate", "doctor") and arguments is None:
-        from flurka_bench.measure import allocator
+        from flurka_bench.devices import allocator
 
         with interrupts.held():
             allocator.restart_reusing()  # what they find must hold for a run's worker
@@ -83,9 +83,16 @@ def _fault(error: BaseException) -> int:
     """Say in one line what ended the command, and give its exit code. A bug is raised again."""
     import typer
 
-    from flurka_bench.cli.root import UsageProblem, usage_line, usage_message
-    from flurka_bench.errors import FlurkaError, Interrupted
-    from flurka_bench.text import one_line
+    from flurka_bench.cli.root import (
+        UsageProblem,
+        usage_line,
+        usage_message,
+    )
+    from flurka_bench.words.errors import (
+        FlurkaError,
+        Interrupted,
+    )
+    from flurka_bench.words.text import one_line
 
     if isinstance(error, UsageProblem):
         # Without arguments, typer "fails" with the help text as its message: that is an answer, not

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import comma_list, console, note, one_of, print_json, refuse_given
+from flurka_bench.cli.common import (
+    comma_list,
+    console,
+    note,
+    one_of,
+    print_json,
+    refuse_given,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,9 +77,19 @@ def plot(
     Example: flurka-bench plot results/layer-cpu --kind heatmap --baseline strong-kernel --x
         num_features --y rank
     """
-    from flurka_bench.analysis.speedup import prepare, speedups
-    from flurka_bench.plots import heatmap, style, terminal
-    from flurka_bench.results import read_run, to_frame
+    from flurka_bench.answers.speedup import (
+        prepare,
+        speedups,
+    )
+    from flurka_bench.render.figures import (
+        heatmap,
+        style,
+        terminal,
+    )
+    from flurka_bench.results import (
+        read_run,
+        to_frame,
+    )
 
     kinds = KINDS if kind == "all" else comma_list(kind, one_of(KINDS, "--kind"), "--kind")
     options = dict(zip(READERS, (subject, baseline, x, y, hardware)))
@@ -117,8 +134,13 @@ def _figures(
     y: str,
     profile: "Profile | None",
 ) -> "list[tuple[str, Figure]]":
-    from flurka_bench.analysis.speedup import all_speedups
-    from flurka_bench.plots import curves, heatmap, model, tradeoff
+    from flurka_bench.answers.speedup import all_speedups
+    from flurka_bench.render.figures import (
+        curves,
+        heatmap,
+        model,
+        tradeoff,
+    )
 
     subject = str(cells["subject"].iloc[0]) if len(cells) else "flurka"
     baseline = str(cells["baseline"].iloc[0]) if len(cells) else "best-other"
@@ -180,7 +202,7 @@ def _figures(
 
 def _workload(frame: "pd.DataFrame") -> "pd.DataFrame":
     """The timed records of the workload with most of them; of equals the one with the longest N."""
-    from flurka_bench.analysis.speedup import WORKLOAD
+    from flurka_bench.answers.speedup import WORKLOAD
 
     timed = frame[frame["seconds"].notna()]
     if timed.empty:
@@ -210,15 +232,21 @@ def _typical(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _title(rows: "pd.DataFrame") -> str:
-    from flurka_bench.plots.heatmap import caption
+    from flurka_bench.render.figures.heatmap import caption
 
     return caption(rows.iloc[0].to_dict() | {"rank": 0, "num_features": 0}) if len(rows) else ""
 
 
 def _profile(meta: Mapping[str, Any], hardware: str | None) -> "Profile | None":
     """The target asked for, or the run's own device where it is known or is this machine's CPU."""
-    from flurka_bench.cli.targets import load_target, own_profile
-    from flurka_bench.hardware.detect import cpu_name, detect_cpu
+    from flurka_bench.cli.targets import (
+        load_target,
+        own_profile,
+    )
+    from flurka_bench.hardware.detect import (
+        cpu_name,
+        detect_cpu,
+    )
 
     if hardware is not None:
         return load_target(hardware)

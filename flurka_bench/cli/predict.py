@@ -26,9 +26,15 @@ from flurka_bench.cli.targets import (
     check_launch,
     load_targets,
 )
-from flurka_bench.errors import RequestError
-from flurka_bench.units import format_bytes, format_seconds
-from flurka_bench.workload import CHOICES, SIZES
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.sizes import (
+    CHOICES,
+    SIZES,
+)
+from flurka_bench.words.units import (
+    format_bytes,
+    format_seconds,
+)
 
 # What the knobs are where an option is not given; every mechanism that has one takes it.
 DEFAULT_KNOBS = {"order": "best", "rank": "256", "num_features": "64"}
@@ -78,10 +84,10 @@ def predict(
     Example: flurka-bench predict --hardware h100,a100 --mechanism full-sdpa,flurka-relu --seq-len
         4096,16384 --dtype bfloat16
     """
+    from flurka_bench.cases.registry import MECHANISMS
     from flurka_bench.cost.predict import CACHES
     from flurka_bench.cost.terms import LAUNCHES
     from flurka_bench.hardware.basis import basis
-    from flurka_bench.mechanisms import MECHANISMS
 
     accepted = CHOICES | {"mechanism": tuple(MECHANISMS), "order": (*CHOICES["order"], "best")}
     names = {
@@ -141,8 +147,8 @@ def _asked(
     axes: dict[str, list[Any]], given: dict[str, list[Any]]
 ) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Of everything asked for, the mechanism and which of the given knobs does not apply to it."""
-    from flurka_bench.mechanisms.names import not_applicable
-    from flurka_bench.workload import Case
+    from flurka_bench.cases.case import Case
+    from flurka_bench.cases.registry import not_applicable
 
     varying = {name: axes[name] for name in ("mechanism", "level", "head_dim")} | given
     for values in itertools.product(*varying.values()):
@@ -161,9 +167,13 @@ def predictions(
     Raises:
         RequestError: no combination can be computed; the first one's reason.
     """
+    from flurka_bench.cases.case import Case
+    from flurka_bench.cases.registry import (
+        canonical,
+        get,
+    )
     from flurka_bench.cost.predict import predict as predict_cases
-    from flurka_bench.mechanisms import canonical, get
-    from flurka_bench.workload import Case, check_combinations
+    from flurka_bench.words.sizes import check_combinations
 
     check_combinations("predict", axes.values(), mend="give fewer values")
     wanted: dict[str, list[str]] = {}

@@ -19,10 +19,10 @@ from flurka_bench.cli.common import (
     refuse_given,
 )
 from flurka_bench.cli.targets import check_knobs
-from flurka_bench.text import one_line
+from flurka_bench.words.text import one_line
 
 if TYPE_CHECKING:
-    from flurka_bench.quality.frontier import Summary
+    from flurka_bench.answers.frontier import Summary
 
 _HELP = """What speed costs: the approximation error of each mechanism, and bounds on it.
 
@@ -70,7 +70,7 @@ def error(
 
     Example: flurka-bench quality error error-quick
     """
-    from flurka_bench.quality import suite as suites
+    from flurka_bench.kinds.error import suite as suites
 
     def sizes(value: str | None, option: str) -> list[int] | None:
         return None if value is None else comma_list(value, positive_int(option), option)
@@ -98,7 +98,7 @@ def error(
         ((item.mechanism, _without(item.mechanism)) for item in loaded.configurations),
         refuse=True,
     )
-    from flurka_bench.quality import runner
+    from flurka_bench.kinds.error import runner
 
     if dry_run:
         notes += [] if out is None else ["--out changes nothing in a dry run"]
@@ -112,9 +112,9 @@ def error(
         else:
             print("\n".join([*cases, f"{len(cases)} cases"]))
         return
-    from flurka_bench.measure.device import CpuDevice
-    from flurka_bench.measure.environment import capture
-    from flurka_bench.quality.frontier import load_error_run
+    from flurka_bench.answers.frontier import load_error_run
+    from flurka_bench.devices.device import CpuDevice
+    from flurka_bench.devices.environment import capture
 
     with _Progress(quiet=json) as progress:
         folder = runner.run(
@@ -130,7 +130,7 @@ def error(
 
 def _without(mechanism: str) -> dict[str, str]:
     """The knobs that a mechanism lacks, each with the reason."""
-    from flurka_bench.mechanisms import get
+    from flurka_bench.cases.registry import get
 
     cell = get(mechanism)
     found = {} if cell.compressed else {"rank": "compresses nothing"}
@@ -151,8 +151,8 @@ def show(
 
     Example: flurka-bench quality show results/error --inputs trained
     """
-    from flurka_bench.errors import unknown
-    from flurka_bench.quality.frontier import load_error_run
+    from flurka_bench.answers.frontier import load_error_run
+    from flurka_bench.words.errors import unknown
 
     summaries = load_error_run(run).summaries
     if inputs is not None:
@@ -196,12 +196,12 @@ def plot(
 
     Example: flurka-bench quality plot results/error --timing results/error-time-cpu
     """
+    from flurka_bench.answers.frontier import load_error_run
     from flurka_bench.cli.common import one_of
-    from flurka_bench.errors import unknown
-    from flurka_bench.plots import error as figures
-    from flurka_bench.plots import style
-    from flurka_bench.quality.frontier import load_error_run
-    from flurka_bench.workload import LEVELS
+    from flurka_bench.render.figures import error as figures
+    from flurka_bench.render.figures import style
+    from flurka_bench.words.errors import unknown
+    from flurka_bench.words.sizes import LEVELS
 
     if timing is None:
         refuse_given({"--seq-len": seq_len, "--level": level}, " without --timing")
@@ -242,12 +242,23 @@ def _beside_time(
     found: Any, timing: Path, *, family: str, seq_len: int, level: str, folder: Path
 ) -> list[Path]:
     """The front of time, error and memory: printed, said in a sentence and drawn."""
-    from flurka_bench.analysis.tradeoff import form, join_time, pareto_front, sentence
-    from flurka_bench.errors import RequestError
-    from flurka_bench.plots import style
-    from flurka_bench.plots.tradeoff import pareto
-    from flurka_bench.results import read_run, to_frame
-    from flurka_bench.units import format_bytes, format_seconds
+    from flurka_bench.answers.tradeoff import (
+        form,
+        join_time,
+        pareto_front,
+        sentence,
+    )
+    from flurka_bench.render.figures import style
+    from flurka_bench.render.figures.tradeoff import pareto
+    from flurka_bench.results import (
+        read_run,
+        to_frame,
+    )
+    from flurka_bench.words.errors import RequestError
+    from flurka_bench.words.units import (
+        format_bytes,
+        format_seconds,
+    )
 
     frame = to_frame(read_run(timing))
     rows = join_time(
@@ -305,7 +316,7 @@ def bounds(
     """
     from dataclasses import asdict
 
-    from flurka_bench.quality.verification import table
+    from flurka_bench.kinds.error.verification import table
 
     rows = list(table(draws))
     if json:

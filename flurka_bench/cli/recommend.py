@@ -28,12 +28,21 @@ from flurka_bench.cli.targets import (
     check_launch,
     load_targets,
 )
-from flurka_bench.errors import RequestError
-from flurka_bench.units import format_bytes, format_seconds, parse_bytes, parse_seconds
-from flurka_bench.verdict import RULE
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.units import (
+    format_bytes,
+    format_seconds,
+    parse_bytes,
+    parse_seconds,
+)
+from flurka_bench.words.verdict import RULE
 
 if TYPE_CHECKING:
-    from flurka_bench.analysis.recommend import Candidate, Recommendation, Request
+    from flurka_bench.answers.recommend import (
+        Candidate,
+        Recommendation,
+        Request,
+    )
     from flurka_bench.hardware import Profile
 
 HEAD_DIMS = "32,64,128"
@@ -107,11 +116,14 @@ def recommend(
     Example: flurka-bench recommend --hardware h100,l40s --seq-len 16384 --model-dim 1024 --pass
         train --min-rank 256
     """
-    from flurka_bench.analysis.recommend import BACKENDS, Request
-    from flurka_bench.analysis.recommend import recommend as search
+    from flurka_bench.answers.recommend import (
+        BACKENDS,
+        Request,
+    )
+    from flurka_bench.answers.recommend import recommend as search
     from flurka_bench.cost.terms import LAUNCHES
     from flurka_bench.hardware.basis import basis
-    from flurka_bench.workload import PASSES
+    from flurka_bench.words.sizes import PASSES
 
     def count(text: str | None, option: str) -> int | None:
         return None if text is None else positive_int(option)(text)
@@ -181,7 +193,7 @@ def _check(
 
 
 def _errors(folder: Path | None, max_error: float | None) -> Any:
-    from flurka_bench.quality.frontier import load_error_run
+    from flurka_bench.answers.frontier import load_error_run
 
     if folder is not None:
         return load_error_run(folder)
@@ -214,7 +226,7 @@ _HEADERS = (
 
 
 def _row(each: "Candidate") -> tuple[str, ...]:
-    from flurka_bench.analysis.recommend import beside_floors
+    from flurka_bench.answers.recommend import beside_floors
 
     found, case = each.prediction, each.prediction.case
     error = (
@@ -238,7 +250,11 @@ def _short(each: "Candidate") -> tuple[str, ...]:
 
 
 def _print(answer: "Recommendation", limit: int, basis: str, *, sizes: str, source: Path) -> None:
-    from flurka_bench.analysis.recommend import because, python_imports, python_line
+    from flurka_bench.answers.recommend import (
+        because,
+        python_imports,
+        python_line,
+    )
 
     request = answer.request
     print(f"\n{answer.hardware}: N = {request.seq_len}, D = {request.model_dim}, batch {request.batch}, {request.pass_},"

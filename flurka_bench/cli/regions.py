@@ -19,11 +19,19 @@ from flurka_bench.cli.common import (
     print_table,
     refuse_given,
 )
-from flurka_bench.cli.targets import HARDWARE_HELP, check_dtype, check_launch, load_targets
-from flurka_bench.errors import RequestError
-from flurka_bench.units import format_ratio
-from flurka_bench.verdict import RULE
-from flurka_bench.workload import SIZES, check_combinations
+from flurka_bench.cli.targets import (
+    HARDWARE_HELP,
+    check_dtype,
+    check_launch,
+    load_targets,
+)
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.sizes import (
+    SIZES,
+    check_combinations,
+)
+from flurka_bench.words.units import format_ratio
+from flurka_bench.words.verdict import RULE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -108,7 +116,7 @@ def regions(
         best-other
     """
     from flurka_bench.cost.terms import LAUNCHES
-    from flurka_bench.workload import PASSES
+    from flurka_bench.words.sizes import PASSES
 
     predicted = {
         "--hardware": hardware, "--level": level, "--pass": pass_, "--dtype": dtype, "--launch": launch,
@@ -191,7 +199,10 @@ def regions(
 
 def _check_ranks(ranks: list[int] | None, lengths: list[int] | None) -> None:
     """Say which ranks no key is compressed to: those above N."""
-    from flurka_bench.analysis.predicted import RANKS, SEQ_LENS
+    from flurka_bench.answers.predicted import (
+        RANKS,
+        SEQ_LENS,
+    )
 
     asked = ranks or []
     ranks, lengths = ranks or list(RANKS), lengths or list(SEQ_LENS)
@@ -209,7 +220,10 @@ def _check_ranks(ranks: list[int] | None, lengths: list[int] | None) -> None:
 
 
 def _pairs(pair: str | None) -> list[tuple[str, str]]:
-    from flurka_bench.mechanisms import MECHANISMS, get
+    from flurka_bench.cases.registry import (
+        MECHANISMS,
+        get,
+    )
 
     if pair is not None:
         names = comma_list(pair, str, "--pair")
@@ -233,8 +247,8 @@ def _flops(
     json: bool,
     asked: set[str],
 ) -> None:
+    from flurka_bench.cases.registry import get
     from flurka_bench.cost.regions import conditions
-    from flurka_bench.mechanisms import get
 
     given = dict(width)
     for symbol, name in (("N", "seq_lens"), ("k", "ranks"), ("m", "num_features")):
@@ -315,7 +329,10 @@ def _text(value: Any, latex: bool) -> str | None:
 
 def _measured(runs: list[Path]) -> "tuple[pd.DataFrame, list[dict[str, str]]]":
     """The runs' records, and for each run what its numbers rest on."""
-    from flurka_bench.results import read_run, to_frame
+    from flurka_bench.results import (
+        read_run,
+        to_frame,
+    )
 
     found = [read_run(folder) for folder in runs]
     bases = [
@@ -336,7 +353,7 @@ def _predicted(
     """Predictions as records, and for each target what they rest on."""
     import pandas as pd
 
-    from flurka_bench.analysis.predicted import predicted_frame
+    from flurka_bench.answers.predicted import predicted_frame
     from flurka_bench.hardware.basis import basis
 
     if dtype is not None:
@@ -363,11 +380,20 @@ def _map(
     bases: list[dict[str, str]],
     json: bool,
 ) -> None:
-    from flurka_bench.analysis import answer
-    from flurka_bench.analysis.agreement import agreement, tables
-    from flurka_bench.analysis.baselines import BASELINES
-    from flurka_bench.analysis.crossover import crossovers, in_words
-    from flurka_bench.analysis.speedup import prepare, speedups
+    from flurka_bench.answers import answer
+    from flurka_bench.answers.agreement import (
+        agreement,
+        tables,
+    )
+    from flurka_bench.answers.baselines import BASELINES
+    from flurka_bench.answers.crossover import (
+        crossovers,
+        in_words,
+    )
+    from flurka_bench.answers.speedup import (
+        prepare,
+        speedups,
+    )
 
     rows = prepare(frame)
     names = list(BASELINES) if baseline == "all" else comma_list(baseline, str, "--baseline")
@@ -441,8 +467,11 @@ def _where(row: dict[str, Any]) -> str:
 
 def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) -> None:
     """The reason at the best and at the worst cell."""
-    from flurka_bench.analysis.answer import place
-    from flurka_bench.analysis.stages import flop_conditions, reason
+    from flurka_bench.answers.answer import place
+    from flurka_bench.answers.stages import (
+        flop_conditions,
+        reason,
+    )
 
     known = cells[cells[f"{prefix}speedup"].notna()]
     if not len(known):
@@ -464,8 +493,8 @@ def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) ->
 
 def _print_map(views: "dict[str, pd.DataFrame]", x: str | None, y: str | None) -> None:
     from flurka_bench.cli.common import console
-    from flurka_bench.plots.heatmap import map_axes
-    from flurka_bench.plots.terminal import terminal_map
+    from flurka_bench.render.figures.heatmap import map_axes
+    from flurka_bench.render.figures.terminal import terminal_map
 
     cells = next(iter(views.values()))
     for _, part in cells.groupby("device", sort=False):

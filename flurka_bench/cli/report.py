@@ -14,13 +14,21 @@ from flurka_bench.cli.common import (
     positive_int,
     refuse_given,
 )
-from flurka_bench.cli.targets import HARDWARE_HELP, check_dtype, check_launch, load_targets
-from flurka_bench.errors import RequestError
-from flurka_bench.files import make_folder, write_atomically
-from flurka_bench.text import one_line
+from flurka_bench.cli.targets import (
+    HARDWARE_HELP,
+    check_dtype,
+    check_launch,
+    load_targets,
+)
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.files import (
+    make_folder,
+    write_atomically,
+)
+from flurka_bench.words.text import one_line
 
 if TYPE_CHECKING:
-    from flurka_bench.report.content import Content
+    from flurka_bench.render.content import Content
 
 FORMATS = (".html", ".md", ".pdf")
 
@@ -63,7 +71,7 @@ def report(
 
     Example: flurka-bench report --hardware h200,b200,l40s --out gpus.html
     """
-    from flurka_bench.report.content import collect
+    from flurka_bench.render.content import collect
 
     if bool(run) == bool(hardware):
         raise RequestError(
@@ -81,7 +89,10 @@ def report(
             "--batch": batch,
         }
         refuse_given(predicted, " to a run, which has its own: it is for predictions (--hardware)")
-        from flurka_bench.results import read_run, to_frame
+        from flurka_bench.results import (
+            read_run,
+            to_frame,
+        )
 
         found = [read_run(folder) for folder in run]
         warnings = [
@@ -97,7 +108,7 @@ def report(
             warnings,
         )
     else:
-        from flurka_bench.analysis.predicted import predicted_frame
+        from flurka_bench.answers.predicted import predicted_frame
         from flurka_bench.cost.terms import LAUNCHES
 
         targets = load_targets(str(hardware))
@@ -130,10 +141,10 @@ def report(
 
 def _rendered(content: "Content", suffix: str) -> bytes | str:
     if suffix == ".pdf":
-        from flurka_bench.report.pdf import pdf
+        from flurka_bench.render.pdf import pdf
 
         return pdf(content)
-    from flurka_bench.report.markdown import markdown
-    from flurka_bench.report.page import page
+    from flurka_bench.render.markdown import markdown
+    from flurka_bench.render.page import page
 
     return page(content) if suffix == ".html" else markdown(content)

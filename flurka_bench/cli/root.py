@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from flurka_bench import __version__
-from flurka_bench.errors import nearest
-from flurka_bench.text import one_line
+from flurka_bench.words.errors import nearest
+from flurka_bench.words.text import one_line
 
 # Typer's usage errors: newer releases carry click inside, older ones import it; both are reached
 # through a public name.

@@ -20,9 +20,9 @@ from flurka_bench.cli.common import (
     print_table,
     refuse_given,
 )
-from flurka_bench.errors import RequestError
-from flurka_bench.text import one_line
-from flurka_bench.units import (
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.text import one_line
+from flurka_bench.words.units import (
     format_bytes,
     format_ratio,
     format_seconds,
@@ -31,11 +31,15 @@ from flurka_bench.units import (
 )
 
 if TYPE_CHECKING:
+    from flurka_bench.cases.case import Case
+    from flurka_bench.cases.suite import Suite
+    from flurka_bench.devices.probe import FoundDevice
     from flurka_bench.hardware import Profile
-    from flurka_bench.measure.probe import FoundDevice
-    from flurka_bench.measure.runner import Event, Peaks, Summary
-    from flurka_bench.suite import Suite
-    from flurka_bench.workload import Case
+    from flurka_bench.kinds.timing.runner import (
+        Event,
+        Peaks,
+        Summary,
+    )
 
 # Datasheet peaks hold at the boost clock; single boards clock a little above it. A CPU's clock is
 # what its system admits, which in virtual machines is the base clock.
@@ -95,7 +99,7 @@ def run(
     """
     from flurka_bench.cli.suites import timing_suite
     from flurka_bench.cli.targets import check_dtype
-    from flurka_bench.measure.probe import find_device
+    from flurka_bench.devices.probe import find_device
 
     one_of(("auto", "cold", "warm"), "--cache")(cache)
     budget_s = parse_seconds(budget, "--budget") if budget else None
@@ -117,7 +121,7 @@ def run(
             note(f"{', '.join(named)} changes nothing in a dry run")
         _print_plan(loaded, cases, predictions, kind=found.kind, as_json=json, budget_s=budget_s)
         return
-    from flurka_bench.measure.runner import run_suite
+    from flurka_bench.kinds.timing.runner import run_suite
 
     folder = (
         out
@@ -145,7 +149,11 @@ def run(
 
 def _profile(found: "FoundDevice", hardware: str | None) -> "Profile | None":
     """The profile asked for, or the device's own; None for a GPU that no profile describes."""
-    from flurka_bench.cli.targets import check_device, load_target, own_profile
+    from flurka_bench.cli.targets import (
+        check_device,
+        load_target,
+        own_profile,
+    )
 
     if hardware is None:
         return own_profile(found.name)
@@ -202,7 +210,7 @@ def _peaks(profile: "Profile | None") -> "Callable[[Case], Peaks | None]":
     """What no case can exceed on this device: the datasheet's figures."""
 
     def peaks(case: "Case") -> "Peaks | None":
-        from flurka_bench.measure.runner import Peaks
+        from flurka_bench.kinds.timing.runner import Peaks
 
         if profile is None:
             return None
@@ -232,12 +240,12 @@ def _print_plan(
     as_json: bool,
     budget_s: float | None = None,
 ) -> None:
-    from flurka_bench import mechanisms
+    from flurka_bench.lowering import peak_memory_bytes
 
     rows = []
     for case in cases:
         row = {"case_id": case.case_id, **case.as_record(), **predictions.get(case.case_id, {})}
-        rows.append(row | {"peak_memory_bytes": int(mechanisms.peak_memory_bytes(case, kind))})
+        rows.append(row | {"peak_memory_bytes": int(peak_memory_bytes(case, kind))})
     seconds = [row["predicted_s"] for row in rows if row.get("predicted_s") is not None]
     total = {
         "num_cases": len(rows),
@@ -283,7 +291,7 @@ class _Progress:
 
     def __enter__(self) -> "_Progress":
         if not self.quiet:  # what the lines are made with: loaded now, not in the run's own time
-            import flurka_bench.analysis.speedup  # noqa: F401
+            import flurka_bench.answers.speedup  # noqa: F401
         if sys.stderr.isatty() and not self.quiet:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
             from rich.table import Column
@@ -349,8 +357,8 @@ def headline(records: "tuple[dict[str, Any], ...]") -> str:
     in the numbers of the end-of-run table."""
     import pandas as pd
 
-    from flurka_bench.analysis.baselines import FAMILY_OF
-    from flurka_bench.analysis.speedup import leading
+    from flurka_bench.answers.baselines import FAMILY_OF
+    from flurka_bench.answers.speedup import leading
 
     if not records:
         return "nothing to measure"
@@ -381,10 +389,16 @@ def _place(row: Any) -> str:
 
 
 def _print_answer(folder: Path, summary: "Summary", *, as_json: bool) -> None:
-    from flurka_bench.analysis.speedup import leading, prepare
-    from flurka_bench.analysis.speedup import summary as best_cells
-    from flurka_bench.results import read_run, to_frame
-    from flurka_bench.verdict import RULE
+    from flurka_bench.answers.speedup import (
+        leading,
+        prepare,
+    )
+    from flurka_bench.answers.speedup import summary as best_cells
+    from flurka_bench.results import (
+        read_run,
+        to_frame,
+    )
+    from flurka_bench.words.verdict import RULE
 
     found = read_run(folder)
     frame = to_frame(found)

@@ -7,8 +7,11 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from flurka_bench.errors import RequestError
-from flurka_bench.text import PLAIN, legible
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.text import (
+    PLAIN,
+    legible,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on

@@ -8,11 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flurka_bench.cli.common import note, one_of, print_json, print_table, refuse_given
-from flurka_bench.errors import RequestError, unknown
+from flurka_bench.cli.common import (
+    note,
+    one_of,
+    print_json,
+    print_table,
+    refuse_given,
+)
+from flurka_bench.words.errors import (
+    RequestError,
+    unknown,
+)
 
 if TYPE_CHECKING:
-    from flurka_bench.suite import Suite
+    from flurka_bench.cases.suite import Suite
 
 ERROR_SUITES = Path(__file__).parents[1] / "quality" / "suites"
 
@@ -37,8 +46,8 @@ def error_suites() -> list[str]:
 
 def _error_suite(name: str) -> tuple[str, dict[str, Any]] | None:
     """Text and tables of the error suite of that name or file; None where it is none."""
-    from flurka_bench.suite import shipped_suites
-    from flurka_bench.toml import parse_toml
+    from flurka_bench.cases.suite import shipped_suites
+    from flurka_bench.words.toml import parse_toml
 
     path = ERROR_SUITES / f"{name}.toml" if name in error_suites() else Path(name)
     if name in shipped_suites() or not path.is_file():
@@ -54,7 +63,7 @@ def _error_suite(name: str) -> tuple[str, dict[str, Any]] | None:
 def timing_suite(name: str, device_kind: str) -> "Suite":
     """The suite that ``run`` times. Raises RequestError as ``load_suite``, and for an error
     suite."""
-    from flurka_bench.suite import load_suite
+    from flurka_bench.cases.suite import load_suite
 
     if _error_suite(name) is not None:
         raise RequestError(
@@ -81,7 +90,10 @@ def list_(json: Json = False) -> None:
 
     Example: flurka-bench suites list
     """
-    from flurka_bench.suite import load_suite, shipped_suites
+    from flurka_bench.cases.suite import (
+        load_suite,
+        shipped_suites,
+    )
 
     rows: list[dict[str, Any]] = []
     for name in shipped_suites():
@@ -127,7 +139,10 @@ def show(
 
     Example: flurka-bench suites show quick
     """
-    from flurka_bench.suite import load_suite, shipped_suites
+    from flurka_bench.cases.suite import (
+        load_suite,
+        shipped_suites,
+    )
 
     if (found := _error_suite(suite)) is not None:
         refuse_given({"--device": device}, " to an error suite, which is the same on every device")

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flurka_bench
-from flurka_bench.cli.common import comma_list, note
-from flurka_bench.errors import RequestError
+from flurka_bench.cli.common import (
+    comma_list,
+    note,
+)
+from flurka_bench.words.errors import RequestError
 
 if TYPE_CHECKING:
+    from flurka_bench.devices.probe import FoundDevice
     from flurka_bench.hardware import Profile
-    from flurka_bench.measure.probe import FoundDevice
 
 MOST_REASONS = 4  # that a line about options says; a sweep over head widths has one for each
 HARDWARE_HELP = "names or aliases, profile files (.toml), or cpu for this machine"
@@ -125,7 +128,7 @@ def check_knobs(
     Args:
         given: the values of each option that was given, by the field of a case.
         requests: of everything asked for, the mechanism and what of it does not apply
-            (``mechanisms.names.not_applicable``).
+            (``cases.registry.not_applicable``).
         refuse: raise RequestError for an option that applies to nothing asked for.
     """
     reasons: dict[str, dict[str, list[str]]] = {field: {} for field in given}
@@ -191,7 +194,7 @@ def own_profile(gpu: str | None = None) -> "Profile | None":
     from flurka_bench.hardware.detect import (
         detect_cpu,
         recognise,
-    )  # most requests name a target: no look at this machine
+    )
 
     own = detect_cpu() if gpu is None else recognise(gpu)
     if own is None or not calibrated_file(own).is_file():

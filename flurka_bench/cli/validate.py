@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from flurka_bench.cli.common import print_json, print_table
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import (
+    MECHANISMS,
+    canonical,
+    not_applicable,
+)
+from flurka_bench.cli.common import (
+    print_json,
+    print_table,
+)
 from flurka_bench.cli.targets import load_target
-from flurka_bench.errors import RequestError
-from flurka_bench.files import write_atomically
-from flurka_bench.mechanisms import MECHANISMS, canonical
-from flurka_bench.mechanisms.names import not_applicable
-from flurka_bench.text import csv_cell
-from flurka_bench.workload import Case
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.files import write_atomically
+from flurka_bench.words.text import csv_cell
 
 if TYPE_CHECKING:
     from flurka_bench.cost.tables import Table
@@ -82,7 +88,10 @@ def validate(
 
     Example: flurka-bench validate linear_bf16.csv.gz --hardware h200 --predictions predicted.csv
     """
-    from flurka_bench.cost.tables import lacks, read_table
+    from flurka_bench.cost.tables import (
+        lacks,
+        read_table,
+    )
 
     profile = load_target(hardware)
     if datasheet_only:
@@ -122,7 +131,10 @@ def validate(
 def _run_table(folder: Path) -> "Table":
     """A run's finished records in the form of a whole-case file."""
     from flurka_bench.cost.tables import Table
-    from flurka_bench.results import RECORDS_NAME, read_run
+    from flurka_bench.results import (
+        RECORDS_NAME,
+        read_run,
+    )
 
     names = [*Case(mechanism="").as_record(), "case_id", "latency_ms"]
     rows, lines = [], []

@@ -18,9 +18,13 @@ import numpy as np
 
 from flurka_bench.cost.elementwise import dram_bandwidth_bytes_per_s
 from flurka_bench.cost.matmul import constants_of as matmul_constants
-from flurka_bench.cost.terms import Terms, constants_of, launch_of
+from flurka_bench.cost.terms import (
+    Terms,
+    constants_of,
+    launch_of,
+)
 from flurka_bench.hardware.profile import Profile
-from flurka_bench.workload import DTYPE_BYTES
+from flurka_bench.words.sizes import DTYPE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

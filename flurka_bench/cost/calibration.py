@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from flurka_bench.cost.fitting import Residual, Rows, fit_log
+from flurka_bench.cost.fitting import (
+    Residual,
+    Rows,
+    fit_log,
+)
 from flurka_bench.cost.operators import operator_of
 from flurka_bench.hardware.measured import clamped
 from flurka_bench.hardware.profile import Profile

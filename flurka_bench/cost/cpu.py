@@ -22,7 +22,10 @@ import numpy as np
 from flurka_bench.cost.fitting import Residual
 from flurka_bench.cost.terms import Terms
 from flurka_bench.hardware.profile import Profile
-from flurka_bench.ops import Op, Tensor
+from flurka_bench.words.ops import (
+    Op,
+    Tensor,
+)
 
 # glibc's malloc: what no free chunk holds is mapped afresh from this size on, and given back when
 # freed (DEFAULT_MMAP_THRESHOLD_MAX, where the dynamic threshold ends up).

@@ -19,12 +19,24 @@ from flurka_bench.cost.cpu import (
     residual_of,
     reuses_memory,
 )
-from flurka_bench.cost.fitting import Rows, fit_log
-from flurka_bench.cost.terms import Terms, resident_share
-from flurka_bench.errors import RequestError, unknown
+from flurka_bench.cost.fitting import (
+    Rows,
+    fit_log,
+)
+from flurka_bench.cost.terms import (
+    Terms,
+    resident_share,
+)
 from flurka_bench.hardware.measured import clamped
 from flurka_bench.hardware.profile import Profile
-from flurka_bench.ops import Op, Tensor
+from flurka_bench.words.errors import (
+    RequestError,
+    unknown,
+)
+from flurka_bench.words.ops import (
+    Op,
+    Tensor,
+)
 
 PRIOR_SD = 1.0  # log units: the defaults are one machine's
 NOISE = 0.05

@@ -14,9 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from flurka_bench.cost.tables import Table, lacks, read_table
-from flurka_bench.errors import RequestError
-from flurka_bench.workload import DTYPES
+from flurka_bench.cost.tables import (
+    Table,
+    lacks,
+    read_table,
+)
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.sizes import DTYPES
 
 NOISE = 0.06  # log-seconds: scale of residuals beyond which a row counts as an outlier
 

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.cost.fitting import Residual
-from flurka_bench.errors import unknown
 from flurka_bench.hardware.profile import Profile
-from flurka_bench.workload import DTYPE_BYTES
+from flurka_bench.words.errors import unknown
+from flurka_bench.words.sizes import DTYPE_BYTES
 
 CONSTANTS = Path(__file__).parent / "constants" / "matmul.json"
 IN_FLIGHT_PER_SM = 4 * 64 * 64  # results that the blocks of an SM work on at once

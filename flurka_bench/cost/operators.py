@@ -12,14 +12,32 @@ from typing import Any
 
 import numpy as np
 
-from flurka_bench.cost.attention import attention_constants, attention_terms
-from flurka_bench.cost.elementwise import elementwise_constants, elementwise_terms
-from flurka_bench.cost.fitting import NOISE, Rows
-from flurka_bench.cost.matmul import constants_of, matmul_terms
-from flurka_bench.cost.softmax import softmax_constants, softmax_terms
-from flurka_bench.errors import RequestError, unknown
+from flurka_bench.cost.attention import (
+    attention_constants,
+    attention_terms,
+)
+from flurka_bench.cost.elementwise import (
+    elementwise_constants,
+    elementwise_terms,
+)
+from flurka_bench.cost.fitting import (
+    NOISE,
+    Rows,
+)
+from flurka_bench.cost.matmul import (
+    constants_of,
+    matmul_terms,
+)
+from flurka_bench.cost.softmax import (
+    softmax_constants,
+    softmax_terms,
+)
 from flurka_bench.hardware.profile import Profile
-from flurka_bench.workload import DTYPE_BYTES
+from flurka_bench.words.errors import (
+    RequestError,
+    unknown,
+)
+from flurka_bench.words.sizes import DTYPE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,21 +12,42 @@ from typing import Any
 
 import numpy as np
 
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import canonical
 from flurka_bench.cost import uncertainty
 from flurka_bench.cost.attention import attention_terms
-from flurka_bench.cost.cpu import cache_bounds, cpu_list_terms
-from flurka_bench.cost.elementwise import elementwise_constants, elementwise_terms
+from flurka_bench.cost.cpu import (
+    cache_bounds,
+    cpu_list_terms,
+)
+from flurka_bench.cost.elementwise import (
+    elementwise_constants,
+    elementwise_terms,
+)
 from flurka_bench.cost.matmul import constants_of as matmul_constants
 from flurka_bench.cost.matmul import matmul_terms
 from flurka_bench.cost.softmax import softmax_terms
-from flurka_bench.cost.terms import LAUNCHES, Terms, resident_share
-from flurka_bench.errors import RequestError, unknown
+from flurka_bench.cost.terms import (
+    LAUNCHES,
+    Terms,
+    resident_share,
+)
 from flurka_bench.hardware.profile import Profile
-from flurka_bench.mechanisms import canonical
-from flurka_bench.mechanisms.lowering import Lowered, lower_with_lifetimes
-from flurka_bench.mechanisms.memory import peak_live_bytes
-from flurka_bench.ops import Op
-from flurka_bench.workload import DTYPE_BYTES, SIZES, Case, Number
+from flurka_bench.lowering.lower import (
+    Lowered,
+    lower_with_lifetimes,
+)
+from flurka_bench.lowering.memory import peak_live_bytes
+from flurka_bench.words.errors import (
+    RequestError,
+    unknown,
+)
+from flurka_bench.words.ops import Op
+from flurka_bench.words.sizes import (
+    DTYPE_BYTES,
+    SIZES,
+    Number,
+)
 
 CACHES = ("cold", "warm")
 BOUNDS = ("launch", "compute", "memory", "special")
@@ -117,7 +138,7 @@ def predict_ops(
         launch: ``eager`` (the host dispatches each op), ``graph`` or ``none`` (device time alone).
         cache: ``warm`` (the list runs again and again) or ``cold`` (nothing of it is in L2 before).
         length: of the arrays.
-        held_until: as ``mechanisms.lowering.Lowered`` gives it: what variables keep alive. Only a
+        held_until: as ``lowering.lower.Lowered`` gives it: what variables keep alive. Only a
             CPU's allocator asks.
 
     Raises:

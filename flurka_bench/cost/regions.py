@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from flurka_bench.mechanisms import canonical, get, lower
-from flurka_bench.ops import total
-from flurka_bench.workload import Case, Number
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import (
+    canonical,
+    get,
+)
+from flurka_bench.lowering import lower
+from flurka_bench.words.ops import total
+from flurka_bench.words.sizes import Number
 
 Expr = Any  # a sympy expression or relation; sympy is not imported with this module
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from flurka_bench.errors import RequestError
-from flurka_bench.workload import LARGEST_SIZE
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.sizes import LARGEST_SIZE
 
 MAX_ROWS = 1_000_000
 MAX_LINE = 100_000  # characters; a file without line ends is never read whole

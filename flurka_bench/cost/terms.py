@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from flurka_bench.errors import unknown
 from flurka_bench.hardware.profile import Profile
+from flurka_bench.words.errors import unknown
 
 CONSTANTS = Path(__file__).parent / "constants" / "kernels.json"
 LAUNCHES = ("eager", "graph", "none")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.hardware.profile import Profile
-from flurka_bench.verdict import verdict
+from flurka_bench.words.verdict import verdict
 
 BANDS = Path(__file__).parent / "constants" / "bands.json"
 LEVEL = 0.9

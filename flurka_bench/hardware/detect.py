@@ -10,8 +10,14 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from flurka_bench.hardware.files import FOLDER, load
-from flurka_bench.hardware.profile import Figure, Profile
+from flurka_bench.hardware.files import (
+    FOLDER,
+    load,
+)
+from flurka_bench.hardware.profile import (
+    Figure,
+    Profile,
+)
 
 # float32 lanes of one core: two fused multiply-add units (one where the entry says so) of the
 # widest vectors. Source: uops.info and the vendors' optimisation manuals; a part with one 512-bit

@@ -12,9 +12,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flurka_bench.errors import RequestError, short, unknown
-from flurka_bench.hardware.profile import LARGEST, Figure, Profile, is_measured
-from flurka_bench.toml import parse_toml, read_text
+from flurka_bench.hardware.profile import (
+    LARGEST,
+    Figure,
+    Profile,
+    is_measured,
+)
+from flurka_bench.words.errors import (
+    RequestError,
+    short,
+    unknown,
+)
+from flurka_bench.words.toml import (
+    parse_toml,
+    read_text,
+)
 
 SCHEMA = 1
 FOLDER = Path(__file__).parent / "profiles"

@@ -13,8 +13,12 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
-from flurka_bench.errors import RequestError, nearest, short
-from flurka_bench.workload import DTYPES
+from flurka_bench.words.errors import (
+    RequestError,
+    nearest,
+    short,
+)
+from flurka_bench.words.sizes import DTYPES
 
 LAYOUTS = ("linear", "batched")
 ELEMENTWISE_OPS = ("add", "mul", "div", "addu", "mulu", "relu", "exp", "tanh", "gelu")

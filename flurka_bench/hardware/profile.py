@@ -7,8 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from flurka_bench.errors import RequestError, short, unknown
 from flurka_bench.hardware.measured import check as check_measured
+from flurka_bench.words.errors import (
+    RequestError,
+    short,
+    unknown,
+)
 
 # The figures of the [datasheet] table: unit, and the range outside which a value is a slip of the
 # pen (a bandwidth in GB/s, a clock in MHz), not a machine.

@@ -15,7 +15,15 @@ from flurka_bench.results.reading import (
     read_run,
     to_frame,
 )
-from flurka_bench.results.records import FIELDS, SCHEMA, STATUSES, TIMING, Field, Form, check_record
+from flurka_bench.results.records import (
+    FIELDS,
+    SCHEMA,
+    STATUSES,
+    TIMING,
+    Field,
+    Form,
+    check_record,
+)
 from flurka_bench.results.writing import RunWriter
 
 __all__ = [

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flurka_bench.errors import RequestError
 from flurka_bench.results.index import CaseIndex
 from flurka_bench.results.records import (
     FIELDS,
@@ -18,7 +17,8 @@ from flurka_bench.results.records import (
     check_record,
     upgrade,
 )
-from flurka_bench.text import legible
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.text import legible
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,9 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flurka_bench.errors import RequestError, short, unknown
-from flurka_bench.mechanisms import MECHANISMS
-from flurka_bench.workload import (
+from flurka_bench.cases.registry import MECHANISMS
+from flurka_bench.words.errors import (
+    RequestError,
+    short,
+    unknown,
+)
+from flurka_bench.words.sizes import (
     BACKENDS,
     COMPRESSIONS,
     DTYPES,

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from flurka_bench.errors import RequestError
-from flurka_bench.files import replace_file, sync_folder
 from flurka_bench.results.index import CaseIndex
 from flurka_bench.results.reading import (
     META_NAME,
@@ -20,8 +18,18 @@ from flurka_bench.results.reading import (
     numbered_lines,
     read_meta,
 )
-from flurka_bench.results.records import SCHEMA, TIMING, Form, check_record
-from flurka_bench.text import JSON
+from flurka_bench.results.records import (
+    SCHEMA,
+    TIMING,
+    Form,
+    check_record,
+)
+from flurka_bench.words.errors import RequestError
+from flurka_bench.words.files import (
+    replace_file,
+    sync_folder,
+)
+from flurka_bench.words.text import JSON
 
 LOCK_NAME = "run.lock"
 

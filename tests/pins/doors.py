@@ -48,16 +48,16 @@ def answer(*arguments: str) -> Any:
 
 def error_records(folder: Path) -> list[dict[str, Any]]:
     """The records of a run of kind error, as its reader gives them."""
-    from flurka_bench.quality.records import FORM
     from flurka_bench.results import read_run
+    from flurka_bench.results.error import FORM
 
     return read_run(folder, FORM).records
 
 
 def go_on(folder: Path, text: str, device: str) -> int:
     """Run a suite's text into a folder with the fake worker; how many cases had a record before."""
-    from flurka_bench.measure.runner import run_suite
-    from flurka_bench.suite import parse_suite
+    from flurka_bench.cases.suite import parse_suite
+    from flurka_bench.kinds.timing.runner import run_suite
 
     before = dict(os.environ)
     paths = os.pathsep.join((str(REPOSITORY), str(TESTS)))
@@ -77,7 +77,7 @@ def go_on(folder: Path, text: str, device: str) -> int:
 def _serve() -> int:
     from fake_worker import open_tools
 
-    from flurka_bench.measure.worker import serve
+    from flurka_bench.kinds.timing.worker import serve
 
     def renamed(device_name: str) -> Any:
         tools, hello = open_tools(device_name)

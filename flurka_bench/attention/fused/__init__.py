@@ -3,7 +3,10 @@ GPUs."""
 
 from typing import TYPE_CHECKING
 
-from flurka_bench.attention.fused.launch import FusedFeatures, fused_feature_attention
+from flurka_bench.attention.fused.launch import (
+    FusedFeatures,
+    fused_feature_attention,
+)
 
 if TYPE_CHECKING:
     from flurka_bench.attention.modules import AttentionLayer

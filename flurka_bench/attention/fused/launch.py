@@ -6,9 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flurka_bench.attention.similarity import RELU_EPSILON, FeatureMap
+from flurka_bench.attention.similarity import (
+    RELU_EPSILON,
+    FeatureMap,
+)
 from flurka_bench.attention.stages import stage
-from flurka_bench.errors import RequestError
+from flurka_bench.words.errors import RequestError
 
 PROGRAMS_PER_PROCESSOR = (
     2  # as many as fill the GPU: where heads do not suffice, keys are split over programs

@@ -1,0 +1,183 @@
+"""The answer in one table: per device, level, pass and dtype, how often and by how much the subject
+wins."""
+
+import numpy as np
+import pandas as pd
+
+from flurka_bench.answers.baselines import (
+    BASELINES,
+    baseline,
+)
+from flurka_bench.answers.ratio import MISSING
+from flurka_bench.answers.speedup import prepare
+from flurka_bench.words.verdict import VERDICTS
+
+SLICE = ["device", "level", "pass", "dtype"]
+COUNTED = (*VERDICTS, MISSING)
+
+
+def answers(views: "dict[str, pd.DataFrame]") -> pd.DataFrame:
+    """One row per slice and baseline from ``{baseline: speedups(...)}``, strong baselines first.
+
+    Columns: ``SLICE``, subject, baseline, ``kind`` (measured, or predicted where nothing was
+        measured), cells, one count per
+    verdict, median, best, best_low, best_high, worst (speedups), and best_cell (N, k, m as text).
+    Speedups of a slice without any are nan.
+    """
+    rows = []
+    for name, cells in views.items():
+        for key, part in cells.groupby(SLICE, sort=False):
+            prefix = "" if part["speedup"].notna().any() else "predicted_"
+            known = part[part[f"{prefix}speedup"].notna()]
+            counts = part[f"{prefix}verdict"].value_counts()
+            row = dict(zip(SLICE, key)) | {
+                "subject": part["subject"].iloc[0],
+                "baseline": name,
+                "cells": len(part),
+            }
+            row["kind"] = "predicted" if prefix and len(known) else "measured"
+            row |= {word: int(counts.get(word, 0)) for word in COUNTED}
+            row |= {
+                "median": np.nan,
+                "best": np.nan,
+                "best_low": np.nan,
+                "best_high": np.nan,
+                "worst": np.nan,
+                "best_cell": "",
+            }
+            if len(known):
+                best = known.loc[known[f"{prefix}speedup"].idxmax()]
+                row |= {
+                    "median": known[f"{prefix}speedup"].median(),
+                    "worst": known[f"{prefix}speedup"].min(),
+                }
+                row |= {"best": best[f"{prefix}speedup"], "best_low": best[f"{prefix}speedup_low"]}
+                row |= {"best_high": best[f"{prefix}speedup_high"], "best_cell": place(best)}
+            rows.append(row)
+    columns = [
+        *SLICE,
+        "subject",
+        "baseline",
+        "kind",
+        "cells",
+        *COUNTED,
+        "median",
+        "best",
+        "best_low",
+        "best_high",
+        "worst",
+        "best_cell",
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def fastest_by_length(frame: pd.DataFrame) -> pd.DataFrame:
+    """Per slice and N, the fastest mechanism at the middle k and m (elu + 1 and uncompressed ones
+    take part as they are).
+
+    Columns: ``SLICE``, batch, num_heads, head_dim, rank, num_features, seq_len, mechanism, order,
+        backend, ``s``, kind (measured,
+    or predicted where the slice has no measurement).
+    """
+    rows = prepare(frame)
+    shape = [*SLICE, "batch", "num_heads", "head_dim"]
+    found = []
+    for key, part in rows.groupby(shape, sort=False):
+        value, kind = (
+            ("seconds", "measured")
+            if part["seconds"].notna().any()
+            else ("predicted_s", "predicted")
+        )
+        middle = {}
+        for knob in ("rank", "num_features"):
+            chosen = part.loc[~part["mechanism"].str.endswith("-elu") & (part[knob] > 0), knob]
+            middle[knob] = int(sorted(set(chosen))[len(set(chosen)) // 2]) if len(chosen) else 0
+        elu = part["mechanism"].str.endswith("-elu")
+        part = part[
+            part["rank"].isin([0, middle["rank"]])
+            & (elu | part["num_features"].isin([0, middle["num_features"]]))
+        ]
+        part = part[part[value].notna()]
+        best = part.loc[part.groupby("seq_len")[value].idxmin()]
+        for row in best.to_dict("records"):
+            form = {name: row[name] for name in ("seq_len", "mechanism", "order", "backend")}
+            found.append(dict(zip(shape, key)) | middle | form | {"s": row[value], "kind": kind})
+    return pd.DataFrame(
+        found,
+        columns=[
+            *shape,
+            "rank",
+            "num_features",
+            "seq_len",
+            "mechanism",
+            "order",
+            "backend",
+            "s",
+            "kind",
+        ],
+    )
+
+
+def fastest_in_words(rows: pd.DataFrame) -> str:
+    """``"At h = 8, d = 64, k = 256, m = 64 the fastest is full-sdpa for N = 512 to 2048,
+    flurka-relu for N = 4096 to 16384."``"""
+    runs: list[list] = []
+    for row in rows.sort_values("seq_len").to_dict("records"):
+        if runs and runs[-1][0] == row["mechanism"]:
+            runs[-1][2] = row["seq_len"]
+        else:
+            runs.append([row["mechanism"], row["seq_len"], row["seq_len"]])
+    if not runs:
+        return ""
+    told = ", ".join(
+        f"{name} for N = {low}" + (f" to {high}" if high != low else "") for name, low, high in runs
+    )
+    first = rows.iloc[0]
+    symbols = {"num_heads": "h", "head_dim": "d", "rank": "k", "num_features": "m"}
+    sizes = ", ".join(
+        f"{symbol} = {first[name]}" for name, symbol in symbols.items() if first[name]
+    )
+    return f"At {sizes} the fastest is {told} ({first['kind']})."
+
+
+def place(cell: pd.Series) -> str:
+    """``"N = 4096, k = 128, m = 32"``: where a cell lies."""
+    symbols = {"seq_len": "N", "rank": "k", "num_features": "m"}
+    return ", ".join(f"{symbol} = {cell[name]}" for name, symbol in symbols.items() if cell[name])
+
+
+def in_words(row: "pd.Series | dict") -> list[str]:
+    """One slice's row as sentences a reader can quote."""
+    from flurka_bench.words.units import format_ratio
+
+    decided, opponent = row["cells"] - row[MISSING], baseline(row["baseline"]).label
+    opponent = (
+        opponent
+        if opponent.startswith("the ")
+        else f"the {opponent}"
+        if row["baseline"] in BASELINES
+        else opponent
+    )
+    told = "predicted to be" if row["kind"] == "predicted" else "measured"
+    if not decided:
+        return [f"Nothing to compare with {opponent}: none of {row['cells']} cells has both times."]
+    first = (
+        f"{row['subject']} is {told} faster than {opponent} in {row['FASTER']} of {decided} cells"
+    )
+    rest = [
+        f"{row[word]} {text}"
+        for word, text in (("SLOWER", "slower"), ("SAME", "the same"), ("AMBIGUOUS", "not decided"))
+        if row[word]
+    ]
+    sentences = [first + (f" ({', '.join(rest)})" if rest else "") + "."]
+    interval = (
+        f" ({format_ratio(row['best_low'])} to {format_ratio(row['best_high'])})"
+        if np.isfinite(row["best_high"])
+        else ""
+    )
+    sentences.append(
+        f"Its best is {format_ratio(row['best'])}{interval} at {row['best_cell']}; the median {format_ratio(row['median'])}."
+    )
+    if row[MISSING]:
+        sentences.append(f"{row[MISSING]} cells have no time on one side.")
+    return sentences

@@ -1,0 +1,305 @@
+"""The ten mechanisms: what each is called, which knobs it has, and the one form in which a request
+is computed.
+
+A mechanism is a compression of the keys and values (none, or to ``rank`` rows) and a similarity
+(softmax or a feature map). FLuRKA (arXiv 2306.15799) is the pair with both choices made; its
+parents are the two cells beside it.
+"""
+
+import numbers
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from flurka_bench.cases.case import Case
+from flurka_bench.words.errors import (
+    RequestError,
+    unknown,
+)
+from flurka_bench.words.sizes import (
+    CHOICES,
+    Number,
+    dtype_name,
+)
+
+LARGEST_INPUT = (
+    2**62
+)  # elements: what is counted on it still fits the integers and floats that count it
+SOFTMAX = ("softmax", "sdpa")
+RANDOM_FEATURES = (
+    "favor",
+    "relu",
+)  # products with Ω: their number is a knob, and projections can be absorbed into them
+COMPRESSION_KNOBS = ("rank", "compression", "share_kv", "share_heads")
+# What some mechanisms or levels do not have.
+KNOBS = (*COMPRESSION_KNOBS, "num_features", "order", "num_layers", "ffn_dim", "vocab_size")
+SIMILARITIES = (*SOFTMAX, *RANDOM_FEATURES, "elu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mechanism:
+    """One cell of compression × similarity.
+
+    ``orders`` are those it has at levels layer and model. ``parents`` gives the mechanisms it
+    descends from under the keys "low_rank", "kernel" and "full"; None where it has no such parent.
+    """
+
+    name: str
+    compressed: bool
+    similarity: str
+    orders: tuple[str, ...]
+    parents: dict[str, str | None]
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether ``num_features`` is one of its knobs (elu + 1 has as many features as
+        ``head_dim``: no choice)."""
+        return self.similarity in RANDOM_FEATURES
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether the similarity is a feature map, so that the cost grows with N·m instead of
+        N·N."""
+        return self.similarity not in SOFTMAX
+
+    @property
+    def is_flurka(self) -> bool:
+        """Whether both choices are made."""
+        return self.compressed and self.is_kernel
+
+
+def _cell(compressed: bool, similarity: str) -> Mechanism:
+    kernel = similarity not in SOFTMAX
+    if kernel:
+        name = f"{'flurka' if compressed else 'kernel'}-{similarity}"
+    elif compressed:
+        name = "low-rank-sdpa" if similarity == "sdpa" else "low-rank"
+    else:
+        name = "full-sdpa" if similarity == "sdpa" else "full-math"
+    orders = ["project_first"]
+    if compressed:
+        orders.append("compress_first")
+    if similarity in RANDOM_FEATURES:
+        orders.append("absorbed")
+    return Mechanism(
+        name=name,
+        compressed=compressed,
+        similarity=similarity,
+        orders=tuple(orders),
+        parents={
+            "low_rank": "low-rank" if compressed and kernel else None,
+            "kernel": f"kernel-{similarity}" if compressed and kernel else None,
+            "full": "full-math" if compressed or kernel else None,
+        },
+    )
+
+
+MECHANISMS: dict[str, Mechanism] = {
+    cell.name: cell
+    for compressed in (False, True)
+    for cell in (_cell(compressed, similarity) for similarity in SIMILARITIES)
+}
+
+
+def get(name: str) -> Mechanism:
+    """The mechanism of that name. Raises RequestError that offers the nearest."""
+    if name not in MECHANISMS:
+        raise unknown("mechanism", name, MECHANISMS)
+    return MECHANISMS[name]
+
+
+def canonical(case: Case) -> Case:
+    """The form of ``case`` in which equal computations are equal cases.
+
+    Knobs that do not apply are dropped: rank, compression and sharing where nothing is compressed,
+        num_features for
+    softmax, the order at level core, layers, feed-forward and vocabulary outside level model. elu +
+    1 gets ``num_features = head_dim``. Mean-pooling has no matrix, so it is always shared. Raises
+    RequestError for what cannot be computed, naming the accepted values and the flag. Arrays are
+    checked element by element, SymPy symbols not.
+    """
+    mechanism = get(case.mechanism)
+    case = case.replace(dtype=dtype_name(case.dtype))
+    _check_names(case)
+    case = case.replace(**{
+        field.name: int(value)
+        for field in fields(case)
+        if isinstance(value := getattr(case, field.name), np.integer)
+    })  # fmt: skip
+    changes: dict[str, object] = {}
+    for name in ("batch", "num_heads", "seq_len", "head_dim"):
+        _check_count(name, getattr(case, name))
+    num_elements = case.batch * case.num_heads * case.seq_len * case.head_dim
+    if isinstance(num_elements, int) and num_elements > LARGEST_INPUT:
+        raise RequestError(
+            "the input would hold more than 2^62 elements (--batch, --num-heads, --seq-len, --head-dim)"
+        )
+
+    if not mechanism.compressed:
+        changes |= {"rank": None, "compression": "dense", "share_kv": False, "share_heads": True}
+    else:
+        _check_rank(case)
+        if case.compression != "dense":
+            _check_window(case)
+        if case.compression == "mean-pool":
+            changes |= {"share_kv": True, "share_heads": True}
+
+    if mechanism.uses_features:
+        if case.num_features is None:
+            raise RequestError(
+                f"{case.mechanism} needs a number of random features (--num-features)"
+            )
+        _check_count("num_features", case.num_features)
+    else:
+        changes["num_features"] = case.head_dim if mechanism.similarity == "elu" else None
+
+    if case.level == "core":
+        changes["order"] = None
+    elif not mechanism.compressed and not mechanism.uses_features:
+        changes["order"] = (
+            "project_first"  # nothing to reorder, so a sweep over orders collapses to one case
+        )
+    else:
+        changes["order"] = _order(case, mechanism)
+
+    if case.backend == "fused":
+        _check_fused(case.replace(order=changes["order"]), mechanism)
+
+    if case.level == "model":
+        _check_count("num_layers", case.num_layers)
+        _check_count("ffn_dim", case.ffn_dim, least=0)
+        _check_count("vocab_size", case.vocab_size, least=0)
+        changes["ffn_dim"] = (
+            4 * case.model_dim
+            if isinstance(case.ffn_dim, int) and case.ffn_dim == 0
+            else case.ffn_dim
+        )
+    else:
+        changes |= {"num_layers": 1, "ffn_dim": 0, "vocab_size": 0}
+    return case.replace(**changes)
+
+
+def not_applicable(case: Case) -> dict[str, str]:
+    """The knobs that a request names and ``canonical`` drops or replaces, each with the reason.
+
+    A knob is named where it differs from the ``Case``'s default. The reason goes on after the
+    mechanism's name: "has no features".
+    """
+    mechanism = get(case.mechanism)
+    found: dict[str, str] = {}
+    if not mechanism.compressed:
+        for field in fields(case):
+            if field.name in COMPRESSION_KNOBS and getattr(case, field.name) != field.default:
+                found[field.name] = "compresses nothing"
+    elif case.compression == "mean-pool" and not case.share_heads:
+        found["share_heads"] = "shares mean-pooling, which has no matrix, across heads"
+    if mechanism.similarity == "elu":
+        if case.num_features not in (None, case.head_dim):
+            found["num_features"] = f"has m = head_dim = {case.head_dim} features"
+    elif not mechanism.uses_features and case.num_features is not None:
+        found["num_features"] = "has no features"
+    if case.level == "core" and case.order is not None:
+        found["order"] = "has no projections to reorder at level core"
+    elif mechanism.orders == ("project_first",) and case.order not in (None, *mechanism.orders):
+        found["order"] = "has one order, project_first"
+    if case.level != "model":
+        for name, default in (("num_layers", 1), ("ffn_dim", 0), ("vocab_size", 0)):
+            if getattr(case, name) != default:
+                found[name] = f"has none at level {case.level}"
+    return found
+
+
+def _check_names(case: Case) -> None:
+    for name, accepted in CHOICES.items():
+        value = getattr(case, "pass_" if name == "pass" else name)
+        if value not in accepted and not (name == "order" and value is None):
+            raise unknown(name, value, accepted)
+    for name in ("share_kv", "share_heads"):
+        if not isinstance(getattr(case, name), bool):
+            raise RequestError(
+                f"{name} must be true or false, got {getattr(case, name)!r} (--{name.replace('_', '-')})"
+            )
+
+
+def _check_count(name: str, value: Number, least: int = 1) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, np.ndarray):
+        if (
+            value.dtype.kind not in "iuf"
+            or not np.all(value == np.floor(value))
+            or not np.all(value >= least)
+        ):
+            raise RequestError(f"{name} must hold integers of at least {least} ({flag})")
+    elif isinstance(value, (numbers.Number, str, type(None))) and (
+        isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least
+    ):
+        raise RequestError(f"{name} must be an integer of at least {least}, got {value!r} ({flag})")
+
+
+def _check_rank(case: Case) -> None:
+    if case.rank is None:
+        raise RequestError(
+            f"{case.mechanism} needs the rank its keys and values are compressed to (--rank)"
+        )
+    _check_count("rank", case.rank)
+    plain = (numbers.Number, np.ndarray)
+    if (
+        isinstance(case.rank, plain)
+        and isinstance(case.seq_len, plain)
+        and np.any(case.rank > case.seq_len)
+    ):
+        if isinstance(case.rank, np.ndarray) or isinstance(case.seq_len, np.ndarray):
+            raise RequestError("rank must be at most seq_len in every case (--rank, --seq-len)")
+        raise RequestError(
+            f"rank must be at most seq_len, got rank {case.rank} > seq_len {case.seq_len} (--rank, --seq-len)"
+        )
+
+
+def _check_fused(case: Case, mechanism: Mechanism) -> None:
+    for wrong, why in (
+        (
+            not mechanism.is_kernel,
+            "has no fused kernels: they are for feature maps only (kernel-*, flurka-*)",
+        ),
+        (case.pass_ == "train", "cannot train with fused kernels, which have no backward pass"),
+        (
+            case.order == "absorbed",
+            "forms no queries in the order absorbed, and fused kernels read them (--order compress_first)",
+        ),
+    ):
+        if wrong:
+            raise RequestError(f"{mechanism.name} {why} (--backend eager)")
+
+
+def _order(case: Case, mechanism: Mechanism) -> str:
+    if case.order is None:
+        return "project_first"
+    if case.order not in mechanism.orders:
+        raise RequestError(
+            f"{mechanism.name} has no order {case.order!r}; accepted: {', '.join(mechanism.orders)} (--order)"
+        )
+    return case.order
+
+
+def _check_window(case: Case) -> None:
+    plain = (numbers.Number, np.ndarray)
+    if (
+        isinstance(case.rank, plain)
+        and isinstance(case.seq_len, plain)
+        and np.any(case.seq_len % case.rank != 0)
+    ):
+        raise RequestError(
+            f"compression {case.compression!r} needs a rank that divides seq_len, got rank {case.rank}, seq_len {case.seq_len}"
+            " (--rank, --seq-len)"
+        )
+
+
+def as_floats(case: Case) -> Case:
+    """The case with integer arrays as float64, so that products of large sizes round instead of
+    wrapping around."""
+    changes = {
+        field.name: value.astype(np.float64)
+        for field in fields(case)
+        if isinstance(value := getattr(case, field.name), np.ndarray) and value.dtype.kind in "iu"
+    }
+    return case.replace(**changes) if changes else case

@@ -1,0 +1,1 @@
+"""Answers shown: tables, pages, pictures. What to say is chosen in ``answers``."""

@@ -1,0 +1,96 @@
+"""The speedup heat map in a terminal: colour blocks where there is colour, signs where there is
+none."""
+
+import pandas as pd
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from flurka_bench.render.figures.heatmap import (
+    Grid,
+    caption,
+    grids,
+    thin_lines,
+)
+from flurka_bench.words.text import legible
+from flurka_bench.words.units import format_ratio
+
+# The same brown to blue-green as the pictures, by steps of log2: below 1/4, 1/2, 1/1.2, 1, 1.2, 2,
+# 4.
+STEPS = (
+    (0.25, "#8c510a", "white"),
+    (0.5, "#bf812d", "black"),
+    (0.833, "#dfc27d", "black"),
+    (1.0, "#f6e8c3", "black"),
+    (1.2, "#c7eae5", "black"),
+    (2.0, "#80cdc1", "black"),
+    (4.0, "#35978f", "black"),
+    (float("inf"), "#01665e", "white"),
+)
+SHORT = {
+    "seq_len": "N",
+    "rank": "k",
+    "num_features": "m",
+    "head_dim": "d",
+    "num_heads": "h",
+    "batch": "b",
+}
+WIDTH = 8
+
+
+def _cell(row: pd.Series | None, side: str) -> Text:
+    ratio = float("nan") if row is None else float(row[f"{side}speedup"])
+    if ratio != ratio:
+        return Text("·".center(WIDTH), style="dim")
+    undecided = row[f"{side}verdict"] in ("AMBIGUOUS", "SAME")  # type: ignore[index]
+    sign = "~" if undecided else "+" if ratio > 1 else "-"
+    _, background, ink = next(step for step in STEPS if ratio < step[0])
+    return Text(f"{sign}{format_ratio(ratio)}".center(WIDTH), style=f"{ink} on {background}")
+
+
+def _table(grid: Grid, side: str) -> Table:
+    title = "predicted" if side else "measured"
+    thin, _ = thin_lines(grid)
+    table = Table(
+        title=title, title_style="bold", box=None, padding=0, show_header=True, pad_edge=False
+    )
+    table.add_column(f"{SHORT[grid.y]} \\ {SHORT[grid.x]} ", justify="right")
+    for x in grid.xs:
+        table.add_column(
+            f"{x}*" if (grid.x, x) in thin else str(x),
+            justify="center",
+            min_width=WIDTH,
+            no_wrap=True,
+        )
+    for y in reversed(grid.ys):
+        table.add_row(
+            f"{y}{'*' if (grid.y, y) in thin else ' '}",
+            *[_cell(grid.cells.get((x, y)), side) for x in grid.xs],
+        )
+    return table
+
+
+def terminal_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "rank", which: int = 0) -> Group:
+    """Something for ``rich.print``: measured and predicted maps of ``cells``; equal to the picture
+    of ``heat_map`` in content."""
+    found = grids(cells, x, y)
+    if not found:
+        return Group(
+            Text("No cell has both the subject and the baseline: there is no map to draw.")
+        )
+    grid = found[which]
+    sides = [
+        side
+        for side in ("", "predicted_")
+        if any(row[f"{side}speedup"] > 0 for row in grid.cells.values())
+    ] or [""]
+    both = Table.grid(padding=(0, 4))
+    both.add_row(*[_table(grid, side) for side in sides])
+    wide = len(sides) * (len(grid.xs) + 1) * WIDTH <= Console().width
+    over = legible(f"speedup of {grid.fixed['subject']} over {grid.fixed['baseline']}")
+    head = Text(over, style="bold")
+    key = Text("+ faster  - slower  ~ undecided or the same  · no measurement", style="dim")
+    note = thin_lines(grid)[1]
+    key = Text(f"{key.plain}\n* {note}", style="dim") if note else key
+    body = [both] if wide else [_table(grid, side) for side in sides]
+    return Group(head, Text(legible(caption(grid.fixed)), style="dim"), *body, key)

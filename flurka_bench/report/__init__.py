@@ -1,2 +1,0 @@
-"""One self-contained page, or a Markdown or PDF summary, of one or several runs or of
-predictions."""
