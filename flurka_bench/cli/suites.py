@@ -23,7 +23,7 @@ from flurka_bench.words.errors import (
 if TYPE_CHECKING:
     from flurka_bench.cases.suite import Suite
 
-ERROR_SUITES = Path(__file__).parents[1] / "quality" / "suites"
+ERROR_SUITES = Path(__file__).parents[1] / "kinds" / "error" / "suites"
 
 _HELP = """The suites that ship with flurka-bench, and your own TOML files.
 
