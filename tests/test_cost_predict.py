@@ -523,7 +523,7 @@ def test_an_op_reaches_its_model_with_its_products_and_passes():
     walks forward, two backward."""
     profile = load("h100")
     case = Case(mechanism="full-sdpa", seq_len=512, pass_="train", dtype="bfloat16")
-    ops = [op for op in lower(case) if op.kind == "attention"]
+    ops = [op for op in lower(case, "cuda") if op.kind == "attention"]
     for op, products in zip(ops, (2.0, 5.0), strict=True):
         found = predict_ops([op], profile, launch="none")[0].terms.kernel
         backward = products == 5
@@ -534,7 +534,7 @@ def test_an_op_reaches_its_model_with_its_products_and_passes():
         )  # fmt: skip
         assert float(found[0]) == pytest.approx(float(by_hand.kernel), rel=1e-5)
     case = Case(mechanism="full-math", seq_len=8192, pass_="train")
-    ops = [op for op in lower(case) if op.kind == "softmax"]
+    ops = [op for op in lower(case, "cuda") if op.kind == "softmax"]
     for op, passes in zip(ops, (3, 2), strict=True):
         found = predict_ops([op], profile, launch="none", cache="cold")[0].terms.kernel
         by_hand = softmax_terms(

@@ -361,11 +361,13 @@ def test_bytes_by_tensor_and_dtype_of_fused_attention():
     """In bfloat16 q, k, v and the output halve; the sums of exponentials, one a query, stay
     float32."""
     case = Case(mechanism="full-sdpa", num_heads=2, seq_len=4, head_dim=2, dtype="bfloat16")
-    forward = lower(case)
+    forward = lower(case, "cuda")
     assert [(one.name, one.bytes_read, one.bytes_written) for one in forward] == [
         ("attention", 3 * 32, 32 + 2 * 4 * 4)
     ]
-    (backward,) = (one for one in lower(case.replace(pass_="train")) if "backward" in one.name)
+    (backward,) = (
+        one for one in lower(case.replace(pass_="train"), "cuda") if "backward" in one.name
+    )
     assert backward.bytes_read == 5 * 32 + 2 * 4 * 4 and backward.bytes_written == 3 * 32
     product = 2 * 2 * 4 * 4 * 2
     assert (backward.matmul_flops, backward.recomputed_flops) == (4 * product, product)
@@ -378,24 +380,24 @@ def test_heads_with_matrices_of_their_own_are_copied_together_from_several_batch
         mechanism="low-rank", batch=batch, num_heads=2, seq_len=8, head_dim=4, rank=2,
         share_heads=False,
     )  # fmt: skip
-    found = [one for one in lower(case) if one.kind == "copy" and one.stage == "compress"]
+    found = [one for one in lower(case, "cuda") if one.kind == "copy" and one.stage == "compress"]
     whole = [one for one in found if one.bytes_read == 4 * batch * 2 * 8 * 4]
     assert len(whole) == copies
 
 
 def test_a_compiled_list_neither_writes_nor_reads_what_stays_inside_a_kernel():
     case = Case(mechanism="kernel-relu", num_heads=1, seq_len=8, head_dim=4, num_features=2)
-    ops = lower(case.replace(backend="compiled"))
+    ops = lower(case.replace(backend="compiled"), "cuda")
     fused = [one for one in ops if "+" in one.name]
     assert fused
     reads = {tensor.name for one in ops for tensor in one.reads}
     last = {tensor.name for tensor in ops[-1].writes}
     for one in fused:
         assert {tensor.name for tensor in one.writes} <= reads | last
-    made = {tensor.name for one in lower(case) for tensor in one.writes}
+    made = {tensor.name for one in lower(case, "cuda") for tensor in one.writes}
     before: set[str] = set()
     for one in ops:
         assert {tensor.name for tensor in one.reads} & made <= before
         before |= {tensor.name for tensor in one.writes}
-    eager = total(lower(case), "bytes_read") + total(lower(case), "bytes_written")
+    eager = total(lower(case, "cuda"), "bytes_read") + total(lower(case, "cuda"), "bytes_written")
     assert total(ops, "bytes_read") + total(ops, "bytes_written") < eager

@@ -148,15 +148,10 @@ def test_a_run_without_flurka_has_an_end_too(command, tmp_path, mechanisms):
 def test_a_spent_time_budget_has_an_end_too(command, tmp_path):
     first = command("run", "tiny.toml", "--device", "cpu", "--budget", "1ms")
     assert first.returncode == 0, first.stderr
-    assert {entry["error"] for entry in read_run(tmp_path / "results" / "tiny-cpu").records} == {
-        "skipped: time budget"
-    }
-    assert (
-        "8 cases were skipped (raise it with --budget" in first.stderr
-        and "8 skipped in" in first.stdout
-    )
+    assert read_run(tmp_path / "results" / "tiny-cpu").records == []
+    assert "8 not reached in the time budget" in first.stdout
     second = command("run", "tiny.toml", "--device", "cpu", "--budget", "1min")
-    assert second.returncode == 0 and "nothing was left to measure" in second.stdout
+    assert second.returncode == 0 and "8 ok in" in second.stdout
 
 
 def test_the_end_table_where_flurka_was_skipped(tmp_path, capsys):
@@ -258,7 +253,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(command, tmp_path):
         and "the same command goes on from there" in error
         and "Traceback" not in error
     )
-    again = command("run", "tiny.toml", "--device", "cpu", "--out", "run", "--budget", "1s")
+    again = command("run", "tiny.toml", "--device", "cpu", "--out", "run", "--budget", "20s")
     assert again.returncode == 0 and len(read_run(tmp_path / "run").records) == 8
 
 
