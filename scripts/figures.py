@@ -20,15 +20,13 @@ from flurka_bench.answers import (
     answer,
     recommend,
 )
-from flurka_bench.answers.agreement import (
-    agreement,
-    percent,
-)
+from flurka_bench.answers.agreement import agreement
 from flurka_bench.answers.baselines import BASELINES
 from flurka_bench.answers.speedup import (
     prepare,
     speedups,
 )
+from flurka_bench.answers.words import percent
 from flurka_bench.cli.plot import plot
 from flurka_bench.cli.report import report
 from flurka_bench.cli.run import _print_answer

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flurka_bench.answers import words
 from flurka_bench.answers.baselines import BASELINES
 from flurka_bench.answers.speedup import (
     CELL,
@@ -164,8 +165,8 @@ def _worst(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
         off.abs().sort_values(ascending=False, kind="stable").index
     ]
     cells = cells.drop_duplicates(["subject_row", "baseline_row"]).head(NUM_WORST)
-    words = [_explain_cell(rows, cell) for cell in cells.to_dict("records")]
-    return cells.assign(explanation=words)[columns].reset_index(drop=True)
+    told = [_explain_cell(rows, cell) for cell in cells.to_dict("records")]
+    return cells.assign(explanation=told)[columns].reset_index(drop=True)
 
 
 def _explain_cell(rows: pd.DataFrame, cell: Mapping[str, Any]) -> str:
@@ -174,8 +175,8 @@ def _explain_cell(rows: pd.DataFrame, cell: Mapping[str, Any]) -> str:
     text = explain(rows.loc[cell["subject_row"]], rows.loc[cell["baseline_row"]])
     for side in ("subject", "baseline"):
         if cell[f"predicted_{side}_row"] != cell[f"{side}_row"]:
-            form = (cell[f"predicted_{side}_{name}"] for name in ("mechanism", "order", "backend"))
-            text += f"; predicted to be the fastest {side}: {' '.join(str(word) for word in form if word)}"
+            form = words.form(cell, f"predicted_{side}_")
+            text += f"; predicted to be the fastest {side}: {form}"
     return text
 
 
@@ -209,11 +210,6 @@ def _stage_error(row: pd.Series) -> str:
     return f" (mostly {stage}: {format_seconds(expected[stage])} predicted, {format_seconds(measured[stage])} measured)"
 
 
-def percent(value: float) -> str:
-    """``0.123`` -> ``"12%"``; nan -> ``"n/a"``."""
-    return "n/a" if value != value else f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
-
-
 Table = tuple[str, Sequence[str], list[list[str]], tuple[int, ...]]
 
 
@@ -221,13 +217,13 @@ def tables(found: Agreement) -> list[Table]:
     """The agreement as (title, head, rows, columns of long text), for every form in which it is
     shown; none is empty."""
     times = [
-        [r["bottleneck"], str(r["count"]), *(percent(r[name]) for name in ("mape", "median_ape", "p90_ape")), f"{r['bias']:.2f}",
-         percent(r["coverage"])]
+        [r["bottleneck"], str(r["count"]), *(words.percent(r[name]) for name in ("mape", "median_ape", "p90_ape")), f"{r['bias']:.2f}",
+         words.percent(r["coverage"])]
         for r in found.times.to_dict("records")
     ]  # fmt: skip
     signs = [
-        [_label(r["baseline"]), str(r["cells"]), str(r["decided"]), percent(r["sign_agreement"]), f"{r['iou']:.2f}",
-         percent(r["ratio_mape"])]
+        [_label(r["baseline"]), str(r["cells"]), str(r["decided"]), words.percent(r["sign_agreement"]), f"{r['iou']:.2f}",
+         words.percent(r["ratio_mape"])]
         for r in found.signs.to_dict("records") if r["decided"]
     ]  # fmt: skip
     counts = (
@@ -274,17 +270,4 @@ def _label(name: str) -> str:
 
 def _place(row: Mapping[str, Any]) -> str:
     """``"layer forward float32, h = 8, d = 64, N = 512, k = 64, m = 16"``: a cell in a line."""
-    symbols = {
-        "batch": "b",
-        "num_heads": "h",
-        "head_dim": "d",
-        "seq_len": "N",
-        "rank": "k",
-        "num_features": "m",
-    }
-    sizes = [
-        f"{symbol} = {row[name]}"
-        for name, symbol in symbols.items()
-        if row[name] and (name != "batch" or row[name] > 1)
-    ]
-    return ", ".join([f"{row['level']} {row['pass']} {row['dtype']}", *sizes])
+    return f"{row['level']} {row['pass']} {row['dtype']}, {words.where(row)}"

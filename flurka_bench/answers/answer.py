@@ -4,12 +4,14 @@ wins."""
 import numpy as np
 import pandas as pd
 
+from flurka_bench.answers import words
 from flurka_bench.answers.baselines import (
     BASELINES,
     baseline,
 )
 from flurka_bench.answers.ratio import MISSING
 from flurka_bench.answers.speedup import prepare
+from flurka_bench.words.units import format_ratio
 from flurka_bench.words.verdict import VERDICTS
 
 SLICE = ["device", "level", "pass", "dtype"]
@@ -52,7 +54,7 @@ def answers(views: "dict[str, pd.DataFrame]") -> pd.DataFrame:
                     "worst": known[f"{prefix}speedup"].min(),
                 }
                 row |= {"best": best[f"{prefix}speedup"], "best_low": best[f"{prefix}speedup_low"]}
-                row |= {"best_high": best[f"{prefix}speedup_high"], "best_cell": place(best)}
+                row |= {"best_high": best[f"{prefix}speedup_high"], "best_cell": words.place(best)}
             rows.append(row)
     columns = [
         *SLICE,
@@ -88,15 +90,7 @@ def fastest_by_length(frame: pd.DataFrame) -> pd.DataFrame:
             if part["seconds"].notna().any()
             else ("predicted_s", "predicted")
         )
-        middle = {}
-        for knob in ("rank", "num_features"):
-            chosen = part.loc[~part["mechanism"].str.endswith("-elu") & (part[knob] > 0), knob]
-            middle[knob] = int(sorted(set(chosen))[len(set(chosen)) // 2]) if len(chosen) else 0
-        elu = part["mechanism"].str.endswith("-elu")
-        part = part[
-            part["rank"].isin([0, middle["rank"]])
-            & (elu | part["num_features"].isin([0, middle["num_features"]]))
-        ]
+        part, middle = words.at_middle(part)
         part = part[part[value].notna()]
         best = part.loc[part.groupby("seq_len")[value].idxmin()]
         for row in best.to_dict("records"):
@@ -133,23 +127,12 @@ def fastest_in_words(rows: pd.DataFrame) -> str:
         f"{name} for N = {low}" + (f" to {high}" if high != low else "") for name, low, high in runs
     )
     first = rows.iloc[0]
-    symbols = {"num_heads": "h", "head_dim": "d", "rank": "k", "num_features": "m"}
-    sizes = ", ".join(
-        f"{symbol} = {first[name]}" for name, symbol in symbols.items() if first[name]
-    )
+    sizes = ", ".join(words.sizes(first, (*words.WIDTHS, *words.KNOBS)))
     return f"At {sizes} the fastest is {told} ({first['kind']})."
-
-
-def place(cell: pd.Series) -> str:
-    """``"N = 4096, k = 128, m = 32"``: where a cell lies."""
-    symbols = {"seq_len": "N", "rank": "k", "num_features": "m"}
-    return ", ".join(f"{symbol} = {cell[name]}" for name, symbol in symbols.items() if cell[name])
 
 
 def in_words(row: "pd.Series | dict") -> list[str]:
     """One slice's row as sentences a reader can quote."""
-    from flurka_bench.words.units import format_ratio
-
     decided, opponent = row["cells"] - row[MISSING], baseline(row["baseline"]).label
     opponent = (
         opponent
@@ -164,19 +147,11 @@ def in_words(row: "pd.Series | dict") -> list[str]:
     first = (
         f"{row['subject']} is {told} faster than {opponent} in {row['FASTER']} of {decided} cells"
     )
-    rest = [
-        f"{row[word]} {text}"
-        for word, text in (("SLOWER", "slower"), ("SAME", "the same"), ("AMBIGUOUS", "not decided"))
-        if row[word]
-    ]
+    rest = [f"{row[word]} {words.VERDICT_WORDS[word]}" for word in VERDICTS[1:] if row[word]]
     sentences = [first + (f" ({', '.join(rest)})" if rest else "") + "."]
-    interval = (
-        f" ({format_ratio(row['best_low'])} to {format_ratio(row['best_high'])})"
-        if np.isfinite(row["best_high"])
-        else ""
-    )
+    best = words.estimate(row["best"], row["best_low"], row["best_high"])
     sentences.append(
-        f"Its best is {format_ratio(row['best'])}{interval} at {row['best_cell']}; the median {format_ratio(row['median'])}."
+        f"Its best is {best} at {row['best_cell']}; the median {format_ratio(row['median'])}."
     )
     if row[MISSING]:
         sentences.append(f"{row[MISSING]} cells have no time on one side.")

@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from flurka_bench.answers.speedup import CELL
+from flurka_bench.answers.words import SYMBOLS
 from flurka_bench.words.errors import unknown
 from flurka_bench.words.sizes import SIZES
+from flurka_bench.words.units import UNKNOWN
 
 REPLICATES = 400
 _NORMAL_95 = 1.959964  # half-width of a 95 % interval in standard deviations
@@ -177,21 +179,14 @@ def crossovers(cells: pd.DataFrame, *axes: str) -> pd.DataFrame:
 def in_words(row: "pd.Series | dict", prefix: str = "") -> str:
     """``"from N = 1420 (1380 to 1460)"`` or ``"starting between m = 32 and m = 64 (the form
     changes there)"``: one crossover as a reader says it; ``n/a`` where there is none to tell."""
-    symbol = {
-        "seq_len": "N",
-        "rank": "k",
-        "num_features": "m",
-        "head_dim": "d",
-        "num_heads": "h",
-        "batch": "b",
-    }[row["axis"]]
+    symbol = SYMBOLS[row["axis"]]
     wins, low, high = (
         row[f"{prefix}wins"],
         row[f"{prefix}crossing_low"],
         row[f"{prefix}crossing_high"],
     )
     if not isinstance(wins, str):
-        return "n/a"
+        return UNKNOWN
     tested = f"{row['tested_from']} to {row['tested_to']}"
     if wins in ("throughout", "nowhere"):
         sure = low == high and low in (0.0, np.inf)

@@ -16,6 +16,11 @@ from flurka_bench.answers.frontier import (
     ErrorRun,
     Interval,
 )
+from flurka_bench.answers.words import (
+    bound_reason,
+    flop_reason,
+    stage_reason,
+)
 from flurka_bench.cases.case import Case
 from flurka_bench.cases.registry import (
     MECHANISMS,
@@ -28,7 +33,6 @@ from flurka_bench.cost.predict import (
 )
 from flurka_bench.hardware import Profile
 from flurka_bench.words.errors import RequestError
-from flurka_bench.words.units import format_seconds
 
 # Linformer's own choice at N = 512 and above (Wang et al. 2020, section 5: "k = 256 ... comparable
 # performance"), and as many features as a head is wide, which is what elu + 1 has. Neither promises
@@ -453,21 +457,13 @@ def because(best: Candidate, other: Candidate) -> str:
     """Why the fastest beats another candidate: the stage where it saves most, and what each waits
     for."""
     mine, theirs = best.prediction.stages, other.prediction.stages
-    gap = {stage: theirs.get(stage, 0.0) - mine.get(stage, 0.0) for stage in {*mine, *theirs}}
-    stage = max(gap, key=lambda name: (gap[name], name))
     band = speedup(best.prediction, other.prediction)
     flops = best.prediction.flops / other.prediction.flops
-    bounds = best.prediction.bound, other.prediction.bound
-    told = (
-        f"both are {bounds[0]}-bound"
-        if bounds[0] == bounds[1]
-        else f"it is {bounds[0]}-bound, the other {bounds[1]}-bound"
-    )
     name, rival = best.prediction.case.mechanism, other.prediction.case.mechanism
     return (
         f"{name} is {band.ratio:.2f}x ({band.low:.2f} to {band.high:.2f}, {band.verdict}) as fast"
-        f" as {rival}: it saves most in {stage} ({format_seconds(mine.get(stage, 0.0))} against {format_seconds(theirs.get(stage, 0.0))}),"
-        f" needs {flops:.2f}x the FLOPs; {told}"
+        f" as {rival}: it {stage_reason(mine, theirs)}, {flop_reason(flops)};"
+        f" {bound_reason(best.prediction.bound, other.prediction.bound)}"
     )
 
 

@@ -7,15 +7,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flurka_bench.answers import words
 from flurka_bench.cases.case import Case
 from flurka_bench.cost import regions
 from flurka_bench.lowering import lower
 from flurka_bench.words.ops import total
 from flurka_bench.words.sizes import STAGES
-from flurka_bench.words.units import (
-    format_ratio,
-    format_seconds,
-)
 
 _FIELDS = {field.name.rstrip("_"): field.name for field in fields(Case)}
 _WHOLE = (
@@ -80,32 +77,18 @@ def reason(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     other_word, theirs = stage_seconds(other)
     parts = []
     if mine and theirs and word == other_word:
-        gap = {stage: theirs.get(stage, 0.0) - mine.get(stage, 0.0) for stage in {*mine, *theirs}}
-        won = sum(gap.values()) > 0
-        stage = max(gap, key=lambda name: gap[name] if won else -gap[name])
-        verb = "saves" if won else "loses"
-        ours, other_s = format_seconds(mine.get(stage, 0.0)), format_seconds(theirs.get(stage, 0.0))
-        parts.append(f"{verb} most in {stage} ({ours} against {other_s}, {word})")
+        parts.append(words.stage_reason(mine, theirs, f", {word}"))
     bounds = [record.get("limited_by") or record.get("bound") for record in (own, other)]
     if all(isinstance(bound, str) for bound in bounds):
-        mine_bound, other_bound = (str(bound).removesuffix("-bound") for bound in bounds)
-        parts.append(
-            f"{mine_bound}-bound"
-            + (
-                f" (the other {other_bound}-bound)"
-                if other_bound != mine_bound
-                else ", as is the other"
-            )
-        )
+        parts.append(words.bound_reason(*map(str, bounds)))
     flops = [
         record["flops"]
         if record.get("flops", 0) > 0
         else total(lower(case_of(record), "cuda"), "flops")
         for record in (own, other)
     ]
-    parts.append(
-        f"{own['mechanism']} needs {format_ratio(float(flops[0] / flops[1]))} the FLOPs of {other['mechanism']}"
-    )
+    needs = words.flop_reason(float(flops[0] / flops[1]))
+    parts.append(f"{own['mechanism']} {needs} of {other['mechanism']}")
     return "; ".join(parts)
 
 

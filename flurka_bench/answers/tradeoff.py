@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flurka_bench.answers import ratio
+from flurka_bench.answers import ratio, words
 from flurka_bench.answers.frontier import ErrorRun
 from flurka_bench.words.statistics import median_interval
 from flurka_bench.words.units import (
@@ -58,13 +58,8 @@ def pareto_front(*costs: np.ndarray) -> np.ndarray:
 
 def form(row: Any) -> str:
     """A row's configuration in words, like "low-rank (mean-pool, k = 16)"."""
-    knobs = [
-        f"{s} = {int(row[n])}"
-        for n, s in (("rank", "k"), ("num_features", "m"))
-        if row[n] == row[n] and row[n]
-    ]
-    if row["rank"] > 0 and row["compression"] == "mean-pool":
-        knobs.insert(0, "mean-pool")
+    pooled = ["mean-pool"] if row["rank"] > 0 and row["compression"] == "mean-pool" else []
+    knobs = pooled + words.sizes(row, words.KNOBS)
     return f"{row['mechanism']} ({', '.join(knobs)})" if knobs else row["mechanism"]
 
 

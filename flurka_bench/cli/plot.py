@@ -213,22 +213,13 @@ def _workload(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 def _typical(frame: "pd.DataFrame") -> "pd.DataFrame":
     """At the largest workload and the middle k and m: the fastest form of each mechanism."""
+    from flurka_bench.answers.words import at_middle
+
     rows = _workload(frame)
-    for knob in ("rank", "num_features"):
-        tested = (
-            sorted(set(rows.loc[~rows["mechanism"].str.endswith("-elu"), knob]) - {0})
-            if len(rows)
-            else []
-        )
-        if tested:
-            middle = tested[len(tested) // 2]
-            rows = rows[
-                rows[knob].isin([0, middle])
-                | (rows["mechanism"].str.endswith("-elu") & (knob == "num_features"))
-            ]
-    return (
-        rows.loc[rows.groupby("mechanism", sort=False)["seconds"].idxmin()] if len(rows) else rows
-    )
+    if rows.empty:
+        return rows
+    rows, _ = at_middle(rows)
+    return rows.loc[rows.groupby("mechanism", sort=False)["seconds"].idxmin()]
 
 
 def _title(rows: "pd.DataFrame") -> str:

@@ -394,6 +394,7 @@ def _map(
         prepare,
         speedups,
     )
+    from flurka_bench.answers.words import where
 
     rows = prepare(frame)
     names = list(BASELINES) if baseline == "all" else comma_list(baseline, str, "--baseline")
@@ -431,7 +432,7 @@ def _map(
                 ["from", "up to", "in part"]
             )  # these first: the others have no crossing
             table = table.assign(_flat=~crossing).sort_values("_flat", kind="stable")
-            lines = [(_where(row), in_words(row, prefix)) for row in table.to_dict("records")]
+            lines = [(where(row), in_words(row, prefix)) for row in table.to_dict("records")]
             shown = lines[:12]
             print_table(
                 ("along a line with", f"{subject} beats {name}"),
@@ -456,22 +457,13 @@ def _cells(cells: "pd.DataFrame") -> list[dict[str, Any]]:
     return [{key: row[key] for key in _CELL_KEYS if key in row} for row in cells.to_dict("records")]
 
 
-def _where(row: dict[str, Any]) -> str:
-    symbols = {"num_heads": "h", "head_dim": "d", "seq_len": "N", "rank": "k", "num_features": "m"}
-    return ", ".join(
-        f"{symbol} = {row[name]}"
-        for name, symbol in symbols.items()
-        if row[name] and name != row["axis"]
-    )
-
-
 def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) -> None:
     """The reason at the best and at the worst cell."""
-    from flurka_bench.answers.answer import place
     from flurka_bench.answers.stages import (
         flop_conditions,
         reason,
     )
+    from flurka_bench.answers.words import place
 
     known = cells[cells[f"{prefix}speedup"].notna()]
     if not len(known):

@@ -483,12 +483,14 @@ def _print_workload(cell: Any) -> None:
 def _form(cell: Any, side: str) -> str:
     """``"flurka-relu absorbed k=64 m=16"``: a case in full but for its workload; empty where there
     is none."""
+    from flurka_bench.answers.words import KNOBS, sizes
+
     if not isinstance(cell[f"{side}_mechanism"], str):
         return ""
     order, backend = cell[f"{side}_order"], cell[f"{side}_backend"]
     parts = [cell[f"{side}_mechanism"], order, "" if backend == "eager" else backend]
-    for name, symbol in (("rank", "k"), ("num_features", "m")):
-        parts.append(f"{symbol}={cell[f'{side}_{name}']:.0f}" if cell[f"{side}_{name}"] else "")
+    chosen = {name: cell[f"{side}_{name}"] for name in KNOBS}
+    parts += [text.replace(" ", "") for text in sizes(chosen)]
     kind = cell[f"{side}_compression"]
     parts += ["" if kind == "dense" else kind, "E=F" if cell[f"{side}_share_kv"] else ""]
     parts.append("" if cell[f"{side}_share_heads"] else "E by head")

@@ -22,7 +22,6 @@ from flurka_bench.answers.baselines import (
 )
 from flurka_bench.answers.crossover import crossovers
 from flurka_bench.answers.speedup import (
-    KNOBS,
     WORKLOAD,
     prepare,
     speedups,
@@ -161,19 +160,3 @@ def noticed(rows: pd.DataFrame) -> list[str]:
     ):
         found.append(f"{count} cases ended as {status}; the cells they leave empty say so.")
     return found
-
-
-def knob_words(row: Mapping[str, Any]) -> str:
-    """``"k = 128, m = 32"`` of a row with the knobs' columns; mean-pool and E = F where they
-    apply."""
-    words = [
-        f"{symbol} = {row[name]}"
-        for name, symbol in (("rank", "k"), ("num_features", "m"))
-        if row[name]
-    ]
-    words += [str(row["compression"])] if row["compression"] != "dense" else []
-    words += ["E = F"] if row["share_kv"] else []
-    return ", ".join(words)
-
-
-assert set(KNOBS) >= {"rank", "num_features", "compression", "share_kv"}

@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from flurka_bench.answers.agreement import tables
 from flurka_bench.answers.answer import in_words
 from flurka_bench.answers.crossover import in_words as crossing_words
-from flurka_bench.render.content import (
-    Content,
-    knob_words,
-)
+from flurka_bench.answers.words import SHAPE, knobs, sizes
+from flurka_bench.render.content import Content
 from flurka_bench.render.page import (
     ANSWER_HEAD,
     answer_row,
@@ -81,8 +79,7 @@ def markdown(content: Content) -> str:
         )
         rows = []
         for row in crossings.head(MAX_CROSSINGS).to_dict("records"):
-            sizes = [f"{symbol} = {row[name]}" for name, symbol in SIZES.items() if row[name]]
-            at = ", ".join(filter(None, [*sizes, knob_words(row)]))
+            at = ", ".join([*sizes(row, SHAPE[1:]), *knobs(row)])
             place = f"{row['level']} {row['pass']} {row['dtype']}"
             rows.append(
                 [

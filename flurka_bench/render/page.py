@@ -7,10 +7,10 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from flurka_bench import __version__
+from flurka_bench.answers import words
 from flurka_bench.answers.agreement import tables
 from flurka_bench.answers.answer import (
     SLICE,
@@ -87,16 +87,6 @@ def table(
     return '<div class="scroll"><table>' + "".join(lines) + "</table></div>"
 
 
-def interval(row: Mapping[str, Any]) -> str:
-    """``"1.55× (1.52× to 1.57×)"`` of an answer's best."""
-    if not np.isfinite(row["best"]):
-        return "n/a"
-    known = np.isfinite(row["best_high"])
-    return format_ratio(row["best"]) + (
-        f" ({format_ratio(row['best_low'])} to {format_ratio(row['best_high'])})" if known else ""
-    )
-
-
 def sides(content: Content) -> tuple[bool, bool]:
     """Whether the page shows speedups that were measured, and that were predicted."""
     every = [cells for views in content.views.values() for cells in views.values()]
@@ -156,7 +146,7 @@ def answer_row(row: Mapping[str, Any]) -> list[str]:
         label,
         *counts,
         format_ratio(row["median"]),
-        interval(row),
+        words.estimate(row["best"], row["best_low"], row["best_high"]),
         row["best_cell"],
         format_ratio(row["worst"]),
     ]

@@ -28,6 +28,7 @@ _SECONDS = {
 # Sizes count positions, heads and rows, so k is 1024 as in "a 16k context", not 1000.
 _COUNTS = {"": 1, "k": 2**10, "m": 2**20}
 SIZE_FORM = "16k is 16384"
+UNKNOWN = "n/a"  # what a quantity says that nobody knows
 
 
 def _parse(text: str, scale: dict[str, float], what: str, example: str) -> float:
@@ -96,7 +97,7 @@ def _scaled(value: float, steps: list[tuple[float, str]], digits: int) -> str:
 def format_seconds(seconds: float | None, digits: int = 3) -> str:
     """``0.00123`` -> ``"1.23 ms"``; None and nan -> ``"n/a"``."""
     if seconds is None or math.isnan(seconds):
-        return "n/a"
+        return UNKNOWN
     if seconds >= 48 * 3600:
         return f"{seconds / 86400:.{digits}g} days"
     if seconds >= 2 * 3600:
@@ -111,12 +112,12 @@ def format_seconds(seconds: float | None, digits: int = 3) -> str:
 def format_bytes(count: float | None, digits: int = 3) -> str:
     """``4.2e9`` -> ``"4.2 GB"`` (powers of ten); None and nan -> ``"n/a"``."""
     if count is None or math.isnan(count):
-        return "n/a"
+        return UNKNOWN
     return _scaled(count, [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")], digits)
 
 
 def format_ratio(ratio: float | None) -> str:
     """``1.234`` -> ``"1.23×"``; large ratios lose their decimals."""
     if ratio is None or math.isnan(ratio):
-        return "n/a"
+        return UNKNOWN
     return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:.1f}×" if ratio >= 10 else f"{ratio:.2f}×"

@@ -15,18 +15,13 @@ from flurka_bench.answers.speedup import (
     WORKLOAD,
     prepare,
 )
+from flurka_bench.answers.words import at_middle, axis_words, middle
 from flurka_bench.render.figures import style
 from flurka_bench.render.figures.heatmap import (
     axis_name,
     caption,
 )
 from flurka_bench.words.sizes import SIZES
-
-
-def _middle(values: pd.Series) -> int:
-    """The middle one of the values that a knob takes (0: it does not exist)."""
-    tested = sorted(set(values) - {0})
-    return tested[len(tested) // 2] if tested else 0
 
 
 def _biggest(rows: pd.DataFrame, free: str) -> pd.DataFrame:
@@ -49,12 +44,7 @@ def scaling_curves(
     if rows.empty:
         return style.says_nothing("Neither a measured nor a predicted time: nothing to draw.")
     rows = _biggest(rows, "seq_len")
-    rank, num_features = (
-        rank or _middle(rows["rank"]),
-        num_features or _middle(rows.loc[rows["family"] != "full", "num_features"]),
-    )
-    elu = rows["mechanism"].str.endswith("-elu")
-    rows = rows[rows["rank"].isin([0, rank]) & (elu | rows["num_features"].isin([0, num_features]))]
+    rows, at = at_middle(rows, rank=rank, num_features=num_features)
     fig = style.figure(8.2, 5.2)
     axis = fig.subplots()
     for mechanism in style.LINES:
@@ -105,10 +95,10 @@ def scaling_curves(
         )
     style.log_axis(axis, "x", rows["seq_len"].to_numpy())
     style.seconds_axis(axis, "y")
-    axis.set_xlabel(style.SYMBOLS["seq_len"])
+    axis.set_xlabel(axis_words("seq_len"))
     axis.set_ylabel("time of one call")
     axis.grid(True, which="major", color="0.9")
-    sample = rows.iloc[0].to_dict() | {"seq_len": 0, "rank": rank, "num_features": num_features}
+    sample = rows.iloc[0].to_dict() | at | {"seq_len": 0}
     style.title(fig, f"Time against N: dots measured, lines predicted\n{caption(sample)}")
     fig.legend(loc="outside right center", frameon=False, fontsize=8)
     return fig
@@ -134,7 +124,7 @@ def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
         return style.says_nothing("No cell has both sides: nothing to draw.")
     for name in CELL:
         if name != axis and cells[name].nunique() > 1:
-            keep = _middle(cells[name]) if name in SIZES else cells[name].mode().iloc[0]
+            keep = middle(cells[name]) if name in SIZES else cells[name].mode().iloc[0]
             cells = cells[cells[name] == keep]
     if cells.empty:
         return style.says_nothing(f"No line along {axis}.")
@@ -168,7 +158,7 @@ def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
     plot.axhline(1, color="black", linewidth=0.8)
     style.ratio_axis(plot)
     style.log_axis(plot, "x", cells[axis].to_numpy())
-    plot.set_xlabel(style.SYMBOLS[axis])
+    plot.set_xlabel(axis_words(axis))
     first = cells.iloc[0].to_dict()
     plot.set_ylabel(f"speedup of {first['subject']}")
     plot.grid(True, color="0.92")

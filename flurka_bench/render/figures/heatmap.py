@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
+from flurka_bench.answers import words
 from flurka_bench.answers.baselines import baseline
 from flurka_bench.answers.crossover import forms
 from flurka_bench.answers.speedup import CELL
@@ -109,11 +110,11 @@ def thin_lines(grid: Grid) -> tuple[dict[tuple[str, int], str], str]:
     said: dict[tuple[str, str], list[str]] = {}
     for (axis, value), names in sorted(thin.items()):
         said.setdefault((axis, names), []).append(str(value))
-    words = (
-        f"{style.SYMBOLS[axis].split()[-1]} = {', '.join(values)}: {names} only"
+    told = (
+        f"{words.SYMBOLS[axis]} = {', '.join(values)}: {names} only"
         for (axis, names), values in said.items()
     )
-    return thin, "; ".join(words)
+    return thin, "; ".join(told)
 
 
 def heat_map(
@@ -150,7 +151,7 @@ def heat_map(
         _draw(axis, grid, side, norm, thin)
         for contour, line in (("", "-"), ("predicted_", "--")):
             _contour(axis, grid, contour, line)
-    axes[0].set_ylabel(style.SYMBOLS[y])
+    axes[0].set_ylabel(words.axis_words(y))
     bar = fig.colorbar(
         ScalarMappable(norm, COLOURS), ax=list(axes), extend="both", shrink=0.9, pad=0.02
     )
@@ -180,24 +181,13 @@ def heat_map(
 
 def caption(fixed: dict[str, object]) -> str:
     """What a map holds fixed, in one line: device, level, pass, dtype and sizes."""
-    sizes = {
-        "batch": "b",
-        "num_heads": "h",
-        "head_dim": "d",
-        "seq_len": "N",
-        "rank": "k",
-        "num_features": "m",
-    }
     parts = [
         str(fixed["device"]),
         f"level {fixed['level']}",
         str(fixed["pass"]),
         str(fixed["dtype"]),
     ]
-    parts += [f"{symbol} = {fixed[name]}" for name, symbol in sizes.items() if fixed.get(name)]
-    if fixed.get("compression", "dense") != "dense":
-        parts.append(str(fixed["compression"]))
-    parts += ["E = F"] if fixed.get("share_kv") else []
+    parts += words.sizes(fixed, words.SHAPE) + words.knobs(fixed)
     return " · ".join(part for part in parts if part)
 
 
@@ -229,7 +219,7 @@ def _draw(
                 continue
             colour = colours(float(np.clip(norm(ratio), 0, 1)))
             axis.add_patch(Rectangle(place, 1, 1, facecolor=colour, edgecolor="white", linewidth=1))
-            if verdict in ("AMBIGUOUS", "SAME"):
+            if verdict in words.UNDECIDED:
                 axis.add_patch(
                     Rectangle(
                         place,
@@ -252,7 +242,7 @@ def _draw(
     )
     axis.set_xticks(range(len(grid.xs)), across, rotation=45 if len(grid.xs) > 8 else 0)
     axis.set_yticks(range(len(grid.ys)), up)
-    axis.set_xlabel(style.SYMBOLS[grid.x])
+    axis.set_xlabel(words.axis_words(grid.x))
     axis.set_title("predicted" if side else "measured")
     axis.tick_params(length=0)
     for spine in axis.spines.values():
@@ -262,14 +252,12 @@ def _draw(
 def _hole(row: pd.Series | None, grid: Grid, x: int, y: int, side: str) -> str:
     if row is None:
         place = grid.fixed | {grid.x: x, grid.y: y}
-        return "k > N" if int(place["rank"]) > int(place["seq_len"]) else "not run"
+        return words.hole("", place)
     if side:
         return "no pre-\ndiction"
-    text = row["missing"] or "no time"
-    for status in ("oom", "timeout", "crashed", "incorrect", "invalid", "skipped", "unsupported"):
-        if f": {status}" in text:
-            return f"{text.split(':')[0].rpartition(' ')[2]}\n{status}"
-    return "not run"
+    text = row["missing"] or ""
+    short = words.hole(text)
+    return f"{text.split(':')[0].rpartition(' ')[2]}\n{short}" if short in words.FAILURES else short
 
 
 def _contour(axis: Axes, grid: Grid, side: str, line: str) -> None:

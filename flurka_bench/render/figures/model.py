@@ -13,6 +13,7 @@ from flurka_bench.answers.stages import (
     stage_counts,
     stage_seconds,
 )
+from flurka_bench.answers.words import axis_words
 from flurka_bench.render.figures import style
 from flurka_bench.render.figures.heatmap import axis_name
 from flurka_bench.words.sizes import STAGES
@@ -112,7 +113,7 @@ def error_map(frame: pd.DataFrame, x: str = "seq_len", y: str = "rank") -> Figur
     bar.minorticks_off()
     style.title(
         fig,
-        f"Error of the model by {style.SYMBOLS[x]} (across) and {style.SYMBOLS[y]} (up; –: has none)\n{both['device'].iloc[0]}",
+        f"Error of the model by {axis_words(x)} (across) and {axis_words(y)} (up; –: has none)\n{both['device'].iloc[0]}",
     )
     return fig
 

@@ -18,8 +18,6 @@ from flurka_bench.words.files import (
 )
 from flurka_bench.words.text import legible
 
-SYMBOLS = {"seq_len": "sequence length N", "rank": "rank k", "num_features": "num_features m", "head_dim": "head_dim d",
-           "num_heads": "num_heads h", "batch": "batch b"}  # fmt: skip
 # Okabe and Ito's palette, told apart with every common colour vision; a family has one hue, its
 # members their line and marker.
 FAMILY_COLOURS = {

@@ -6,6 +6,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from flurka_bench.answers.words import SYMBOLS, UNDECIDED
 from flurka_bench.render.figures.heatmap import (
     Grid,
     caption,
@@ -27,14 +28,6 @@ STEPS = (
     (4.0, "#35978f", "black"),
     (float("inf"), "#01665e", "white"),
 )
-SHORT = {
-    "seq_len": "N",
-    "rank": "k",
-    "num_features": "m",
-    "head_dim": "d",
-    "num_heads": "h",
-    "batch": "b",
-}
 WIDTH = 8
 
 
@@ -42,7 +35,7 @@ def _cell(row: pd.Series | None, side: str) -> Text:
     ratio = float("nan") if row is None else float(row[f"{side}speedup"])
     if ratio != ratio:
         return Text("·".center(WIDTH), style="dim")
-    undecided = row[f"{side}verdict"] in ("AMBIGUOUS", "SAME")  # type: ignore[index]
+    undecided = row[f"{side}verdict"] in UNDECIDED  # type: ignore[index]
     sign = "~" if undecided else "+" if ratio > 1 else "-"
     _, background, ink = next(step for step in STEPS if ratio < step[0])
     return Text(f"{sign}{format_ratio(ratio)}".center(WIDTH), style=f"{ink} on {background}")
@@ -54,7 +47,7 @@ def _table(grid: Grid, side: str) -> Table:
     table = Table(
         title=title, title_style="bold", box=None, padding=0, show_header=True, pad_edge=False
     )
-    table.add_column(f"{SHORT[grid.y]} \\ {SHORT[grid.x]} ", justify="right")
+    table.add_column(f"{SYMBOLS[grid.y]} \\ {SYMBOLS[grid.x]} ", justify="right")
     for x in grid.xs:
         table.add_column(
             f"{x}*" if (grid.x, x) in thin else str(x),

@@ -5,6 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flurka_bench.answers import words
 from flurka_bench.answers.baselines import FAMILY_OF
 from flurka_bench.answers.speedup import prepare
 from flurka_bench.answers.tradeoff import pareto_front
@@ -73,11 +74,7 @@ def pareto(
         if (np.abs(labelled - place).max(axis=1) < 0.08).any():
             continue  # the label would lie on its neighbour's
         labelled = np.vstack([labelled, place])
-        knobs = ", ".join(
-            f"{symbol} {int(row[name])}"
-            for name, symbol in (("rank", "k"), ("num_features", "m"))
-            if row.get(name, 0) > 0
-        )
+        knobs = ", ".join(words.sizes(row, words.KNOBS))
         axis.annotate(
             knobs, (row[seconds], row[cost]), xytext=(6, 6), textcoords="offset points", fontsize=7
         )
@@ -132,12 +129,7 @@ def memory(frame: pd.DataFrame) -> Figure:
     rows = _biggest(rows, "seq_len")
     fig = style.figure(7.8, 4.8)
     axis = fig.subplots()
-    fixed = {}
-    for knob in ("rank", "num_features"):
-        tested = sorted(set(rows.loc[~rows["mechanism"].str.endswith("-elu"), knob]) - {0})
-        fixed[knob] = tested[len(tested) // 2] if tested else 0
-        free = rows["mechanism"].str.endswith("-elu") if knob == "num_features" else False
-        rows = rows[rows[knob].isin([0, fixed[knob]]) | free]
+    rows, fixed = words.at_middle(rows)
     for mechanism in [name for name in style.LINES if (rows["mechanism"] == name).any()]:
         own = (
             rows[rows["mechanism"] == mechanism]
@@ -152,7 +144,7 @@ def memory(frame: pd.DataFrame) -> Figure:
     style.log_axis(axis, "x", rows["seq_len"].to_numpy())
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(lambda value, _: format_bytes(value))
-    axis.set_xlabel(style.SYMBOLS["seq_len"])
+    axis.set_xlabel(words.axis_words("seq_len"))
     axis.set_ylabel("peak memory of one call")
     axis.grid(True, color="0.92")
     style.title(fig, f"Peak memory\n{caption(rows.iloc[0].to_dict() | {'seq_len': 0} | fixed)}")
@@ -197,7 +189,7 @@ def devices(cells: pd.DataFrame, axis: str = "seq_len") -> Figure:
     plot.axhline(1, color="black", linewidth=0.8)
     style.ratio_axis(plot)
     plot.set_xticks(range(len(places)), [str(place) for place in places])
-    plot.set_xlabel(style.SYMBOLS[axis])
+    plot.set_xlabel(words.axis_words(axis))
     first = cells.iloc[0]
     plot.set_ylabel(f"speedup of {first['subject']}")
     style.title(
