@@ -52,7 +52,7 @@ lock: $(VENV)/.test ## compile constraints.txt anew
 cuda: $(VENV)/.test ## on a machine with a GPU: everything that can only be proven there
 	$(BIN)/python scripts/on_cuda.py
 
-figures: $(VENV)/.test ## from results/reference: every picture and page of README and docs, and README's tables
+figures: $(VENV)/.test ## from results/reference: every picture, page and table of README and docs
 	$(BIN)/python scripts/figures.py
 
 clean: ## remove the virtual environment and caches

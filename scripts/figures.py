@@ -1,16 +1,17 @@
-"""Every picture and page that the README and the docs show, and the README's tables, from
-results/reference and the model.
+"""Every picture, page and table that the README and the docs show, from results/reference and
+the model.
 
     python scripts/figures.py              # all of it: a few minutes
-    python scripts/figures.py readme       # the README's blocks alone; also: pictures, pages
+    python scripts/figures.py blocks       # the tables alone; also: pictures, pages
 
-The README's blocks stand between ``<!-- figures: NAME -->`` and ``<!-- end -->``, and are printed
-as they are replaced.
+A table stands between ``<!-- figures: NAME -->`` and ``<!-- end -->``, once in the README or in
+docs/, and is printed as it is replaced.
 """
 
 import shutil
 import subprocess
 import sys
+import textwrap
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -98,7 +99,9 @@ def quick_block() -> str:
     with redirect_stdout(text):
         _print_answer(
             QUICK,
-            SimpleNamespace(wall_s=run.meta["wall_s"], time_in_calls_s=run.meta["time_in_calls_s"]),
+            SimpleNamespace(
+                wall_s=run.meta["wall_s"], time_in_calls_s=run.meta["time_in_calls_s"], num_late=0
+            ),
             as_json=False,
         )
     start = text.getvalue().rindex("\nlayer forward")
@@ -129,12 +132,13 @@ def layer_block() -> str:
             f"| {label} | {' | '.join(counts)} | {format_ratio(row['median'])} | {best} | {signs.iou[row['baseline']]:.2f} |"
         )
     every = judged.times.iloc[0]
-    lines.append(
-        f"\nPredictions (one minute of calibration, none of these cases in it) were off by {percent(every['mape'])} in the mean "
-        f"(median {percent(every['median_ape'])}). The last column is the overlap of the predicted and the measured winning "
-        "region over the cells that differ by more than the noise."
+    told = (
+        f"The predictions rest on one minute of calibration, with none of these cases in it. They were "
+        f"off by {percent(every['mape'])} in the mean (median {percent(every['median_ape'])}). IoU is "
+        "the overlap of the predicted and the measured winning region, over the cells that differ by "
+        "more than the noise."
     )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *textwrap.wrap(told, 100)])
 
 
 def recommend_block() -> str:
@@ -184,24 +188,23 @@ def _form(each: recommend.Candidate) -> str:
     return f"{told} ({words})" if words else told
 
 
-def readme() -> None:
-    """Replace the blocks of the README."""
-    path = Path("README.md")
-    text = path.read_text(encoding="utf-8")
-    for name, block in (
-        ("quick", quick_block),
-        ("layer", layer_block),
-        ("recommend", recommend_block),
-    ):
+BLOCKS = {"quick": quick_block, "layer": layer_block, "recommend": recommend_block}
+PAGES = (Path("README.md"), *sorted(Path("docs").glob("*.md")))
+
+
+def blocks() -> None:
+    """Replace the tables of the README and the docs, each where it stands."""
+    for name, block in BLOCKS.items():
+        mark = f"<!-- figures: {name} -->\n"
+        places = [path for path in PAGES if mark in path.read_text(encoding="utf-8")]
+        assert len(places) == 1, f"block {name!r} stands in {len(places)} pages, not one"
         told = block()
         print(told, end="\n\n")
-        head, found, rest = text.partition(f"<!-- figures: {name} -->\n")
-        assert found, f"README.md has no block {name!r}"
-        text = head + found + told + rest[rest.index("\n<!-- end -->") :]
-    write_atomically(path, text)
+        head, found, rest = places[0].read_text(encoding="utf-8").partition(mark)
+        write_atomically(places[0], head + found + told + rest[rest.index("\n<!-- end -->") :])
 
 
 if __name__ == "__main__":
-    parts = {"readme": readme, "pictures": pictures, "pages": pages}
+    parts = {"blocks": blocks, "pictures": pictures, "pages": pages}
     for part in sys.argv[1:] or parts:
         parts[part]()
