@@ -187,7 +187,9 @@ def host_known(profile: hardware.Profile, rows: Rows) -> hardware.Profile:
     operator = operator_of(rows)
     if operator.launch_of(rows) != "launch_eager_s":
         return profile
-    return profile.with_measured({operator.prefix(rows) + "launch_eager_s": dispatch(rows)}, {})
+    return profile.with_measured(
+        {".".join((*operator.group(rows), "launch_eager_s")): dispatch(rows)}, {}
+    )
 
 
 def sample(rows: Rows, count: int, seed: int) -> Rows:

@@ -123,7 +123,7 @@ def host_known(profile: Profile, rows: Rows) -> Profile:
     small = rows.columns["B"] * rows.columns["H"] * 8 < HOST_BYTES
     own = float(np.median(rows.seconds[small]))
     return profile.with_measured(
-        {**profile.measured, operator_of(rows).prefix(rows) + "launch_eager_s": own}, {}
+        {**profile.measured, ".".join((*operator_of(rows).group(rows), "launch_eager_s")): own}, {}
     )
 
 
@@ -167,7 +167,7 @@ def fit(
     result = moved(shift)
     if kind != "attention":
         launches = [
-            profile.measured[operator_of(rows).prefix(rows) + "launch_eager_s"]
+            profile.measured[".".join((*operator_of(rows).group(rows), "launch_eager_s"))]
             / DISPATCH.get(rows.op, 1.0)
             for profile, rows in picked
         ]

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from flurka_bench.cases.case import Case
+from flurka_bench.cost.model import model_of
 from flurka_bench.cost.predict import (
     predict,
     predict_lowered,
@@ -97,7 +98,9 @@ def flash_paper(path: Path) -> tuple[float, float]:
             )  # fmt: skip
             measured = float(row["latency_ms"])
             plain = predict([case], profile)[0].seconds * 1e3
-            launched = float(predict_lowered(as_launched(case), case, profile).seconds[0]) * 1e3
+            launched = (
+                float(predict_lowered(as_launched(case), case, model_of(profile)).seconds[0]) * 1e3
+            )
             print(
                 f"{case.mechanism:12s} {case.seq_len:7d} {measured:9.2f} {plain:8.2f} {launched:11.2f}"
             )
@@ -136,7 +139,7 @@ def transformer_models(path: Path) -> None:
             )
             ops = [op for op in lower(case, "cuda") if op.phase != "optimizer"]
             profile = load(row["device"]).with_measured({}, {})
-            predicted = float(predict_lowered(ops, case, profile).seconds[0]) * 1e3
+            predicted = float(predict_lowered(ops, case, model_of(profile)).seconds[0]) * 1e3
             measured = float(row["latency_ms"])
             errors.setdefault(row["device"], []).append(predicted / measured - 1)
             print(

@@ -21,11 +21,18 @@ from flurka_bench.cost.cpu_rows import (
     predict_rows,
 )
 from flurka_bench.cost.fitting import Rows
-from flurka_bench.cost.predict import predict
+from flurka_bench.cost.model import model_of
+from flurka_bench.cost.predict import (
+    predict,
+    predict_ops,
+)
 from flurka_bench.devices.shapes import cpu_probes
 from flurka_bench.hardware.detect import detect_cpu
+from flurka_bench.lowering import lower
+from flurka_bench.lowering.fusion import fuse
 from flurka_bench.words.errors import RequestError
 from flurka_bench.words.ops import (
+    WORKS,
     Op,
     Tensor,
 )
@@ -104,17 +111,55 @@ def test_the_heap_serves_again_what_was_freed():
 
 
 def test_a_maximum_along_an_axis_with_few_neighbours_takes_one_element_at_a_time():
-    def cycles(name, apart):
-        one = seconds(replace(op(), kind="reduction", name=name, rows=16, cols=62_500, inner=apart))
-        return (
-            one
-            - seconds(
-                replace(op(), kind="reduction", name="key_mean", rows=16, cols=62_500, inner=64)
-            )
-        ) * CPU.boost_clock_hz
+    reduction = replace(op(), kind="reduction", work="sum", rows=16, cols=62_500, inner=64)
 
-    assert cycles("key_maximum", 16) > 1e6 > 100 > abs(cycles("key_maximum", 64))
-    assert abs(cycles("key_mean", 16)) < 100
+    def cycles(work, apart):
+        one = seconds(replace(reduction, work=work, inner=apart))
+        return (one - seconds(reduction)) * CPU.boost_clock_hz
+
+    assert cycles("maximum", 16) > 1e6 > 100 > abs(cycles("maximum", 64))
+    assert abs(cycles("sum", 16)) < 100
+
+
+LAYER = Case(mechanism="flurka-favor", level="layer", pass_="train", rank=64, num_features=32)
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+@pytest.mark.parametrize("mechanism", ["flurka-favor", "flurka-relu", "flurka-elu"])
+def test_what_an_op_is_called_costs_nothing(mechanism, backend):
+    case = LAYER.replace(mechanism=mechanism, backend=backend)
+    ops = lower(case, "cpu")
+    renamed = [replace(one, name=f"op{at}") for at, one in enumerate(ops)]
+    found = [
+        [float(each.terms.seconds[0]) for each in predict_ops(some, model_of(CPU))]
+        for some in (ops, renamed)
+    ]
+    assert found[0] == found[1]
+
+
+def test_the_tape_says_what_an_element_takes():
+    def works(mechanism):
+        ops = lower(LAYER.replace(mechanism=mechanism), "cpu")
+        return {one.work for one in ops if one.kind in ("elementwise", "reduction")}
+
+    assert works("flurka-favor") == {"arithmetic", "division", "exp", "maximum", "sum"}
+    assert works("flurka-relu") == {"arithmetic", "division", "select", "sum"}
+    assert works("flurka-elu") == {"arithmetic", "division", "exp", "expm1", "sum"}
+    exp = op(name="e", work="exp", reads=("x",), writes=("y",))
+    add = op(name="a", reads=("y",), writes=("z",))
+    assert [one.work for one in fuse([exp, add])] == [
+        "exp"
+    ]  # a fused kernel takes its dearest part
+    model = lower(LAYER.replace(level="model"), "cpu")
+    assert {one.work for one in model if "gelu" in one.name} == {"gelu"}
+    for work in set(WORKS) - {"maximum", "sum"}:
+        one = replace(op(), work=work)
+        none, some = (by_hand(one, **{field(work): cycles}) for cycles in (0.0, 50.0))
+        assert some - none == pytest.approx(50e6 / (2 * HZ), rel=1e-3), work
+
+
+def field(work):
+    return {"expm1": "elu", "arithmetic": "vector"}.get(work, work) + "_cycles"
 
 
 @pytest.mark.parametrize("side", ["rows", "inner", "cols"])

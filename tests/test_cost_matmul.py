@@ -10,12 +10,11 @@ import pytest
 from flurka_bench.cost import matmul
 from flurka_bench.cost.fitting import Residual
 from flurka_bench.cost.matmul import (
-    BOUNDS,
-    LAUNCHES,
     MatmulConstants,
     constants_of,
     matmul_terms,
 )
+from flurka_bench.cost.terms import LAUNCHES
 from flurka_bench.hardware import (
     load,
     names,
@@ -112,9 +111,7 @@ def test_bands_of_rows_read_the_right_operand_again():
 
 def test_the_left_operand_alone_is_exposed_on_its_way_from_memory():
     cold = bare(exposed_read=0.25)
-    cold_s, bare_s = (
-        seconds(each, 1, 4096, 128, 512, working_set_bytes=np.inf) for each in (cold, BARE)
-    )
+    cold_s, bare_s = (seconds(each, 1, 4096, 128, 512, l2_share=0) for each in (cold, BARE))
     assert cold_s - bare_s == pytest.approx(
         0.25 * 2 * 4096 * 512 / load(A100).memory_bandwidth_bytes_per_s, rel=1e-3
     )
@@ -126,11 +123,11 @@ def test_the_left_operand_alone_is_exposed_on_its_way_from_memory():
 def test_dispatch_hides_kernels_shorter_than_its_overlap():
     host = bare(launch_eager_s=1e-2, host_overlap=0.3)
     kernel = seconds(BARE, 1, 4096, 4096, 4096)
-    assert seconds(host, 1, 4096, 4096, 4096, launch="eager") == pytest.approx(1e-2, rel=1e-6)
+    assert seconds(host, 1, 4096, 4096, 4096, launch="eager") == pytest.approx(1e-2, rel=1e-3)
     long = seconds(
         bare(launch_eager_s=kernel, host_overlap=0.3), 1, 4096, 4096, 4096, launch="eager"
     )
-    assert long == pytest.approx(1.7 * kernel, rel=1e-6)
+    assert long == pytest.approx(1.7 * kernel, rel=1e-3)
 
 
 def test_the_fastest_candidate_tile_wins():
@@ -186,11 +183,11 @@ def test_cold_operands_come_from_dram_at_its_bandwidth():
         8192,
         constants=constants,
         launch="none",
-        working_set_bytes=np.inf,
+        l2_share=0,
     )
     warm = matmul_terms(profile, "bfloat16", 1, 16, 8192, 8192, constants=bare(), launch="none")
-    assert cold.dram == pytest.approx(moved / profile.memory_bandwidth_bytes_per_s, rel=1e-5)
-    assert warm.dram < 0.01 * cold.dram
+    assert cold.memory == pytest.approx(moved / profile.memory_bandwidth_bytes_per_s, rel=1e-5)
+    assert warm.memory < 0.01 * cold.memory
 
 
 def test_the_power_limit_slows_long_calls_only():
@@ -208,7 +205,7 @@ def test_the_power_limit_slows_long_calls_only():
     )  # 312 W: under the limit
 
 
-@pytest.mark.parametrize("launch", LAUNCHES)
+@pytest.mark.parametrize("launch", [*LAUNCHES, "events"])
 def test_launch_is_added_once(launch):
     expected = {"eager": 3e-5, "graph": 2e-6, "events": 5e-6, "none": 0.0}[launch]
     difference = seconds(BARE, 3, 512, 512, 512, launch=launch) - seconds(BARE, 3, 512, 512, 512)
@@ -236,7 +233,7 @@ def test_never_above_peak_flops_or_bandwidth(name, dtype, shapes):
             *shapes,
             layout=layout,
             launch="none",
-            working_set_bytes=np.inf,
+            l2_share=0,
             real=np.float64,
         )
         flops = 2.0 * batch * rows * cols * inner
@@ -291,7 +288,7 @@ def test_float32_arithmetic_is_precise_enough(shapes):
     assert np.quantile(np.abs(quick / exact - 1), 0.99) < 1e-4
 
 
-def test_sizes_broadcast_and_bounds_have_names():
+def test_sizes_broadcast_and_parts_tell_the_bound():
     terms = matmul_terms(
         load(H100),
         "bfloat16",
@@ -300,13 +297,12 @@ def test_sizes_broadcast_and_bounds_have_names():
         8192,
         8192,
         launch="none",
-        working_set_bytes=np.inf,
+        l2_share=0,
     )
     assert terms.seconds.shape == (2,)
-    assert list(terms.bound) == ["dram", "compute"]
-    assert set(terms.bound) <= set(BOUNDS)
+    assert list(terms.memory > terms.compute) == [True, False]
     empty = matmul_terms(load(H100), "bfloat16", 1, 1, 1, 1, launch="graph")
-    assert empty.seconds.shape == () and str(empty.bound) in ("launch", "latency")
+    assert empty.seconds.shape == () and empty.launch + empty.latency > 0.9 * empty.seconds
 
 
 def test_wrong_words_are_refused_with_the_accepted_ones():
@@ -371,9 +367,9 @@ def test_bytes_from_memory_draw_power_too():
     c = bare(picojoules_per_byte=1000.0, clock_exponent=0.0, power_window_s=0.0, l2_capacity=1e-9)
     profile = load(A100)
     t = matmul_terms(
-        profile, "bfloat16", 1, 8192, 8192, 128, launch="none", constants=c, working_set_bytes=np.inf,
+        profile, "bfloat16", 1, 8192, 8192, 128, launch="none", constants=c, l2_share=0,
         real=np.float64,
     )  # fmt: skip
     joules = 2 * (8192 * 128 * 2 + 8192 * 8192) * 1e-9
     assert t.seconds == pytest.approx(joules / profile.tdp_w, rel=1e-3)
-    assert float(t.power) > 0
+    assert float(t.compute) > 0.9 * float(t.seconds)  # the limit's part counts as arithmetic

@@ -10,6 +10,7 @@ from flurka_bench.cases.case import Case
 from flurka_bench.cases.registry import MECHANISMS
 from flurka_bench.cost import uncertainty
 from flurka_bench.cost.attention import attention_terms
+from flurka_bench.cost.model import model_of
 from flurka_bench.cost.predict import (
     BOUNDS,
     predict,
@@ -35,6 +36,7 @@ from flurka_bench.words.sizes import (
 )
 
 H100 = load("h100").with_measured({}, {})
+MODEL = model_of(H100)
 CASE = Case(
     mechanism="flurka-relu",
     dtype="bfloat16",
@@ -78,7 +80,7 @@ def test_launches_order():
     ]
     assert seconds == sorted(seconds)
     assert seconds[1] - seconds[0] == pytest.approx(
-        sum(p.terms.launch for p in predict_ops(lower(CASE, "cuda"), H100, launch="graph")),
+        sum(p.terms.launch for p in predict_ops(lower(CASE, "cuda"), MODEL, launch="graph")),
         rel=1e-3,
     )
 
@@ -87,7 +89,7 @@ def test_host_runs_ahead_of_long_kernels():
     """Eager: small cases take the sum of the dispatches, large ones the device's time and the first
     dispatch."""
     small, large = (CASE.replace(mechanism="full-math", seq_len=n) for n in (128, 16384))
-    dispatches = sum(p.terms.launch for p in predict_ops(lower(small, "cuda"), H100))
+    dispatches = sum(p.terms.launch for p in predict_ops(lower(small, "cuda"), MODEL))
     (p,) = predict([small], H100)
     assert p.seconds == pytest.approx(dispatches, rel=1e-3)
     assert p.bound == "launch"
@@ -107,11 +109,11 @@ def test_measured_dispatch_replaces_the_default():
 def test_an_operand_just_written_is_read_from_l2():
     """The same read costs less after a small producer than after one whose result pushed it out."""
     near = predict_ops(
-        [stream("a", "x", "y", 4e6), stream("b", "y", "z", 4e6)], H100, launch="none", cache="cold"
+        [stream("a", "x", "y", 4e6), stream("b", "y", "z", 4e6)], MODEL, launch="none", cache="cold"
     )
     far = predict_ops(
         [stream("a", "x", "y", 4e6), stream("big", "p", "q", 4e9), stream("b", "y", "z", 4e6)],
-        H100,
+        MODEL,
         launch="none",
         cache="cold",
     )
@@ -467,7 +469,7 @@ def test_fused_feature_kernels_pay_for_what_their_ops_count(mechanism, products,
     )
     ops = [op for op in lower(case, "cuda") if op.kind == "attention"]
     assert len(ops) == 2
-    for op, each in zip(ops, predict_ops(ops, h100, launch="none")):
+    for op, each in zip(ops, predict_ops(ops, model_of(h100), launch="none")):
         expected = attention_terms(
             h100, op.dtype, op.batch, op.rows, op.cols, op.inner, products=products, exponentials=exponentials,
             bytes_moved=op.bytes_read + op.bytes_written, launch="none",
@@ -525,7 +527,7 @@ def test_an_op_reaches_its_model_with_its_products_and_passes():
     case = Case(mechanism="full-sdpa", seq_len=512, pass_="train", dtype="bfloat16")
     ops = [op for op in lower(case, "cuda") if op.kind == "attention"]
     for op, products in zip(ops, (2.0, 5.0), strict=True):
-        found = predict_ops([op], profile, launch="none")[0].terms.kernel
+        found = predict_ops([op], model_of(profile), launch="none")[0].terms.kernel
         backward = products == 5
         moved = op.bytes_read + op.bytes_written
         by_hand = attention_terms(
@@ -536,7 +538,7 @@ def test_an_op_reaches_its_model_with_its_products_and_passes():
     case = Case(mechanism="full-math", seq_len=8192, pass_="train")
     ops = [op for op in lower(case, "cuda") if op.kind == "softmax"]
     for op, passes in zip(ops, (3, 2), strict=True):
-        found = predict_ops([op], profile, launch="none", cache="cold")[0].terms.kernel
+        found = predict_ops([op], model_of(profile), launch="none", cache="cold")[0].terms.kernel
         by_hand = softmax_terms(
             profile, 8 * 8192, 8192, bytes_read=op.bytes_read, bytes_written=op.bytes_written,
             passes=passes, l2_share=np.float32(0), launch="none",

@@ -22,9 +22,6 @@ from flurka_bench.devices.device import (
     Reading,
 )
 from flurka_bench.devices.microbenchmarks import (
-    ATTENTION,
-    MATMUL,
-    ROW,
     Calibration,
     knee,
     measure,
@@ -37,6 +34,7 @@ from flurka_bench.devices.shapes import (
     streaming_probes,
 )
 from flurka_bench.hardware import load
+from flurka_bench.hardware.rows import SHAPES
 from flurka_bench.words.errors import RequestError
 
 SMALL = [
@@ -71,7 +69,7 @@ def test_rows_have_the_published_columns(tmp_path, no_figures):
         "here.rows.csv",
         "here.attention.csv",
     ]
-    for path, columns in zip(files, (MATMUL, ROW, ATTENTION)):
+    for path, columns in zip(files, SHAPES.values()):
         with path.open() as stream:
             rows = list(csv.DictReader(stream))
         assert list(rows[0]) == ["device", "op", "dtype", *columns, "latency_ms"]

@@ -368,12 +368,10 @@ def _forget(profile: "Profile", groups: "list[Rows]") -> "Profile":
     from flurka_bench.cost.operators import OPERATORS
 
     known = {op: operator for operator in OPERATORS for op in operator.ops}
-    prefixes = tuple(known[group.op].prefix(group) for group in groups if group.op in known)
-    kept = {
-        name: value
-        for name, value in profile.measured.items()
-        if not (prefixes and name.startswith(prefixes))
-    }
+    kept = profile.measured
+    for group in groups:
+        if group.op in known:
+            kept = kept.without(*known[group.op].group(group))
     return profile.with_measured(kept, profile.measured_about)
 
 

@@ -88,7 +88,7 @@ def check_dtype(profile: "Profile", dtype: str) -> None:
             f"{profile.name} has no {dtype} units; predicted at the float32 rate, at which libraries emulate it"
             + (f" (it has units for {profile.own_dtype})" if profile.own_dtype != "float32" else "")
         )
-    elif not any(f".{dtype}" in name for name in profile.measured):
+    elif not profile.measured.knows("cpu", dtype):
         note(
             f"nothing is known of {dtype} on {profile.name}; predicted at the float32 rate"
             f" (flurka-bench calibrate --dtype float32,{dtype} measures it)"

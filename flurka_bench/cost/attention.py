@@ -16,12 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from flurka_bench.cost.elementwise import dram_bandwidth_bytes_per_s
+from flurka_bench.cost.matmul import (
+    MatmulConstants,
+    power_s,
+)
 from flurka_bench.cost.matmul import constants_of as matmul_constants
 from flurka_bench.cost.terms import (
     Terms,
     constants_of,
+    dram_bandwidth_bytes_per_s,
     launch_of,
+    shipped_table,
 )
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.words.sizes import DTYPE_BYTES
@@ -54,6 +59,7 @@ KERNELS = {
     "flash4": Kernel(tiles=((1024, 256, 128),), emulated=0.25, split="idle"),
     "efficient": Kernel(tiles=((64, 64, 64), (1024, 32, 128)), resident=2),
 }
+DRAM_EFFICIENCY = 0.9  # of the usable bandwidth; no row is bound by it
 SCORE_LANE_OPS = 3  # a score's comparison, scaled subtraction and sum
 MAX_SPLITS = 128
 MIN_SPLIT_BLOCKS = 5  # both rules leave four blocks of keys or fewer in one piece
@@ -85,7 +91,10 @@ def attention_constants(
 ) -> AttentionConstants:
     """The constants for a dtype on a device."""
     return constants_of(
-        AttentionConstants, "attention", profile, ("attention.", f"attention.{dtype}."), table
+        AttentionConstants,
+        (table or shipped_table())["attention"],
+        profile.measured.constants("attention"),
+        profile.measured.constants("attention", dtype),
     )
 
 
@@ -110,116 +119,112 @@ def attention_terms(
     bytes_moved: Any = None,
     launch: str = "graph",
     constants: AttentionConstants | None = None,
-    real: type = np.float32,
+    board: MatmulConstants | None = None,
+    real: Any = np.float32,
 ) -> Terms:
     """Seconds of fused attention over ``heads`` (batch x heads), elementwise over arrays that
-    broadcast.
+    broadcast; never less than the peak FLOP/s allow.
 
     Args:
-        profile: the hardware target.
-        dtype: of q, k, v and the result.
-        heads, queries, keys, head_dim: sizes, at least 1.
-        products: matrix products of (queries, keys, head_dim) done: 2 forward, 5 backward with its
-            recomputation, 1 where features replace the scores and need no product (elu + 1).
-        exponentials: a score: 1 for softmax, 0 for ReLU features, which need no running maximum
-            either.
+        products: of (queries, keys, head_dim): 2 forward, 5 backward with its recomputation, 1
+            where features replace the scores and need no product (elu + 1).
+        exponentials: a score: 1 for softmax, 0 for ReLU features, which need no running maximum.
         backward: whether the backward kernel's efficiency applies.
         bytes_moved: operands and results once; by default q, k, v and the output.
+        board: whose energy per FLOP counts; by default that of the dtype's matmuls.
         launch, constants, real: as for ``elementwise_terms``.
-
-    Returns:
-        Terms, in seconds. Never less than the peak FLOP/s allow.
     """
     c = constants or attention_constants(profile, dtype)
-    kernel = kernel_of(profile, dtype)
-    heads, queries, keys, head_dim = np.broadcast_arrays(
+    sizes = np.broadcast_arrays(
         *(np.asarray(x, dtype=real) for x in (heads, queries, keys, head_dim))
     )
-    shape = heads.shape
+    shape = sizes[0].shape
     products, exponentials = (
         np.broadcast_to(np.asarray(x, dtype=real), shape).ravel() for x in (products, exponentials)
     )
-    heads, queries, keys, head_dim = (
-        np.atleast_1d(x).ravel() for x in (heads, queries, keys, head_dim)
-    )
-    rows, columns = _tile(kernel, head_dim)
-    padded = np.asarray(PADDED_HEAD_DIMS, dtype=real)[
-        np.minimum(np.searchsorted(PADDED_HEAD_DIMS, head_dim), 5)
-    ]
-    padded = np.maximum(padded, head_dim)
-    floor = real(c.floor_s)
-    full_rows = rows
-    rows = np.minimum(rows, np.ceil(queries / real(kernel.group)) * real(kernel.group))
-    blocks = np.ceil(keys / columns)
-    tiles = heads * np.ceil(queries / rows)
-    splits = _splits(kernel, tiles, blocks, profile.num_sms)
-    waves = np.ceil(tiles * splits / real(profile.num_sms))
-
-    clock_hz, sms = profile.boost_clock_hz, profile.num_sms
+    heads, queries, keys, head_dim = (np.atleast_1d(x).ravel() for x in sizes)
+    if bytes_moved is None:
+        bytes_moved = DTYPE_BYTES[dtype] * 2 * heads * head_dim * (queries + keys)
     peak = profile.peak_flops[profile.matmul_unit(dtype)]
+    one = _Call(profile, kernel_of(profile, dtype), c, heads, queries, keys, head_dim)
     efficiency = c.matmul_efficiency * (c.backward_efficiency if backward else 1.0)
-    multiply = padded * products * real(2 * sms / (peak * efficiency))
-    clocks = exponentials * real((1 - kernel.emulated) / profile.special_per_clock_per_sm) + real(
-        SCORE_LANE_OPS / profile.vector_lanes_per_sm
-    )
-    special = clocks * real(c.exposed_softmax / clock_hz)
-    rescale = np.where(
-        exponentials > 0,
-        padded / columns * products * real(c.rescale_clocks / 2 / clock_hz),
-        real(0),
-    )
-    scores = rows * columns * np.ceil(blocks / splits)  # of one tile and split
-    alone = 1 + c.alone_slowdown * (waves == 1) if kernel.resident > 1 else 1.0
-    busy = (
-        waves
-        * (
-            scores * (multiply + special + rescale)
-            + rows / full_rows * real(c.tile_s / kernel.resident**2)
-        )
-        * alone
-    )
-    bandwidth = dram_bandwidth_bytes_per_s(profile, 0.9)
-    partial = (
-        real(8 * c.combine_traffic / bandwidth) * splits * heads * queries * head_dim
-    )  # float32 out and in
-    combine = np.where(splits > 1, real(c.combine_s) + partial, real(0))
-    busy = busy + combine
-    busy = busy * (1 + real(c.sustained_slowdown) * busy / (busy + real(c.sustained_window_s)))
-    busy = busy + _power(
-        profile, dtype, 2 * products * heads * np.ceil(queries / rows) * rows * keys * padded, busy
-    )
-    moved = (
-        bytes_moved
-        if bytes_moved is not None
-        else DTYPE_BYTES[dtype] * 2 * heads * head_dim * (queries + keys)
-    )
-    memory = np.asarray(moved, dtype=real).ravel() * real(1 / bandwidth)
+    multiply = one.padded * products * real(2 * profile.num_sms / (peak * efficiency))
+    special, rescale = one.softmax_s(products, exponentials)
+    busy, combine = one.busy_s(multiply + special + rescale)
+    done = 2 * products * heads * np.ceil(queries / one.rows) * one.rows * keys * one.padded
+    power_of = board or matmul_constants(profile, dtype)
+    busy = busy + power_s(power_of, profile.tdp_w, done, 0, busy)
+    memory = np.asarray(bytes_moved, dtype=real).ravel() * real(1 / one.bandwidth)
     flops = 2 * products * heads * queries * keys * head_dim
-    on_device = np.maximum(np.maximum(busy, memory), flops * real(1 / peak)) + floor
+    on_device = np.maximum(np.maximum(busy, memory), flops * real(1 / peak)) + real(c.floor_s)
     share = special / (multiply + special + rescale)
     return Terms(
-        **launch_of(profile, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap),
-        kernel=on_device.reshape(shape),
-        compute=(busy * (1 - share)).reshape(shape), special=(busy * share).reshape(shape),
-        memory=np.broadcast_to(memory, busy.shape).reshape(shape), latency=(combine + floor).reshape(shape),
-    )  # fmt: skip
+        **launch_of(c, launch),
+        kernel=on_device, compute=busy * (1 - share), special=busy * share,
+        memory=np.broadcast_to(memory, busy.shape), latency=combine + real(c.floor_s),
+    ).reshaped(shape)  # fmt: skip
 
 
-def _power(profile: Profile, dtype: str, flops: np.ndarray, busy: np.ndarray) -> np.ndarray:
-    """Seconds that the board's power limit adds, by the matmul model's energy per FLOP and its law
-    (``matmul._power``)."""
-    real = busy.dtype.type
-    c = matmul_constants(profile, dtype)
-    if profile.tdp_w is None:
-        return np.zeros_like(busy)
-    budget_w = profile.tdp_w - min(c.static_w, 0.5 * profile.tdp_w)
-    excess = np.maximum(flops * real(c.picojoules_per_flop * 1e-12 / budget_w) / busy, 1)
-    return (
-        busy
-        * (excess ** real(1 / (1 + c.clock_exponent)) - 1)
-        * busy
-        / (busy + real(c.power_window_s))
-    )
+class _Call:
+    """How the blocks of calls walk their scores: arrays of one length."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        kernel: Kernel,
+        constants: AttentionConstants,
+        heads: np.ndarray,
+        queries: np.ndarray,
+        keys: np.ndarray,
+        head_dim: np.ndarray,
+    ) -> None:
+        real = self.real = heads.dtype.type
+        self.c, self.kernel, self.profile = constants, kernel, profile
+        self.results = heads * queries * head_dim
+        self.bandwidth = dram_bandwidth_bytes_per_s(profile, DRAM_EFFICIENCY)
+        # queries of a tile where there are enough of them, and keys of a step
+        self.full_rows, self.columns = _tile(kernel, head_dim)
+        padded = np.asarray(PADDED_HEAD_DIMS, dtype=real)[
+            np.minimum(np.searchsorted(PADDED_HEAD_DIMS, head_dim), 5)
+        ]
+        self.padded = np.maximum(padded, head_dim)  # head_dim of the instructions
+        groups = np.ceil(queries / real(kernel.group))
+        self.rows = np.minimum(self.full_rows, groups * real(kernel.group))
+        blocks = np.ceil(keys / self.columns)
+        tiles = heads * np.ceil(queries / self.rows)
+        self.splits = _splits(kernel, tiles, blocks, profile.num_sms)  # pieces of the keys
+        self.scores = (
+            self.rows * self.columns * np.ceil(blocks / self.splits)
+        )  # of a tile and piece
+        self.waves = np.ceil(tiles * self.splits / real(profile.num_sms))
+
+    def softmax_s(
+        self, products: np.ndarray, exponentials: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds a score on one SM: what the products do not hide of the exponentials, and
+        rescaling."""
+        real, c, profile = self.real, self.c, self.profile
+        clocks = exponentials * real(
+            (1 - self.kernel.emulated) / profile.special_per_clock_per_sm
+        ) + real(SCORE_LANE_OPS / profile.vector_lanes_per_sm)
+        moved = real(c.rescale_clocks / 2 / profile.boost_clock_hz)
+        rescale = np.where(exponentials > 0, self.padded / self.columns * products * moved, real(0))
+        return clocks * real(c.exposed_softmax / profile.boost_clock_hz), rescale
+
+    def busy_s(self, score_s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of all waves at so much a score, with the second kernel after a split; and of
+        that kernel."""
+        real, c = self.real, self.c
+        resident = self.kernel.resident
+        tile = self.rows / self.full_rows * real(c.tile_s / resident**2)
+        alone = 1 + c.alone_slowdown * (self.waves == 1) if resident > 1 else 1.0
+        busy = self.waves * (self.scores * score_s + tile) * alone
+        # float32 out and in
+        partial = real(8 * c.combine_traffic / self.bandwidth) * self.splits * self.results
+        combine = np.where(self.splits > 1, real(c.combine_s) + partial, real(0))
+        busy = busy + combine
+        sustained = real(c.sustained_slowdown) * busy / (busy + real(c.sustained_window_s))
+        return busy * (1 + sustained), combine
 
 
 def _tile(kernel: Kernel, head_dim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -262,4 +267,6 @@ def _efficient(tiles: np.ndarray, blocks: np.ndarray, num_sms: int) -> np.ndarra
         waves - 1e-4
     )  # float32: a whole number of waves may come out a hair above
     use[counts > blocks[:, None]] = 0
-    return (use >= 0.85 * use.max(axis=1, keepdims=True)).argmax(axis=1) + tiles.dtype.type(1)
+    good = use >= 0.85 * use.max(axis=1, keepdims=True)
+    fewest: np.ndarray = good.argmax(axis=1) + tiles.dtype.type(1)
+    return fewest

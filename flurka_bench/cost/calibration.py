@@ -32,8 +32,8 @@ def calibrate(profile: Profile, rows: Rows, table: Mapping[str, Any] | None = No
         table: replaces the shipped constants that the prior is centred on.
     """
     operator = operator_of(rows)
-    prefix = operator.prefix(rows)
-    kept = {name: value for name, value in profile.measured.items() if not name.startswith(prefix)}
+    group = operator.group(rows)
+    kept = profile.measured.without(*group)
     start = operator.constants(profile.with_measured(kept, {}), rows, table)
     names = list(start)
 
@@ -41,8 +41,8 @@ def calibrate(profile: Profile, rows: Rows, table: Mapping[str, Any] | None = No
         moved = {}
         for name, by in zip(names, shift):
             value = float(start[name] * np.exp(by))
-            moved[prefix + name] = clamped(profile.kind, prefix + name, value)
-        return profile.with_measured(kept | moved, profile.measured_about)
+            moved[name] = clamped(profile.kind, ".".join((*group, name)), value)
+        return profile.with_measured(kept.with_group(group, moved), profile.measured_about)
 
     shift, _ = fit_log(
         lambda shift: np.log(operator.predict(at(shift), rows, table) / rows.seconds),
@@ -55,6 +55,5 @@ def calibrate(profile: Profile, rows: Rows, table: Mapping[str, Any] | None = No
         return fitted
     left = np.log(rows.seconds / operator.predict(fitted, rows, table))
     residual = Residual.fitted(operator.features(rows), left)
-    return fitted.with_measured(
-        {**fitted.measured, prefix + "residual": residual.as_rows()}, profile.measured_about
-    )
+    measured = fitted.measured.with_group(group, {"residual": residual.as_rows()})
+    return fitted.with_measured(measured, profile.measured_about)

@@ -13,14 +13,18 @@ for. Constants: the defaults below are a starting point (one machine, uncalibrat
 calibration measures all of them. docs/cost-model.md.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from flurka_bench.cost.fitting import Residual
-from flurka_bench.cost.terms import Terms
+from flurka_bench.cost.terms import (
+    Terms,
+    constants_of,
+)
+from flurka_bench.hardware.measured import FIGURES
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.words.ops import (
     Op,
@@ -31,7 +35,7 @@ from flurka_bench.words.ops import (
 # freed (DEFAULT_MMAP_THRESHOLD_MAX, where the dynamic threshold ends up).
 MAPPED_BYTES = 32 * 2**20
 # 1: freed memory is kept, as ``calibrate`` found it, and no result is mapped
-REUSES = "microbenchmark.reuses_memory"
+REUSES = f"{FIGURES}.reuses_memory"
 NARROW = 32  # four vectors of 256 bits (aten/src/ATen/native/cpu/Reduce.h)
 GRAIN = 32768  # elements that a thread takes at least (at::internal::GRAIN_SIZE)
 QUERY_BLOCK, KEY_BLOCK = (
@@ -102,27 +106,61 @@ MATMUL_SIZES = ("batch", "rows", "inner", "cols")  # whose logs the residual tak
 def cpu_constants(profile: Profile, dtype: str) -> CpuConstants:
     """The constants for a dtype: the defaults, over them what was measured, in float32 where not in
     ``dtype``."""
-    values: dict[str, float] = {}
-    for prefix in ("cpu.float32.", f"cpu.{dtype}."):
-        names = (field.name for field in fields(CpuConstants))
-        values |= {
-            name: profile.measured[prefix + name]
-            for name in names
-            if prefix + name in profile.measured
-        }
-    return CpuConstants(**values)
+    measured = profile.measured
+    return constants_of(
+        CpuConstants, {}, measured.constants("cpu", "float32"), measured.constants("cpu", dtype)
+    )
 
 
-def cache_bounds(profile: Profile, constants: CpuConstants | None = None) -> tuple[float, float]:
+def cache_bounds(constants: CpuConstants) -> tuple[float, float]:
     """Footprints, in units of the last cache, that stay in it and that do not."""
-    share = (constants or cpu_constants(profile, "float32")).cache_share
-    return 0.6 * share, 1.4 * share
+    return 0.6 * constants.cache_share, 1.4 * constants.cache_share
 
 
 def residual_of(profile: Profile, dtype: str) -> Residual | None:
     """What the constants leave unexplained of this machine's matmuls."""
-    found = profile.measured.get(f"cpu.{dtype}.residual")
+    found = profile.measured.constants("cpu", dtype).get("residual")
     return CpuResidual.from_rows(found) if found else None
+
+
+class CpuModel:
+    """One CPU's model (see ``cost.model.Model``): no queue, no graphs, and its own cache."""
+
+    kernels = "cpu"
+    host_overlap: float | None = None
+    dispatch_s: float | None = None  # fitted with the rows
+    reads_to_write = True
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.num_threads = profile.num_sms
+        self.cache = cache_bounds(cpu_constants(profile, "float32"))
+        self._reuses_memory = reuses_memory(profile)
+        self._known: dict[str, dict[str, Any]] = {}
+
+    def list_terms(
+        self,
+        ops: Sequence[Op],
+        l2_shares: Sequence[np.ndarray],
+        launch: str,
+        length: int,
+        held_until: Mapping[str, int],
+    ) -> list[Terms]:
+        """Terms of a list that runs again and again; see ``cpu_terms`` and ``fresh_pages``."""
+        fresh = [0] * len(ops) if self._reuses_memory else fresh_pages(ops, held_until)
+        return [
+            cpu_terms(
+                op, self.profile, share, launch, length, faulting=pages, **self._own(op.dtype)
+            )
+            for op, share, pages in zip(ops, l2_shares, fresh)
+        ]
+
+    def _own(self, dtype: str) -> dict[str, Any]:
+        if dtype not in self._known:
+            constants = cpu_constants(self.profile, dtype)
+            residual = residual_of(self.profile, dtype)
+            self._known[dtype] = {"constants": constants, "residual": residual}
+        return self._known[dtype]
 
 
 def cpu_terms(
@@ -146,7 +184,7 @@ def cpu_terms(
     hz = profile.boost_clock_hz
 
     def column(value: Any) -> np.ndarray:
-        array = np.asarray(value, dtype=real)
+        array: np.ndarray = np.asarray(value, dtype=real)
         return array if array.ndim else np.full(length, array)
 
     moved = column(
@@ -173,44 +211,11 @@ def cpu_terms(
     )  # fmt: skip
 
 
-def cpu_list_terms(
-    ops: Sequence[Op],
-    profile: Profile,
-    l2_shares: Iterable[Any],
-    launch: str,
-    length: int,
-    held_until: Mapping[str, int],
-) -> list[Terms]:
-    """Terms of a list that runs again and again; see ``cpu_terms`` and ``fresh_pages``."""
-    fresh = [0] * len(ops) if reuses_memory(profile) else fresh_pages(ops, held_until)
-    known = {
-        dtype: (cpu_constants(profile, dtype), residual_of(profile, dtype))
-        for dtype in {op.dtype for op in ops}
-    }
-    found = []
-    for op, share, faulting in zip(ops, l2_shares, fresh):
-        constants, residual = known[op.dtype]
-        found.append(
-            cpu_terms(
-                op,
-                profile,
-                share,
-                launch,
-                length,
-                constants=constants,
-                residual=residual,
-                faulting=faulting,
-            )
-        )
-    return found
-
-
 def reuses_memory(profile: Profile) -> bool:
     """Whether freed memory is kept: a run sees to it; profiles calibrated before it did say
     nothing, and then glibc maps."""
-    return bool(
-        profile.measured.get(REUSES, not any(name.startswith("cpu.") for name in profile.measured))
-    )
+    found = profile.measured.figure("reuses_memory")
+    return not profile.measured.knows("cpu") if found is None else bool(found)
 
 
 def fresh_bytes_alone(op: Op, profile: Profile) -> Any:
@@ -264,7 +269,8 @@ def fresh_pages(ops: Sequence[Op], held_until: Mapping[str, int]) -> list[Any]:
     dying: list[list[str]] = [[] for _ in ops]
     for name in born:
         dying[len(ops) - 1 if name in results else last_use[name]].append(name)
-    heap = used = np.float64(0)
+    heap: Any = np.float64(0)
+    used: Any = heap
     fresh: list[Any] = []
     for _ in range(2):  # the second round starts from the heap that the first left
         fresh, on_heap = [], {}
@@ -286,7 +292,15 @@ def fresh_pages(ops: Sequence[Op], held_until: Mapping[str, int]) -> list[Any]:
 
 
 def _threads(profile: Profile, elements: np.ndarray) -> np.ndarray:
-    return np.clip(np.ceil(elements / elements.dtype.type(GRAIN)), 1, profile.num_sms)
+    whole = np.ceil(elements / elements.dtype.type(GRAIN))
+    threads: np.ndarray = np.clip(whole, 1, profile.num_sms)
+    return threads
+
+
+def _flops_per_cycle(profile: Profile, dtype: str) -> float:
+    """The peak of one thread."""
+    peak = profile.peak_flops[profile.matmul_unit(dtype)]
+    return peak / (profile.num_sms * profile.boost_clock_hz)
 
 
 def _matmul(
@@ -294,9 +308,7 @@ def _matmul(
 ) -> tuple[np.ndarray, np.ndarray]:
     batch, rows, inner, cols = (column(size) for size in (op.batch, op.rows, op.inner, op.cols))
     real = batch.dtype.type
-    flops_per_cycle = profile.peak_flops[profile.matmul_unit(op.dtype)] / (
-        profile.num_sms * profile.boost_clock_hz
-    )
+    flops_per_cycle = _flops_per_cycle(profile, op.dtype)
     shares = (
         (1 + real(c.matmul_rows) / rows)
         * (1 + real(c.matmul_cols) / cols)
@@ -318,9 +330,7 @@ def _attention(
         column(size) for size in (op.batch, op.rows, op.inner, op.cols)
     )
     real = heads.dtype.type
-    flops_per_cycle = profile.peak_flops[profile.matmul_unit(op.dtype)] / (
-        profile.num_sms * profile.boost_clock_hz
-    )
+    flops_per_cycle = _flops_per_cycle(profile, op.dtype)
     products, efficiency = (2, c.attention_efficiency)
     if op.phase != "forward":
         products, efficiency = 5, c.attention_efficiency * c.attention_backward_efficiency
@@ -367,25 +377,24 @@ def _reduction(
 ) -> np.ndarray:
     """What a reduction takes beyond its elements: something a row, or, along an axis with few
     neighbours, no vectors."""
-    real, maximum = rows.dtype.type, "max" in op.name
+    real, maximum = rows.dtype.type, op.work == "maximum"
     if isinstance(op.inner, int) and op.inner == 1:
-        return rows * real(c.maximum_row_cycles if maximum else c.reduction_row_cycles)
+        each = c.maximum_row_cycles if maximum else c.reduction_row_cycles
+        by_row: np.ndarray = rows * real(each)
+        return by_row
     narrow = (column(op.inner) < NARROW) & maximum
-    return np.where(narrow, elements * real(c.narrow_maximum_cycles), real(0))
+    alone: np.ndarray = np.where(narrow, elements * real(c.narrow_maximum_cycles), real(0))
+    return alone
+
+
+# Whose ``_cycles`` an element of an elementwise kernel takes; a mask selects one at a time.
+_CYCLES = {"expm1": "elu", "arithmetic": "vector"}
 
 
 def _cycles_of(op: Op) -> str:
     """The constant of a streaming op: by what an element takes."""
-    if op.kind in ("reduction", "copy"):
-        return f"{op.kind}_cycles"
-    if any(tensor.dtype == "bool" for tensor in op.reads):
-        return "select_cycles"  # by a mask, one element at a time
-    if isinstance(op.special_flops, int) and not op.special_flops:
-        return "vector_cycles"
-    if op.name.startswith("elu") and op.phase == "backward":
-        return "exp_cycles"  # vectorised, unlike the forward's expm1
-    names = ("gelu", "elu", "tanh", "exp")  # gelu before elu, which is part of it
-    return next((f"{name}_cycles" for name in names if name in op.name), "division_cycles")
+    work = op.kind if op.kind in ("reduction", "copy") else _CYCLES.get(op.work, op.work)
+    return f"{work}_cycles"
 
 
 def _broadcasts(op: Op) -> bool:

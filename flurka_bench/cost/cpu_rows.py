@@ -27,8 +27,17 @@ from flurka_bench.cost.terms import (
     Terms,
     resident_share,
 )
-from flurka_bench.hardware.measured import clamped
+from flurka_bench.hardware.measured import (
+    Measured,
+    clamped,
+)
 from flurka_bench.hardware.profile import Profile
+from flurka_bench.hardware.rows import (
+    ATTENTION,
+    MATMULS,
+    SHAPES,
+    STREAMING,
+)
 from flurka_bench.words.errors import (
     RequestError,
     unknown,
@@ -41,28 +50,7 @@ from flurka_bench.words.ops import (
 PRIOR_SD = 1.0  # log units: the defaults are one machine's
 NOISE = 0.05
 
-# Measured rows, by the op's name in the files: kind, name that says what an element takes, phase,
-# operands and result as (elements of B x H, or of one side), and whether the result is written in
-# place.
-_ROWS: dict[str, tuple[str, str, str, tuple[str, ...], str, bool]] = {
-    **{name: ("elementwise", name, "vector", ("BH", "BH"), "BH", False) for name in ("add", "mul")},
-    "div": ("elementwise", "divide", "special", ("BH", "BH"), "BH", False),
-    **{name: ("elementwise", name, "vector", ("BH",), "BH", False) for name in ("addu", "mulu", "relu")},
-    **{name: ("elementwise", name, "special", ("BH",), "BH", False) for name in ("exp", "tanh", "gelu", "elu")},
-    "addu_": ("elementwise", "addu", "vector", ("BH",), "BH", True),
-    "exp_": ("elementwise", "exp", "special", ("BH",), "BH", True),
-    "mul_row": ("elementwise", "mul", "vector", ("BH", "H"), "BH", False),
-    "sub_column_": ("elementwise", "sub", "vector", ("BH", "B"), "BH", True),
-    "div_column": ("elementwise", "divide", "special", ("BH", "B"), "BH", False),
-    **{name: ("reduction", name, "vector", ("BH",), "B", False) for name in ("sum", "amax")},
-    "amax_columns": ("reduction", "amax", "vector", ("BH",), "H", False),
-    "where": ("elementwise", "where", "vector", ("mask", "BH"), "BH", False),
-    "transpose": ("copy", "copy", "", ("BH",), "BH", False),
-    "softmax": ("softmax", "softmax", "forward", ("BH",), "BH", False),
-    "softmax_backward": ("softmax", "softmax", "backward", ("BH", "BH"), "BH", False),
-}  # fmt: skip
-MATMULS = ("linear", "bmm", "bmm_shared")
-ROW_OPS = (*_ROWS, *MATMULS, "attention", "attention_backward")
+ROW_OPS = (*STREAMING, *MATMULS, *ATTENTION)
 
 
 def op_of(rows: Rows) -> Op:
@@ -72,75 +60,58 @@ def op_of(rows: Rows) -> Op:
         RequestError: an op that the model does not know, or a size that its rows lack.
     """
     try:
-        if rows.op in _ROWS:
+        if rows.op in STREAMING:
             return _streaming_op(rows)
         if rows.op in MATMULS:
-            batch, m, inner, cols = (rows.columns[name] for name in "BMNK")
+            batch, m, inner, cols = (rows.columns[name] for name in SHAPES["matmul"])
             if rows.op == "linear":
                 batch, m = np.ones_like(m), batch * m
             left = m * inner * (1 if rows.op == "bmm_shared" else batch)
             tensors = [left, batch * inner * cols, batch * m * cols]
             return _op(rows, "matmul", tensors, 2, batch=batch, rows=m, inner=inner, cols=cols)
-        if rows.op in ("attention", "attention_backward"):
-            heads, queries = (
-                rows.columns["batch"] * rows.columns["num_heads"],
-                rows.columns["seq_len"],
-            )
-            keys, head_dim = rows.columns.get("num_keys", queries), rows.columns["head_dim"]
-            long, short = heads * queries * head_dim, heads * keys * head_dim
-            tensors = (
-                [long, short, short, long]
-                if rows.op == "attention"
-                else [long, long, long, short, short, long, short, short]
-            )
-            phase = "forward" if rows.op == "attention" else "backward"
-            num_reads = 3 if rows.op == "attention" else 5
-            return _op(
-                rows,
-                "attention",
-                tensors,
-                num_reads,
-                phase=phase,
-                batch=heads,
-                rows=queries,
-                inner=head_dim,
-                cols=keys,
-            )
+        if rows.op in ATTENTION:
+            return _attention_op(rows)
     except KeyError as missing:
         raise RequestError(f"rows of op {rows.op!r} lack the column {missing}") from None
     raise unknown("op", rows.op, ROW_OPS)
 
 
-def _op(measured: Rows, kind: str, numels: Sequence[Any], num_reads: int, **sizes: Any) -> Op:
+def _op(measured: Rows, kind: str, numels: Sequence[Any], num_reads: int, **fields: Any) -> Op:
     tensors = [
         Tensor(name=str(at), numel=numel, dtype=measured.dtype) for at, numel in enumerate(numels)
     ]
-    reads, writes = tuple(tensors[:num_reads]), tuple(tensors[num_reads:])
     return Op(
-        **{
-            "stage": "other",
-            "kind": kind,
-            "name": measured.op,
-            "dtype": measured.dtype,
-            "reads": reads,
-            "writes": writes,
-            **sizes,
-        }
-    )
+        stage="other", kind=kind, name=measured.op, dtype=measured.dtype,
+        reads=tuple(tensors[:num_reads]), writes=tuple(tensors[num_reads:]), **fields,
+    )  # fmt: skip
+
+
+def _attention_op(rows: Rows) -> Op:
+    columns = rows.columns
+    heads, queries = columns["batch"] * columns["num_heads"], columns["seq_len"]
+    keys, head_dim = columns.get("num_keys", queries), columns["head_dim"]
+    long, short = heads * queries * head_dim, heads * keys * head_dim
+    sizes = {"batch": heads, "rows": queries, "inner": head_dim, "cols": keys}
+    if rows.op == "attention":
+        return _op(rows, "attention", [long, short, short, long], 3, **sizes)
+    tensors = [long, long, long, short, short, long, short, short]
+    return _op(rows, "attention", tensors, 5, phase="backward", **sizes)
 
 
 def _streaming_op(rows: Rows) -> Op:
-    kind, name, does, operands, result, in_place = _ROWS[rows.op]
+    known = STREAMING[rows.op]
     b, h = rows.columns["B"], rows.columns["H"]
     numel = {"BH": b * h, "B": b, "H": h, "mask": b * h}
-    one = _op(rows, kind, [*(numel[each] for each in operands), numel[result]], len(operands), name=name, rows=b, cols=h,
-              special_flops=b * h if does == "special" else 0,
-              phase="backward" if does == "backward" else "forward")  # fmt: skip
+    tensors = [*(numel[each] for each in known.reads), numel[known.writes]]
+    one = _op(
+        rows, known.kind, tensors, len(known.reads), rows=b, cols=h, work=known.work,
+        phase="backward" if known.backward else "forward",
+    )  # fmt: skip
     if rows.op == "amax_columns":
         one = replace(one, rows=8 * h, cols=b / 8, inner=h)  # of eight blocks
-    if operands[0] == "mask":
+    if known.reads[0] == "mask":
         one = replace(one, reads=(replace(one.reads[0], dtype="bool"), *one.reads[1:]))
-    return replace(one, writes=one.reads[:1]) if in_place else one
+    return replace(one, writes=one.reads[:1]) if known.in_place else one
 
 
 def predict_rows(profile: Profile, rows: Rows, **options: Any) -> np.ndarray:
@@ -155,7 +126,7 @@ def _row_terms(profile: Profile, rows: Rows, **options: Any) -> Terms:
     share = resident_share(
         op.bytes_read + op.bytes_written,
         profile.l2_bytes,
-        *cache_bounds(profile, options.get("constants")),
+        *cache_bounds(options.get("constants") or cpu_constants(profile, "float32")),
     )
     return cpu_terms(op, profile, share, "eager", len(rows), real=np.float64, **options)
 
@@ -163,7 +134,8 @@ def _row_terms(profile: Profile, rows: Rows, **options: Any) -> Terms:
 def features(rows: Rows) -> np.ndarray:
     """Logs of the sizes (n, f), for choosing rows spread over the shapes."""
     sizes = [value for name, value in rows.columns.items() if name != "line"]
-    return np.log(np.stack(sizes, axis=1))
+    logs: np.ndarray = np.log(np.stack(sizes, axis=1))
+    return logs
 
 
 def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
@@ -178,9 +150,9 @@ def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
         RequestError: an op that the model does not know.
     """
     dtype = groups[0].dtype
-    prefix = f"cpu.{dtype}."
-    kept = {name: value for name, value in profile.measured.items() if not name.startswith(prefix)}
-    kept[REUSES] = float(reuses_memory(profile))
+    group = ("cpu", dtype)
+    reuses = {REUSES: float(reuses_memory(profile))}
+    kept = Measured({**profile.measured.without(*group), **reuses})
     bare = profile.with_measured(kept, profile.measured_about)
     start = cpu_constants(bare, dtype)
     names = [field.name for field in fields(CpuConstants)]
@@ -189,7 +161,9 @@ def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
         return replace(
             start,
             **{
-                name: clamped("cpu", prefix + name, float(getattr(start, name) * np.exp(by)))
+                name: clamped(
+                    "cpu", ".".join((*group, name)), float(getattr(start, name) * np.exp(by))
+                )
                 for name, by in zip(names, shift)
             },
         )
@@ -204,7 +178,7 @@ def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
     shift, _ = fit_log(left, np.full(len(names), PRIOR_SD), noise=NOISE)
     found = at(shift)
     seen = [name for name in names if name != "fault_s_per_byte" or not reuses_memory(bare)]
-    measured = kept | {prefix + name: getattr(found, name) for name in seen}
+    figures: dict[str, Any] = {name: getattr(found, name) for name in seen}
     anchors, logs = [], []
     for rows in (rows for rows in groups if rows.op in MATMULS):
         terms, op = _row_terms(bare, rows, constants=found), op_of(rows)
@@ -215,5 +189,5 @@ def calibrate_cpu(profile: Profile, groups: Sequence[Rows]) -> Profile:
         anchors.append(np.log(np.stack(sizes, axis=1)))
     if logs:
         residual = CpuResidual.fitted(np.concatenate(anchors), np.concatenate(logs))
-        measured[prefix + "residual"] = residual.as_rows()
-    return profile.with_measured(measured, profile.measured_about)
+        figures["residual"] = residual.as_rows()
+    return profile.with_measured(kept.with_group(group, figures), profile.measured_about)

@@ -8,7 +8,7 @@ around it. The form and every constant: docs/cost-model.md.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,12 @@ import numpy as np
 from flurka_bench.cost.terms import (
     Terms,
     constants_of,
+    dram_bandwidth_bytes_per_s,
     l2_bandwidth_bytes_per_s,
     launch_of,
     norm,
     resident_share,
+    shipped_table,
 )
 from flurka_bench.hardware.profile import Profile
 
@@ -49,22 +51,21 @@ class ElementwiseConstants:
 def elementwise_constants(
     profile: Profile, op: str = "", table: Mapping[str, Any] | None = None
 ) -> ElementwiseConstants:
-    """The constants for an op (a name of the operator files, or none) on a device."""
-    return constants_of(
+    """The constants for an op (a name of the operator files, or none) on a device.
+
+    Where an op's own dispatch was not measured, it is that of an addition times ``DISPATCH``.
+    """
+    own = profile.measured.constants("elementwise", op) if op else {}
+    constants = constants_of(
         ElementwiseConstants,
-        "elementwise",
-        profile,
-        ("elementwise.", "elementwise.add.", f"elementwise.{op}."),
-        table,
+        (table or shipped_table())["elementwise"],
+        profile.measured.constants("elementwise"),
+        profile.measured.constants("elementwise", "add"),
+        own,
     )
-
-
-def dram_bandwidth_bytes_per_s(profile: Profile, efficiency: float) -> float:
-    """What a long copy reaches: a share of the datasheet's bandwidth, lower where the profile knows
-    the memory to be slower."""
-    # Calibration is free to move the efficiency past what the memory can do; no prediction may
-    # follow it there.
-    return profile.memory_bandwidth_bytes_per_s * min(efficiency * profile.memory_usable_share, 1.0)
+    if op in DISPATCH and "launch_eager_s" not in own:
+        return replace(constants, launch_eager_s=constants.launch_eager_s * DISPATCH[op])
+    return constants
 
 
 def elementwise_terms(
@@ -75,7 +76,6 @@ def elementwise_terms(
     special_flops: Any = 0,
     l2_share: Any = None,
     launch: str = "eager",
-    op: str = "",
     constants: ElementwiseConstants | None = None,
     real: type = np.float32,
 ) -> Terms:
@@ -89,12 +89,11 @@ def elementwise_terms(
         l2_share: share of the bytes found in (or left to) L2; None: that of the same call again and
             again.
         launch: ``eager``, ``graph`` or ``none``.
-        op: the name in the operator files, for its own measured constants and dispatch.
-        constants: instead of ``elementwise_constants(profile, op)``.
+        constants: instead of ``elementwise_constants(profile)``.
         real: precision of the arithmetic.
     """
-    c = constants or elementwise_constants(profile, op)
-    moved = np.asarray(bytes_moved, dtype=real)
+    c = constants or elementwise_constants(profile)
+    moved: np.ndarray = np.asarray(bytes_moved, dtype=real)
     hit = (
         resident_share(moved, profile.l2_bytes, c.l2_low, c.l2_high)
         if l2_share is None
@@ -115,11 +114,8 @@ def elementwise_terms(
     ) * real(1 / lanes)
     parts = (memory, compute, special) if special_flops.any() else (memory, compute)
     kernel = norm(parts, c.overlap_exponent) + real(c.latency_s)
-    eager_s = c.launch_eager_s * (
-        1 if f"elementwise.{op}.launch_eager_s" in profile.measured else DISPATCH.get(op, 1.0)
-    )
     return Terms(
-        **launch_of(profile, launch, eager_s, c.launch_graph_s, c.host_overlap),
+        **launch_of(c, launch),
         kernel=kernel, compute=compute, special=special, memory=memory,
         latency=np.full_like(kernel, c.latency_s),
     )  # fmt: skip

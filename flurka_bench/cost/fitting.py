@@ -19,6 +19,7 @@ from flurka_bench.cost.tables import (
     lacks,
     read_table,
 )
+from flurka_bench.hardware.rows import SHAPES
 from flurka_bench.words.errors import RequestError
 from flurka_bench.words.sizes import DTYPES
 
@@ -50,7 +51,7 @@ class Rows:
         )
 
 
-SHAPE = ("B", "M", "N", "K", "H", "batch", "num_heads", "seq_len", "head_dim", "num_keys")
+SHAPE = frozenset(name for columns in SHAPES.values() for name in columns)
 
 
 def read_rows(path: str | Path) -> list[Rows]:
@@ -194,7 +195,8 @@ class Residual:
         real = features.dtype.type
         x, y = features * real(1 / self.LENGTH), (self.anchors / self.LENGTH).astype(features.dtype)
         exponent = x @ y.T - real(0.5) * ((x * x).sum(axis=1)[:, None] + (y * y).sum(axis=1))
-        return np.exp(exponent) * real(self.AMPLITUDE**2) + real(self.OFFSET**2)
+        found: np.ndarray = np.exp(exponent) * real(self.AMPLITUDE**2) + real(self.OFFSET**2)
+        return found
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """Factor (m,) on the predicted seconds at features (m, f).
@@ -208,7 +210,8 @@ class Residual:
                 "the residual in the profile's [measured] table moves a prediction by a factor of"
                 f" more than {math.exp(self.LARGEST):.0f}: calibrate writes no such one"
             )
-        return np.exp(logs)
+        factor: np.ndarray = np.exp(logs)
+        return factor
 
     def as_rows(self) -> list[list[float]]:
         """Anchors with their weights, as a profile stores them: f + 1 numbers a row."""
@@ -249,7 +252,8 @@ def stratified(features: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 def absolute_percentage_error(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """|predicted / measured - 1| x 100, row by row."""
-    return 100 * np.abs(np.asarray(predicted) / np.asarray(measured) - 1)
+    error: np.ndarray = 100 * np.abs(np.asarray(predicted) / np.asarray(measured) - 1)
+    return error
 
 
 def order_right(

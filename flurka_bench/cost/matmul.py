@@ -20,15 +20,20 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.cost.fitting import Residual
+from flurka_bench.cost.terms import (
+    Terms,
+    l2_bandwidth_bytes_per_s,
+    launch_of,
+    missed_share,
+    norm,
+)
+from flurka_bench.hardware.measured import LAYOUTS
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.words.errors import unknown
 from flurka_bench.words.sizes import DTYPE_BYTES
 
 CONSTANTS = Path(__file__).parent / "constants" / "matmul.json"
 IN_FLIGHT_PER_SM = 4 * 64 * 64  # results that the blocks of an SM work on at once
-LAUNCHES = ("eager", "graph", "events", "none")
-LAYOUTS = ("linear", "batched")
-BOUNDS = ("launch", "compute", "dram", "l2", "latency", "power")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,33 +85,6 @@ _NUMBERS = tuple(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """Seconds of each call and of its parts, arrays of one shape.
-
-    ``seconds`` is the p-norm of ``compute``, ``dram`` and ``l2`` and what of the left operand's
-    read is exposed, slowed by the power limit by ``power`` seconds, after ``launch``, of which
-    ``host_overlap`` runs beside it where the host dispatches. ``latency`` is the part of
-    ``compute`` that does not grow with the shape (prologue, split).
-    """
-
-    seconds: np.ndarray
-    launch: np.ndarray
-    compute: np.ndarray
-    dram: np.ndarray
-    l2: np.ndarray
-    latency: np.ndarray
-    power: np.ndarray
-
-    @property
-    def bound(self) -> np.ndarray:
-        """The largest part of each call, by name (see ``BOUNDS``)."""
-        parts = np.stack(
-            [self.launch, self.compute - self.latency, self.dram, self.l2, self.latency, self.power]
-        )
-        return np.asarray(BOUNDS)[parts.argmax(axis=0)]
-
-
 def unit_class(profile: Profile, dtype: str) -> str:
     """``tensor`` or ``vector``: which family of kernels multiplies this dtype on this device."""
     return profile.matmul_unit(dtype).split(".")[0]
@@ -115,7 +93,8 @@ def unit_class(profile: Profile, dtype: str) -> str:
 @lru_cache
 def shipped_table() -> dict[str, Any]:
     """The shipped constants, as ``constants/matmul.json`` holds them."""
-    return json.loads(CONSTANTS.read_text(encoding="utf-8"))
+    table: dict[str, Any] = json.loads(CONSTANTS.read_text(encoding="utf-8"))
+    return table
 
 
 def constants_of(
@@ -140,12 +119,12 @@ def constants_of(
         "tiles_batched" if layout == "batched" and "tiles_batched" in values else "tiles"
     )
     values = {name: values[name] for name in _NUMBERS}
-    residual = None
-    if profile.measured:
-        found = profile.measured.get(f"matmul.{dtype}.{layout}.residual")
-        residual = Residual.from_rows(found) if found else None
-        values |= _measured(profile, dtype, layout, values)
-    return MatmulConstants(**values, tiles=tuple(tuple(tile) for tile in tiles), residual=residual)
+    found = profile.measured.constants("matmul", dtype, layout).get("residual")
+    return MatmulConstants(
+        **values | _measured(profile, dtype, layout, values),
+        tiles=tuple(tuple(tile) for tile in tiles),
+        residual=Residual.from_rows(found) if found else None,
+    )
 
 
 # What a device measured for one layout says of the other where their kernels differ (float32): the
@@ -166,18 +145,15 @@ def _measured(
     if unit_class(profile, dtype) == "vector" and profile.kind == "gpu":
         shared = list(_OF_THE_BOARD)
     twin = {"bfloat16": "float16", "float16": "bfloat16"}.get(dtype, dtype)
-    found = {}
-    for prefix, some in (
-        (f"matmul.{twin}.{other}.", shared),
-        (f"matmul.{twin}.{layout}.", shared),
-        (f"matmul.{dtype}.{other}.", shared),
-        (f"matmul.{dtype}.{layout}.", names),
+    found: dict[str, float] = {}
+    for group, some in (
+        ((twin, other), shared),
+        ((twin, layout), shared),
+        ((dtype, other), shared),
+        ((dtype, layout), list(names)),
     ):
-        found |= {
-            name: profile.measured[prefix + name]
-            for name in some
-            if prefix + name in profile.measured
-        }
+        own = profile.measured.constants("matmul", *group)
+        found |= {name: own[name] for name in some if name in own}
     return found
 
 
@@ -191,7 +167,7 @@ def matmul_terms(
     *,
     layout: str = "linear",
     launch: str = "graph",
-    working_set_bytes: Any = None,
+    l2_share: Any = None,
     constants: MatmulConstants | None = None,
     real: Any = np.float32,
 ) -> Terms:
@@ -200,23 +176,21 @@ def matmul_terms(
 
     Args:
         profile: the hardware target.
-        dtype: of operands and result (``workload.DTYPES``).
+        dtype: of operands and result (``words.sizes.DTYPES``).
         batch, rows, cols, inner: sizes, at least 1.
         layout: ``linear`` (one weight for all rows) or ``batched``; libraries keep other tiles for
             each.
         launch: ``eager`` (the host's dispatch is in the time), ``graph``, ``events`` (device events
             around a single call on a busy stream) or ``none``.
-        working_set_bytes: memory touched between two uses of the same operands, which decides
-            whether they are found in L2. None: the call's own operands (the same call again and
-            again, a warm L2); ``np.inf``: cold.
+        l2_share: share of the operands found in L2. None: that of the same call again and again; 0:
+            cold.
         constants: instead of ``constants_of(profile, dtype)``.
         real: float32 is precise to 1e-6, enough for predictions; fits take float64.
 
     Returns:
-        Terms, in seconds. Never less than peak FLOP/s allow.
+        Terms, in seconds; ``compute`` includes what the power limit adds. Never less than the peak
+        FLOP/s allow.
     """
-    if launch not in LAUNCHES:
-        raise unknown("launch", launch, LAUNCHES)
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
     c = constants or constants_of(profile, dtype, layout)
@@ -224,145 +198,174 @@ def matmul_terms(
         *(np.asarray(size, dtype=real) for size in (batch, rows, cols, inner))
     )
     shape = sizes[0].shape
-    batch, rows, cols, inner = (size.ravel() for size in sizes)
-    if working_set_bytes is not None:
-        working_set_bytes = np.broadcast_to(
-            np.asarray(working_set_bytes, dtype=real), shape
-        ).ravel()
-    size = DTYPE_BYTES[dtype]
-    peak = profile.peak_flops[profile.matmul_unit(dtype)]
-    num_sms, clock_hz = profile.num_sms, profile.boost_clock_hz
-    bandwidth = profile.memory_bandwidth_bytes_per_s * c.dram_efficiency
-    l2_bytes = profile.l2_bytes * c.l2_capacity
+    one = _Product(profile, c, dtype, *(size.ravel() for size in sizes))
+    missed = one.missed(one.moved)
+    if l2_share is not None:
+        missed = 1 - np.broadcast_to(np.asarray(l2_share, dtype=real), shape).ravel()
+    terms = one.terms(missed, **launch_of(c, launch))
+    return terms.reshaped(shape)
 
-    flops = 2 * batch * rows * cols * inner
-    moved = size * batch * (rows * inner + inner * cols + rows * cols)
-    missed = _miss(
-        moved if working_set_bytes is None else working_set_bytes, l2_bytes, c.l2_sharpness
-    )
-    compulsory = moved * missed
-    exposed = size * batch * rows * inner * missed * real(c.exposed_read / bandwidth)
-    steps = np.ceil(inner / real(c.inner_step)) * real(c.inner_step)
-    steps = steps * (
-        1 + real(c.walk_price) * _miss(size * np.sqrt(rows * cols) * inner, c.walk_reach_bytes, 2)
-    )
 
-    compute = latency = None
-    for tile in c.tiles:
-        num_tiles = batch * np.ceil(rows * real(1 / tile[0])) * np.ceil(cols * real(1 / tile[1]))
-        candidate, fixed = _compute(
-            c, tile, num_tiles, batch * rows * cols, steps, size, peak, profile, bandwidth
+class _Product:
+    """Products of one dtype on one device: their sizes (arrays of one length) and what the terms of
+    a prediction are made of."""
+
+    def __init__(
+        self,
+        profile: Profile,
+        constants: MatmulConstants,
+        dtype: str,
+        batch: np.ndarray,
+        rows: np.ndarray,
+        cols: np.ndarray,
+        inner: np.ndarray,
+    ) -> None:
+        self.c, self.profile = constants, profile
+        self.batch, self.rows, self.cols, self.inner = batch, rows, cols, inner
+        self.real = batch.dtype.type
+        self.itemsize = DTYPE_BYTES[dtype]
+        self.peak = profile.peak_flops[profile.matmul_unit(dtype)]
+        self.bandwidth = profile.memory_bandwidth_bytes_per_s * constants.dram_efficiency
+        self.flops = 2 * batch * rows * cols * inner
+        self.moved = self.itemsize * batch * (rows * inner + inner * cols + rows * cols)
+
+    def terms(self, missed: np.ndarray, launch: float, overlap: float) -> Terms:
+        """The parts of the products' seconds where this share of their reads misses L2.
+
+        What calibration could not say with constants is a factor on the whole call.
+        """
+        c, real = self.c, self.real
+        compute, latency = self.compute()
+        dram = self.dram_bytes(missed) * real(1 / self.bandwidth)
+        l2_bandwidth = l2_bandwidth_bytes_per_s(self.profile, c.l2_bytes_per_clock_per_sm)
+        l2 = self.moved * real(1 / l2_bandwidth)
+        busy = norm((compute, dram, l2), c.overlap_exponent) + self.exposed_s(missed)
+        power = power_s(c, self.profile.tdp_w, self.flops, dram * real(self.bandwidth), busy)
+        launch_s: Any = launch
+        kernel = busy + power
+        if c.residual is not None:
+            sizes = [self.batch, self.rows, self.cols, self.inner]
+            factor = c.residual(np.log(np.stack(sizes, axis=1)))
+            kernel, launch_s = kernel * factor, launch * factor
+        return Terms(
+            kernel=np.maximum(kernel, self.flops * real(1 / self.peak)),
+            launch=launch_s,
+            overlap=overlap,
+            compute=compute + power,
+            special=np.zeros_like(compute),
+            memory=np.maximum(dram, l2),
+            latency=latency,
         )
-        if compute is None:
-            compute, latency = candidate, fixed
-        else:
+
+    def missed(self, touched_bytes: Any) -> np.ndarray:
+        """Share of the reads that miss L2 where so much is touched between two uses."""
+        return missed_share(
+            touched_bytes, self.profile.l2_bytes * self.c.l2_capacity, self.c.l2_sharpness
+        )
+
+    def dram_bytes(self, missed: np.ndarray) -> np.ndarray:
+        """What DRAM moves: the operands that L2 lacks, and the right one again for every band of
+        rows that the tiles in flight cover, since they lie along the columns."""
+        compulsory: np.ndarray = self.moved * missed
+        if not self.c.read_again:
+            return compulsory
+        real = self.real
+        in_flight = real(1 / (IN_FLIGHT_PER_SM * self.profile.num_sms))
+        bands = self.rows * np.minimum(self.cols * in_flight, real(1 / 64))
+        right = self.itemsize * self.inner * self.cols
+        again = self.batch * right * np.maximum(bands - 1, 0) * self.missed(right)
+        compulsory = compulsory + real(self.c.read_again) * again
+        return compulsory
+
+    def exposed_s(self, missed: np.ndarray) -> np.ndarray:
+        """What of the left operand's way from DRAM hides behind nothing."""
+        left = self.itemsize * self.batch * self.rows * self.inner
+        exposed: np.ndarray = left * missed * self.real(self.c.exposed_read / self.bandwidth)
+        return exposed
+
+    def steps(self) -> np.ndarray:
+        """Elements along the inner dimension in whole steps, dearer where operands reach far."""
+        real, c = self.real, self.c
+        steps: np.ndarray = np.ceil(self.inner / real(c.inner_step)) * real(c.inner_step)
+        reach = self.itemsize * np.sqrt(self.rows * self.cols) * self.inner
+        steps = steps * (1 + real(c.walk_price) * missed_share(reach, c.walk_reach_bytes, 2))
+        return steps
+
+    def compute(self) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of the main loops with the best of the tiles, and of them what does not grow with
+        the shape."""
+        steps = self.steps()
+        compute, latency = self._with_tile(self.c.tiles[0], steps)
+        for tile in self.c.tiles[1:]:
+            candidate, fixed = self._with_tile(tile, steps)
             latency = np.where(candidate < compute, fixed, latency)
             compute = np.minimum(candidate, compute)
-    # tiles in flight lie along the columns: the right operand is read for every band of rows that
-    # they cover
-    if c.read_again:
-        bands = rows * np.minimum(cols * real(1 / (IN_FLIGHT_PER_SM * num_sms)), real(1 / 64))
-        right = size * inner * cols
-        again = batch * right * np.maximum(bands - 1, 0) * _miss(right, l2_bytes, c.l2_sharpness)
-        compulsory = compulsory + real(c.read_again) * again
-    dram = compulsory * real(1 / bandwidth)
-    l2 = moved * real(1 / (num_sms * clock_hz * c.l2_bytes_per_clock_per_sm))
-    busy = _norm((compute, dram, l2), c.overlap_exponent) + exposed
-    power = _power(c, profile, flops, dram * real(bandwidth), busy)
-    launch_s = 0.0 if launch == "none" else getattr(c, f"launch_{launch}_s")
-    seconds = busy + power
-    if launch == "eager":
-        seconds = np.maximum(seconds, real(c.host_overlap * launch_s))
-        seconds = seconds + real((1 - c.host_overlap) * launch_s)
-    else:
-        seconds = seconds + real(launch_s)
-    if c.residual is not None:
-        seconds = seconds * c.residual(np.log(np.stack([batch, rows, cols, inner], axis=1)))
-    seconds = np.maximum(seconds, flops * real(1 / peak))
-    parts = {
-        "seconds": seconds,
-        "launch": np.full_like(seconds, launch_s),
-        "compute": compute,
-        "dram": dram,
-        "l2": l2,
-        "latency": latency,
-        "power": power,
-    }
-    return Terms(**{name: part.reshape(shape) for name, part in parts.items()})
+        return compute, latency
 
+    def _with_tile(self, tile: tuple[int, int], steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds of the main loops with one tile size, the inner dimension split where that helps;
+        and their fixed part.
 
-def _compute(c, tile, num_tiles, results, steps, size, peak, profile, bandwidth):
-    """Seconds of the main loops with one tile size, the inner dimension split where that helps; and
-    their fixed part.
+        Tiles go to SMs in waves: ``num_tiles / num_sms`` tiles a SM, rounded up as far as
+        ``wave_rounding`` says. An SM works on a tile at the rate of its multipliers or of the
+        operands that reach it from L2, in a smooth form. Where tiles are fewer than SMs, the inner
+        dimension is split among the idle ones, at the price of a pass that adds up the parts.
+        """
+        c, real = self.c, self.real
+        clock_hz, num_sms = self.profile.boost_clock_hz, self.profile.num_sms
+        down, across = (
+            np.ceil(self.rows * real(1 / tile[0])),
+            np.ceil(self.cols * real(1 / tile[1])),
+        )
+        num_tiles = self.batch * down * across
+        area = tile[0] * tile[1]
+        multiply = 2 * area * num_sms / (self.peak * c.compute_efficiency)
+        multiply *= 1 + c.tile_overhead * (64 / tile[0] + 64 / tile[1] - 1)
+        feed = (tile[0] + tile[1]) * self.itemsize / (c.feed_bytes_per_clock_per_sm * clock_hz)
+        step_s = (multiply**c.feed_exponent + feed**c.feed_exponent) ** (1 / c.feed_exponent)
+        epilogue_s = c.epilogue_cycles * (area / 128**2) ** c.epilogue_exponent / clock_hz
+        prologue_s = c.prologue_cycles / clock_hz
+        per_sm = num_tiles * real(1 / num_sms)
+        waves = np.maximum(per_sm + real(c.wave_rounding) * (np.ceil(per_sm) - per_sm), 1)
+        seconds = waves * (steps * real(step_s) + real(epilogue_s)) + real(prologue_s)
+        fixed = np.full_like(seconds, prologue_s + epilogue_s)
+        idle = np.flatnonzero((c.split_s >= 0) & (per_sm <= 0.5) & (steps >= 2 * c.min_split_inner))
+        if idle.size:
+            summing, parts = self._split(idle, steps[idle], per_sm[idle])
+            split = steps[idle] / parts * real(step_s) + real(epilogue_s + prologue_s) + summing
+            better = split < seconds[idle]
+            seconds[idle[better]] = split[better]
+            fixed[idle[better]] += summing[better]
+        return seconds, fixed
 
-    Tiles go to SMs in waves: ``num_tiles / num_sms`` tiles a SM, rounded up as far as
-        ``wave_rounding`` says. An SM works
-    on a tile at the rate of its multipliers or of the operands that reach it from L2, in a smooth
-    form. Where tiles are fewer than SMs, the inner dimension is split among the idle ones, at the
-    price of a pass that adds up the parts.
-    """
-    real = num_tiles.dtype.type
-    area = tile[0] * tile[1]
-    clock_hz = profile.boost_clock_hz
-    multiply = 2 * area * profile.num_sms / (peak * c.compute_efficiency)
-    multiply *= 1 + c.tile_overhead * (64 / tile[0] + 64 / tile[1] - 1)
-    feed = (tile[0] + tile[1]) * size / (c.feed_bytes_per_clock_per_sm * clock_hz)
-    step_s = (multiply**c.feed_exponent + feed**c.feed_exponent) ** (1 / c.feed_exponent)
-    epilogue_s = c.epilogue_cycles * (area / 128**2) ** c.epilogue_exponent / clock_hz
-    prologue_s = c.prologue_cycles / clock_hz
-
-    per_sm = num_tiles * real(1 / profile.num_sms)
-    rounded = np.ceil(per_sm)
-    waves = np.maximum(per_sm + real(c.wave_rounding) * (rounded - per_sm), 1)
-    seconds = waves * (steps * real(step_s) + real(epilogue_s)) + real(prologue_s)
-    fixed = np.full_like(seconds, prologue_s + epilogue_s)
-
-    idle = np.flatnonzero((c.split_s >= 0) & (per_sm <= 0.5) & (steps >= 2 * c.min_split_inner))
-    if idle.size:
-        steps, per_sm = steps[idle], per_sm[idle]
+    def _split(
+        self, at: np.ndarray, steps: np.ndarray, per_sm: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(seconds of the pass that adds up the parts, how many parts) of products ``at``."""
+        real, c = self.real, self.c
         parts = np.minimum(np.floor(1 / per_sm), np.floor(steps * real(1 / c.min_split_inner)))
-        summing = real(c.split_s) + parts * results[idle] * real(
-            8 / (2 * bandwidth)
-        )  # float32 out and in, half in L2
-        split = steps / parts * real(step_s) + real(epilogue_s + prologue_s) + summing
-        better = split < seconds[idle]
-        idle = idle[better]
-        seconds[idle] = split[better]
-        fixed[idle] += summing[better]
-    return seconds, fixed
+        results = self.batch[at] * self.rows[at] * self.cols[at]
+        # float32 out and in, half in L2
+        return real(c.split_s) + parts * results * real(8 / (2 * self.bandwidth)), parts
 
 
-def _miss(used_bytes, capacity_bytes, sharpness):
-    """Share of reads that miss a cache when this much is touched between two uses: 0 small, 1/2 at
-    capacity, 1 large."""
-    used_bytes = np.asarray(used_bytes)
-    with np.errstate(divide="ignore", over="ignore"):
-        return 1 / (1 + (capacity_bytes / used_bytes) ** sharpness)
-
-
-def _norm(parts, exponent):
-    """The p-norm of several times: their maximum for a large exponent (perfect overlap), their sum
-    for 1 (none)."""
-    largest = np.maximum(np.maximum(parts[0], parts[1]), parts[2])
-    real = largest.dtype.type
-    return largest * sum((part / largest) ** real(exponent) for part in parts) ** real(1 / exponent)
-
-
-def _power(c, profile, flops, dram_bytes, busy):
-    """Seconds that the board's power limit adds.
+def power_s(
+    c: MatmulConstants, tdp_w: float | None, flops: np.ndarray, dram_bytes: Any, busy: np.ndarray
+) -> np.ndarray:
+    """Seconds that the board's power limit adds to kernels that are ``busy`` so long.
 
     At full clock the call would draw energy per FLOP x FLOP/s, energy per byte x byte/s and the
     board's static power. Above the limit the clock falls until it does not; as power falls with
     clock^(1 + clock_exponent), time grows with the excess to the power 1 / (1 + clock_exponent).
     The limit acts on an average over a window, so short calls escape it.
     """
-    if profile.tdp_w is None:
+    if tdp_w is None:
         return np.zeros_like(busy)
     real = busy.dtype.type
-    budget_w = profile.tdp_w - min(c.static_w, 0.5 * profile.tdp_w)
-    joules = flops * real(c.picojoules_per_flop * 1e-12) + dram_bytes * real(
-        c.picojoules_per_byte * 1e-12
-    )
+    budget_w = tdp_w - min(c.static_w, 0.5 * tdp_w)
+    joules = flops * real(c.picojoules_per_flop * 1e-12)
+    joules = joules + dram_bytes * real(c.picojoules_per_byte * 1e-12)
     excess = np.maximum(joules * real(1 / budget_w) / busy, 1)
     slowdown = excess ** real(1 / (1 + c.clock_exponent)) - 1
-    return busy * slowdown * busy / (busy + real(c.power_window_s))
+    added: np.ndarray = busy * slowdown * busy / (busy + real(c.power_window_s))
+    return added

@@ -32,7 +32,14 @@ from flurka_bench.cost.softmax import (
     softmax_constants,
     softmax_terms,
 )
+from flurka_bench.cost.terms import missed_share
 from flurka_bench.hardware.profile import Profile
+from flurka_bench.hardware.rows import (
+    ELEMENTWISE_OPS,
+    PROTOCOL,
+    SHAPES,
+    STREAMING,
+)
 from flurka_bench.words.errors import (
     RequestError,
     unknown,
@@ -47,8 +54,8 @@ class Operator:
     ``predict(profile, rows, table)`` gives seconds (n,), in double precision; ``table`` replaces
     the shipped constants. ``constants(profile, rows, table)`` gives the values that calibration
     starts from, by name; ``prior_sd`` how far in log units each may move, learnt from the devices
-    whose rows ship. What is found is stored in the profile's ``measured`` as ``prefix(rows) +
-    name``; ``launch_of(rows)`` names the launch among them. ``features`` (n, f) are logs that say
+    whose rows ship. What is found is stored in the profile's ``measured`` as the group
+    ``group(rows)``; ``launch_of(rows)`` names the launch among them. ``features`` (n, f) are logs that say
     where in the space of shapes a row lies; ``noise`` the log-residuals' scale on one device.
     """
 
@@ -58,7 +65,7 @@ class Operator:
     predict: Callable[[Profile, Rows, Mapping[str, Any] | None], np.ndarray]
     constants: Callable[[Profile, Rows, Mapping[str, Any] | None], Mapping[str, float]]
     prior_sd: Mapping[str, float]
-    prefix: Callable[[Rows], str]
+    group: Callable[[Rows], tuple[str, ...]]
     features: Callable[[Rows], np.ndarray]
     noise: float = NOISE
     has_residual: bool = False  # whether ``fitting.Residual`` takes what the constants leave
@@ -74,25 +81,15 @@ def _matmul_layout(rows: Rows) -> str:
     return "batched" if rows.op == "bmm" else "linear"
 
 
-# How the files were timed, by dtype: with the host's dispatch and the same operands again and again
-# (float32), between two device events (float16), or as six calls with their own operands in a
-# replayed graph (bfloat16).
-MATMUL_PROTOCOL = {
-    "float32": ("eager", 1),
-    "float64": ("eager", 1),
-    "float16": ("events", 1),
-    "bfloat16": ("graph", 6),
-}
-
-
 def _predict_matmul(profile: Profile, rows: Rows, table: Mapping[str, Any] | None) -> np.ndarray:
-    launch, operand_sets = MATMUL_PROTOCOL[rows.dtype]
+    launch, operand_sets = PROTOCOL[rows.dtype]
     batch, m, cols, inner = _matmul_shape(rows)
     touched = operand_sets * DTYPE_BYTES[rows.dtype] * batch * (m * inner + inner * cols + m * cols)
     constants = constants_of(profile, rows.dtype, _matmul_layout(rows), table)
     return matmul_terms(
         profile, rows.dtype, batch, m, cols, inner, layout=_matmul_layout(rows), launch=launch,
-        working_set_bytes=touched, constants=constants, real=np.float64,
+        l2_share=1 - missed_share(touched, profile.l2_bytes * constants.l2_capacity, constants.l2_sharpness),
+        constants=constants, real=np.float64,
     ).seconds  # fmt: skip
 
 
@@ -100,7 +97,7 @@ def _matmul_constants(
     profile: Profile, rows: Rows, table: Mapping[str, Any] | None
 ) -> Mapping[str, float]:
     constants = constants_of(profile, rows.dtype, _matmul_layout(rows), table)
-    launch = f"launch_{MATMUL_PROTOCOL[rows.dtype][0]}_s"
+    launch = f"launch_{PROTOCOL[rows.dtype][0]}_s"
     return {
         name: getattr(constants, name)
         for name in (*MATMUL.prior_sd, launch)
@@ -108,10 +105,10 @@ def _matmul_constants(
     }
 
 
-MATMUL = Operator(
+MATMUL: Operator = Operator(
     kind="matmul",
     ops=("linear", "bmm"),
-    columns=("B", "M", "N", "K"),
+    columns=SHAPES["matmul"],
     predict=_predict_matmul,
     constants=_matmul_constants,
     prior_sd={
@@ -133,32 +130,19 @@ MATMUL = Operator(
         "launch_events_s": 0.2,
     },
     has_residual=True,
-    launch_of=lambda rows: f"launch_{MATMUL_PROTOCOL[rows.dtype][0]}_s",
-    prefix=lambda rows: f"matmul.{rows.dtype}.{_matmul_layout(rows)}.",
+    launch_of=lambda rows: f"launch_{PROTOCOL[rows.dtype][0]}_s",
+    group=lambda rows: ("matmul", rows.dtype, _matmul_layout(rows)),
     features=lambda rows: np.log(np.stack(_matmul_shape(rows), axis=1)),
 )
-
-_OPERANDS = {
-    "add": 3,
-    "mul": 3,
-    "div": 3,
-    "addu": 2,
-    "mulu": 2,
-    "relu": 2,
-    "exp": 2,
-    "tanh": 2,
-    "gelu": 2,
-}  # read and written
 
 
 def _predict_elementwise(
     profile: Profile, rows: Rows, table: Mapping[str, Any] | None
 ) -> np.ndarray:
-    moved = _OPERANDS[rows.op] * DTYPE_BYTES[rows.dtype] * rows.columns["B"] * rows.columns["H"]
+    operands = len(STREAMING[rows.op].reads) + 1
+    moved = operands * DTYPE_BYTES[rows.dtype] * rows.columns["B"] * rows.columns["H"]
     constants = elementwise_constants(profile, rows.op, table)
-    return elementwise_terms(
-        profile, moved, op=rows.op, constants=constants, real=np.float64
-    ).seconds
+    return elementwise_terms(profile, moved, constants=constants, real=np.float64).seconds
 
 
 def _predict_softmax(profile: Profile, rows: Rows, table: Mapping[str, Any] | None) -> np.ndarray:
@@ -196,10 +180,10 @@ def _named(constants: Any, names: Mapping[str, float]) -> dict[str, float]:
     return {name: getattr(constants, name) for name in names}
 
 
-ELEMENTWISE = Operator(
+ELEMENTWISE: Operator = Operator(
     kind="elementwise",
-    ops=tuple(_OPERANDS),
-    columns=("B", "H"),
+    ops=ELEMENTWISE_OPS,
+    columns=SHAPES["rows"],
     predict=_predict_elementwise,
     constants=lambda profile, rows, table: _named(
         elementwise_constants(profile, rows.op, table), ELEMENTWISE.prior_sd
@@ -212,15 +196,15 @@ ELEMENTWISE = Operator(
         "launch_eager_s": 0.3,
         "host_overlap": 0.15,
     },
-    prefix=lambda rows: f"elementwise.{rows.op}.",
-    features=_logs("B", "H"),
+    group=lambda rows: ("elementwise", rows.op),
+    features=_logs(*SHAPES["rows"]),
     noise=0.015,
 )
 
-SOFTMAX = Operator(
+SOFTMAX: Operator = Operator(
     kind="softmax",
     ops=("softmax",),
-    columns=("B", "H"),
+    columns=SHAPES["rows"],
     predict=_predict_softmax,
     constants=lambda profile, rows, table: _named(
         softmax_constants(profile, table), SOFTMAX.prior_sd
@@ -241,15 +225,15 @@ SOFTMAX = Operator(
         "launch_eager_s": 0.3,
         "host_overlap": 0.2,
     },
-    prefix=lambda rows: "softmax.",
-    features=_logs("B", "H"),
+    group=lambda rows: ("softmax",),
+    features=_logs(*SHAPES["rows"]),
     noise=0.03,
 )
 
-ATTENTION = Operator(
+ATTENTION: Operator = Operator(
     kind="attention",
     ops=("attention",),
-    columns=("batch", "num_heads", "seq_len", "head_dim"),
+    columns=SHAPES["attention"],
     predict=_predict_attention,
     constants=lambda profile, rows, table: _named(
         attention_constants(profile, rows.dtype, table), ATTENTION.prior_sd
@@ -265,8 +249,8 @@ ATTENTION = Operator(
         "sustained_slowdown": 0.7,
         "floor_s": 0.2,
     },
-    prefix=lambda rows: f"attention.{rows.dtype}.",
-    features=_logs("batch", "num_heads", "seq_len", "head_dim"),
+    group=lambda rows: ("attention", rows.dtype),
+    features=_logs(*SHAPES["attention"]),
     noise=0.04,
 )
 

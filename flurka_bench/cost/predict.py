@@ -6,7 +6,7 @@ costs a few passes over arrays; ``predict`` groups a mixed list by itself, ``pre
 one case with arrays. No torch, no clock.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,22 +15,14 @@ import numpy as np
 from flurka_bench.cases.case import Case
 from flurka_bench.cases.registry import canonical
 from flurka_bench.cost import uncertainty
-from flurka_bench.cost.attention import attention_terms
-from flurka_bench.cost.cpu import (
-    cache_bounds,
-    cpu_list_terms,
+from flurka_bench.cost.model import (
+    Model,
+    l2_shares,
+    model_of,
 )
-from flurka_bench.cost.elementwise import (
-    elementwise_constants,
-    elementwise_terms,
-)
-from flurka_bench.cost.matmul import constants_of as matmul_constants
-from flurka_bench.cost.matmul import matmul_terms
-from flurka_bench.cost.softmax import softmax_terms
 from flurka_bench.cost.terms import (
     LAUNCHES,
     Terms,
-    resident_share,
 )
 from flurka_bench.hardware.profile import Profile
 from flurka_bench.lowering.lower import (
@@ -44,7 +36,6 @@ from flurka_bench.words.errors import (
 )
 from flurka_bench.words.ops import Op
 from flurka_bench.words.sizes import (
-    DTYPE_BYTES,
     SIZES,
     Number,
 )
@@ -57,8 +48,6 @@ CHUNK = 4096
 # The host's time for a kernel of compiled code, in eager ops: the wrapper calls a launcher, no
 # dispatcher and no autograd. No data at hand settles it.
 COMPILED_DISPATCH = 0.4
-# what ``calibrate`` measures: an empty op in a loop without synchronisation
-DISPATCH_FIGURE = "microbenchmark.launch_eager_s"
 _VARYING = (
     *SIZES,
     "ffn_dim",
@@ -127,14 +116,14 @@ class OpPrediction:
 
 
 def predict_ops(
-    ops: Sequence[Op], profile: Profile, *, launch: str = "eager", cache: str = "warm", length: int = 1,
+    ops: Sequence[Op], model: Model, *, launch: str = "eager", cache: str = "warm", length: int = 1,
     held_until: Mapping[str, int] | None = None,
 ) -> list[OpPrediction]:  # fmt: skip
     """Seconds of each op of a list, in order.
 
     Args:
-        ops: as ``mechanisms.lower`` gives them; sizes are numbers or arrays of ``length``.
-        profile: the hardware target.
+        ops: as ``lowering.lower`` gives them; sizes are numbers or arrays of ``length``.
+        model: the hardware target's.
         launch: ``eager`` (the host dispatches each op), ``graph`` or ``none`` (device time alone).
         cache: ``warm`` (the list runs again and again) or ``cold`` (nothing of it is in L2 before).
         length: of the arrays.
@@ -148,190 +137,88 @@ def predict_ops(
         raise unknown("launch", launch, LAUNCHES)
     if cache not in CACHES:
         raise unknown("cache", cache, CACHES)
-    shares = _l2_shares(ops, profile, warm=cache == "warm")
-    if profile.kind == "cpu":
-        terms = cpu_list_terms(ops, profile, shares, launch, length, held_until or {})
-    else:
-        terms = [_op_terms(op, profile, share, launch, length) for op, share in zip(ops, shares)]
+    shares = list(l2_shares(ops, model, warm=cache == "warm"))
+    terms = model.list_terms(ops, shares, launch, length, held_until or {})
     return [OpPrediction(op=op, terms=each) for op, each in zip(ops, terms)]
 
 
-def _l2_shares(ops: Sequence[Op], profile: Profile, *, warm: bool) -> Iterator[np.ndarray]:
-    """Per op, the share of its bytes that L2 serves.
-
-    An operand is found there if little enough was touched since it was last used: the bytes of all
-    ops between (its reuse distance) and the op's own. What an op writes stays, as far as the op
-    itself leaves room. In a warm loop the distance of a first use is that of the whole list. So the
-    small compressed keys and values stay resident between their uses.
-    """
-    c = elementwise_constants(profile)
-    on_cpu = profile.kind == "cpu"
-    low, high = cache_bounds(profile) if on_cpu else (c.l2_low, c.l2_high)
-    real = np.float32
-    touched = real(0)
-    last: dict[str, Any] = {}
-    sizes = [(op.bytes_read, op.bytes_written) for op in ops]
-    whole = real(0)
-    for read, written in sizes:
-        whole = whole + np.asarray(read + written, dtype=real)
-    for op, (read, written) in zip(ops, sizes):
-        own = np.asarray(read + written, dtype=real)
-        # A line is read before it is written: on a CPU a result is found there only if what its
-        # memory held before is.
-        new = (
-            sum((tensor.bytes for tensor in op.writes if tensor.name not in last), start=0)
-            if on_cpu and warm
-            else 0
-        )
-        found = np.asarray(written - new, dtype=real) * resident_share(
-            own, profile.l2_bytes, low, high
-        )
-        found = found + np.asarray(new, dtype=real) * resident_share(
-            np.maximum(whole, own), profile.l2_bytes, low, high
-        )
-        for tensor in op.reads:
-            if tensor.name in last:
-                distance = touched - last[tensor.name] + own
-            elif warm:
-                distance = np.maximum(whole, own)
-            else:
-                continue
-            found = found + np.asarray(tensor.bytes, dtype=real) * resident_share(
-                distance, profile.l2_bytes, low, high
-            )
-        touched = touched + own
-        for tensor in (*op.reads, *op.writes):
-            last[tensor.name] = touched
-        yield np.minimum(found / own, real(1))
-
-
-def _op_terms(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, length: int) -> Terms:
-    if op.kind == "matmul":
-        return _matmul(op, profile, l2_share, launch, length)
-    if op.kind == "attention":
-        scores = np.asarray(op.batch * op.rows * op.cols, dtype=np.float64)
-        return attention_terms(
-            profile, op.dtype, _column(op.batch, length), op.rows, op.cols, op.inner,
-            products=(op.matmul_flops + op.recomputed_flops) / (2 * scores * op.inner),
-            exponentials=op.special_flops / scores, backward=op.phase == "backward",
-            bytes_moved=_column(op.bytes_read + op.bytes_written, length), launch=launch,
-        )  # fmt: skip
-    if op.kind == "softmax":
-        return softmax_terms(
-            profile, _column(op.batch * op.rows, length), op.cols, itemsize=DTYPE_BYTES[op.dtype],
-            bytes_read=_column(op.bytes_read, length), bytes_written=_column(op.bytes_written, length),
-            passes=3 if op.phase == "forward" else 2, l2_share=l2_share, launch=launch,
-        )  # fmt: skip
-    return elementwise_terms(
-        profile, _column(op.bytes_read + op.bytes_written, length), vector_flops=op.vector_flops,
-        special_flops=op.special_flops, l2_share=l2_share, launch=launch,
-    )  # fmt: skip
-
-
-def _column(value: Number, length: int) -> np.ndarray:
-    column = np.asarray(value, dtype=np.float32)
-    return column if column.ndim else np.full(length, column)
-
-
-def _matmul(op: Op, profile: Profile, l2_share: np.ndarray, launch: str, length: int) -> Terms:
-    """The matmul model's terms in the form of the others; its L2 model takes the bytes touched
-    between two uses."""
-    layout = "linear" if isinstance(op.batch, int) and op.batch == 1 else "batched"
-    c = matmul_constants(profile, op.dtype, layout)
-    miss = np.clip(1 - l2_share, np.float32(1e-4), np.float32(1 - 1e-4))
-    touched = np.float32(profile.l2_bytes * c.l2_capacity) * (miss / (1 - miss)) ** np.float32(
-        1 / c.l2_sharpness
-    )
-    t = matmul_terms(
-        profile, op.dtype, _column(op.batch, length), op.rows, op.cols, op.inner,
-        layout=layout, launch="none", working_set_bytes=touched, constants=c,
-    )  # fmt: skip
-    launch_s = {"none": 0.0, "graph": c.launch_graph_s, "eager": c.launch_eager_s}[launch]
-    overlap = elementwise_constants(profile).host_overlap if launch == "eager" else 0.0
-    return Terms(
-        kernel=t.seconds, launch=launch_s, overlap=overlap, compute=t.compute + t.power,
-        special=np.zeros_like(t.compute), memory=np.maximum(t.dram, t.l2), latency=t.latency,
-    )  # fmt: skip
-
-
-def _device_of(profile: Profile) -> str:
-    """Whose kernels a list is of, as ``mechanisms.lower`` names it."""
-    return "cpu" if profile.kind == "cpu" else "cuda"
-
-
 def predict_lowered(
-    ops: Sequence[Op],
-    case: Case,
-    profile: Profile,
-    *,
-    length: int = 1,
-    launch: str = "eager",
-    cache: str = "warm",
+    ops: Sequence[Op], case: Case, model: Model, *, length: int = 1, launch: str = "eager", cache: str = "warm",
     own: Lowered | None = None,
-) -> Predictions:
+) -> Predictions:  # fmt: skip
     """Predictions for an op list, by default one for which sizes are numbers; ``case`` says whose
     list it is.
 
     The list may be another's than this project's (see scripts/whole_cases.py); memory is that of
     the case's ``own``.
     """
-    own = own or lower_with_lifetimes(case, _device_of(profile))
+    own = own or lower_with_lifetimes(case, model.kernels)
     predictions = predict_ops(
-        ops, profile, launch=launch, cache=cache, length=length, held_until=own.held_until
+        ops, model, launch=launch, cache=cache, length=length, held_until=own.held_until
     )
-    overlap = 0.0 if profile.kind == "cpu" else elementwise_constants(profile).host_overlap
-    dispatch = _dispatch(profile, case.backend)
-    total = host = device = np.zeros(length, dtype=np.float32)
-    stages: dict[str, Any] = {}
-    waits = {name: np.zeros(length, dtype=np.float32) for name in BOUNDS}
-    widths = uncertainty.Sum()
-    band = {}
-    host_band = uncertainty.bands("dispatch", case.dtype, profile)
+    clock = _Clock(model, case, launch, length)
     for prediction in predictions:
-        op, terms = prediction.op, prediction.terms
-        launch_s = np.float32(dispatch(terms.launch) if launch == "eager" else terms.launch)
-        if launch == "eager" and profile.kind == "gpu":
-            # Two clocks: the host dispatches op after op, the device starts a kernel when it is
-            # dispatched and free.
-            host = host + launch_s
-            device = np.maximum(device, host - launch_s * np.float32(overlap)) + terms.kernel
-            after = np.maximum(device, host)
-        else:
-            after = total + terms.kernel + launch_s
-        spent = after - total
-        total = after
-        stages[op.stage] = stages.get(op.stage, 0) + spent
-        on_kernel = np.minimum(spent, terms.kernel)
-        _attribute(waits, terms, spent, on_kernel)
-        key = (op.kind, op.dtype)
-        if key not in band:
-            band[key] = uncertainty.bands(*key, profile)
-        widths.add(on_kernel, terms.kernel, band[key])
-        widths.add(spent - on_kernel, terms.kernel, host_band if launch == "eager" else band[key])
-    scale, shape = widths.half_widths(total)
-    low, high = uncertainty.interval(total, scale, shape)
+        clock.add(prediction.op, prediction.terms)
+    scale, shape = clock.widths.half_widths(clock.total)
+    low, high = uncertainty.interval(clock.total, scale, shape)
 
     def column(value: Number) -> np.ndarray:
         return np.broadcast_to(np.asarray(value, dtype=np.float64), (length,))
 
-    num_threads = profile.num_sms if profile.kind == "cpu" else 0
-    peak = peak_live_bytes(own.ops, own.leaves, own.held_until, num_threads=num_threads)
+    peak = peak_live_bytes(own.ops, own.leaves, own.held_until, num_threads=model.num_threads)
     return Predictions(
-        seconds=total, seconds_low=low, seconds_high=high,
-        bound=np.stack([waits[name] for name in BOUNDS]).argmax(axis=0).astype(np.int8),
-        stages={name: np.broadcast_to(value, (length,)) for name, value in stages.items()},
+        seconds=clock.total, seconds_low=low, seconds_high=high,
+        bound=np.stack([clock.waits[name] for name in BOUNDS]).argmax(axis=0).astype(np.int8),
+        stages={name: np.broadcast_to(value, (length,)) for name, value in clock.stages.items()},
         flops=column(sum(op.flops for op in ops)), bytes=column(sum(op.bytes_read + op.bytes_written for op in ops)),
         peak_memory_bytes=column(peak), log_scale=scale, log_shape=shape,
     )  # fmt: skip
 
 
-def _dispatch(profile: Profile, backend: str) -> Callable[[float], float]:
-    """The host's seconds from one op to the next, given those of the op's kind alone."""
-    share = COMPILED_DISPATCH if backend == "compiled" else 1.0
-    own = (
-        profile.measured.get(DISPATCH_FIGURE) if profile.kind == "gpu" else None
-    )  # a CPU's is fitted with its rows
-    return lambda launch_s: share * (launch_s if own is None else own)
+class _Clock:
+    """Adds ops up as host and device run them: the sum, its stages, what it waits for, its band."""
+
+    def __init__(self, model: Model, case: Case, launch: str, length: int) -> None:
+        self.total = self._host = self._device = np.zeros(length, dtype=np.float32)
+        self.stages: dict[str, Any] = {}
+        self.waits = {name: np.zeros(length, dtype=np.float32) for name in BOUNDS}
+        self.widths = uncertainty.Sum()
+        self._model, self._eager = model, launch == "eager"
+        self._share = COMPILED_DISPATCH if case.backend == "compiled" else 1.0
+        self._bands: dict[tuple[str, str], dict[bool, uncertainty.Band]] = {}
+        self._dispatch_band = uncertainty.bands("dispatch", case.dtype, model.profile)
+
+    def _launch_s(self, terms: Terms) -> np.float32:
+        """The host's seconds from one op to the next, or a graph's."""
+        if not self._eager:
+            return np.float32(terms.launch)
+        own = self._model.dispatch_s
+        return np.float32(self._share * (terms.launch if own is None else own))
+
+    def add(self, op: Op, terms: Terms) -> None:
+        """The next op of the list."""
+        launch_s = self._launch_s(terms)
+        overlap = self._model.host_overlap
+        if self._eager and overlap is not None:
+            # Two clocks: the host dispatches op after op, the device starts a kernel when it is
+            # dispatched and free.
+            self._host = self._host + launch_s
+            ready = self._host - launch_s * np.float32(overlap)
+            self._device = np.maximum(self._device, ready) + terms.kernel
+            after = np.maximum(self._device, self._host)
+        else:
+            after = self.total + terms.kernel + launch_s
+        spent, self.total = after - self.total, after
+        self.stages[op.stage] = self.stages.get(op.stage, 0) + spent
+        on_kernel = np.minimum(spent, terms.kernel)
+        _attribute(self.waits, terms, spent, on_kernel)
+        key = (op.kind, op.dtype)
+        if key not in self._bands:
+            self._bands[key] = uncertainty.bands(*key, self._model.profile)
+        band = self._bands[key]
+        self.widths.add(on_kernel, terms.kernel, band)
+        waiting = self._dispatch_band if self._eager else band
+        self.widths.add(spent - on_kernel, terms.kernel, waiting)
 
 
 def _attribute(
@@ -365,6 +252,7 @@ def predict_many(
     lengths = {len(array) for array in arrays.values()} or {1}
     if len(lengths) > 1:
         raise RequestError(f"all sizes must be arrays of one length, got lengths {sorted(lengths)}")
+    model = model_of(profile)
     for start in range(0, lengths.pop(), chunk):
         part = {name: array[start : start + chunk] for name, array in arrays.items()}
         length = len(next(iter(part.values()))) if part else 1
@@ -373,9 +261,9 @@ def predict_many(
             for name, array in part.items()
         }
         part_case = case.replace(**single)
-        lowered = lower_with_lifetimes(part_case, _device_of(profile))
+        lowered = lower_with_lifetimes(part_case, model.kernels)
         yield predict_lowered(
-            lowered.ops, part_case, profile, length=length, launch=launch, cache=cache, own=lowered
+            lowered.ops, part_case, model, length=length, launch=launch, cache=cache, own=lowered
         )
 
 
@@ -389,7 +277,7 @@ def predict(
             cache.
     """
     cases = [canonical(case) for case in cases]
-    groups: dict[tuple, list[int]] = {}
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for i, case in enumerate(cases):
         key = tuple(
             (value is None, name == "batch" and value == 1) if name in _VARYING else value

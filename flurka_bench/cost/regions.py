@@ -49,7 +49,7 @@ class Condition:
         """The inequality as LaTeX."""
         import sympy
 
-        return sympy.latex(self.inequality)
+        return str(sympy.latex(self.inequality))
 
     def holds(self, **sizes: int) -> bool:
         """Whether the inequality holds for numbers given by symbol name: ``holds(N=8192, D=512,

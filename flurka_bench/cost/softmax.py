@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from flurka_bench.cost.elementwise import dram_bandwidth_bytes_per_s
 from flurka_bench.cost.terms import (
     Terms,
     constants_of,
+    dram_bandwidth_bytes_per_s,
     l2_bandwidth_bytes_per_s,
     launch_of,
     norm,
     resident_share,
+    shipped_table,
 )
 from flurka_bench.hardware.profile import Profile
 
@@ -58,7 +59,8 @@ class SoftmaxConstants:
 
 def softmax_constants(profile: Profile, table: Mapping[str, Any] | None = None) -> SoftmaxConstants:
     """The constants on a device."""
-    return constants_of(SoftmaxConstants, "softmax", profile, ("softmax.",), table)
+    shipped = (table or shipped_table())["softmax"]
+    return constants_of(SoftmaxConstants, shipped, profile.measured.constants("softmax"))
 
 
 def resident_threads(profile: Profile) -> int:
@@ -104,63 +106,66 @@ def softmax_terms(
     c = constants or softmax_constants(profile)
     rows, cols = np.broadcast_arrays(np.asarray(rows, dtype=real), np.asarray(cols, dtype=real))
     elements = rows * cols
-    read = elements * real(itemsize) if bytes_read is None else np.asarray(bytes_read, dtype=real)
-    written = (
-        elements * real(itemsize)
-        if bytes_written is None
-        else np.asarray(bytes_written, dtype=real)
-    )
+    one_array = elements * real(itemsize)
+    read = one_array if bytes_read is None else np.asarray(bytes_read, dtype=real)
+    written = one_array if bytes_written is None else np.asarray(bytes_written, dtype=real)
     moved = read + written
-    hit = (
-        resident_share(moved, profile.l2_bytes, c.l2_low, c.l2_high)
-        if l2_share is None
-        else l2_share
-    )
+    hit = l2_share
+    if hit is None:
+        hit = resident_share(moved, profile.l2_bytes, c.l2_low, c.l2_high)
     bandwidth = dram_bandwidth_bytes_per_s(profile, c.dram_efficiency)
-    per_dram = 1 / bandwidth
-    per_l2 = 1 / max(l2_bandwidth_bytes_per_s(profile, c.l2_bytes_per_clock_per_sm), bandwidth)
-    first = moved * (1 - hit) * real(per_dram)
-    lanes = profile.num_sms * profile.vector_lanes_per_sm * profile.boost_clock_hz
-    compute, memory, walks, waves = _work(
-        c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes
-    )
-    l2 = (read * walks + written) * real(per_l2)
-    special = elements * real(
-        1 / (profile.num_sms * profile.special_per_clock_per_sm * profile.boost_clock_hz)
-    )
-    compute = np.maximum(compute, special)
+    l2_bandwidth = l2_bandwidth_bytes_per_s(profile, c.l2_bytes_per_clock_per_sm)
+    work = _work(c, profile, rows, cols, itemsize, read)
+    walks = np.where(work.in_block, real(passes), 1)
+    memory = (moved * (1 - hit) + (walks - 1) * work.miss * read) * real(1 / bandwidth)
+    l2 = (read * walks + written) * real(1 / max(l2_bandwidth, bandwidth))
+    per_s = profile.num_sms * profile.special_per_clock_per_sm * profile.boost_clock_hz
+    special = elements * real(1 / per_s)
+    compute = np.maximum(work.compute, special)
     kernel = norm((memory, l2, compute), c.overlap_exponent)
-    kernel = kernel + (memory + l2 + compute - kernel) * np.minimum(
-        real(c.lockstep_waves) / (waves + real(0.5)), 1
-    )
-    kernel = kernel + real(c.latency_s)
+    lockstep = np.minimum(real(c.lockstep_waves) / (work.waves + real(0.5)), 1)
+    kernel = kernel + (memory + l2 + compute - kernel) * lockstep + real(c.latency_s)
     return Terms(
-        **launch_of(profile, launch, c.launch_eager_s, c.launch_graph_s, c.host_overlap),
+        **launch_of(c, launch),
         kernel=kernel, compute=compute, special=special,
         memory=np.maximum(memory, l2),
         latency=np.full_like(kernel, c.latency_s),
     )  # fmt: skip
 
 
-def _work(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes):
-    """(compute, DRAM) seconds of whichever kernel the row length picks, how often it walks a row,
-    and in how many waves."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """What the kernel that the row length picks does: arrays of one shape."""
+
+    in_block: np.ndarray  # whether it is the block kernel
+    compute: np.ndarray  # seconds of the vector lanes
+    miss: np.ndarray  # share of the later walks over a row that DRAM serves
+    waves: np.ndarray
+
+
+def _work(
+    c: SoftmaxConstants,
+    profile: Profile,
+    rows: np.ndarray,
+    cols: np.ndarray,
+    itemsize: int,
+    read: np.ndarray,
+) -> _Work:
     real = rows.dtype.type
+    lanes = profile.num_sms * profile.vector_lanes_per_sm * profile.boost_clock_hz
+    resident = resident_threads(profile)
     padded = np.exp2(np.ceil(np.log2(cols)))
-    compute = (
-        rows
-        * (padded * real(c.warp_lane_ops_per_element) + real(c.warp_lane_ops_per_row))
-        * real(1 / lanes)
-    )
-    memory, walks = first, np.ones_like(cols)
-    waves = rows * real(32 / (profile.num_sms * resident_threads(profile)))
-    block_kernel = cols > WARP_COLUMNS
-    if block_kernel.any():
+    a_row = padded * real(c.warp_lane_ops_per_element) + real(c.warp_lane_ops_per_row)
+    compute = rows * a_row * real(1 / lanes)
+    waves = rows * real(32 / (profile.num_sms * resident))
+    miss = np.zeros_like(cols)
+    in_block = cols > WARP_COLUMNS
+    if in_block.any():
         vector = 16 // itemsize  # elements of one load
         half = np.floor(np.minimum(np.floor(cols / real(vector)), 1024) / 2)
         threads = np.clip(np.exp2(np.ceil(np.log2(np.maximum(half, 1)))), 32, 1024)
         walked = np.ceil(cols / (vector * threads)) * (vector * threads)
-        slots = profile.num_sms * np.floor(resident_threads(profile) / threads)
+        slots = profile.num_sms * np.floor(resident / threads)
         # Blocks of one wave share the SM's lanes: a wave that is not full takes less, but a last,
         # partial one does not.
         in_waves = np.where(
@@ -168,17 +173,11 @@ def _work(c, profile, rows, cols, itemsize, read, passes, first, per_dram, lanes
             np.ceil(rows / profile.num_sms) * profile.num_sms,
             np.ceil(rows / slots) * slots,
         )
-        work = walked * real(c.block_lane_ops_per_vector / vector) + cols * real(
-            c.block_lane_ops_per_element
-        )
-        work = work + real(c.block_lane_ops_per_row)
-        in_flight = np.minimum(slots, rows) * (read / rows)
-        miss = np.clip(
-            (in_flight / real(profile.l2_bytes) - real(c.miss_low)) / real(c.miss_width), 0, 1
-        )
-        miss = miss * miss * (3 - 2 * miss)
-        compute = np.where(block_kernel, in_waves * work * real(1 / lanes), compute)
-        memory = np.where(block_kernel, first + (passes - 1) * miss * read * real(per_dram), first)
-        walks = np.where(block_kernel, real(passes), walks)
-        waves = np.where(block_kernel, rows / slots, waves)
-    return compute, memory, walks, waves
+        work = walked * real(c.block_lane_ops_per_vector / vector)
+        work = work + cols * real(c.block_lane_ops_per_element) + real(c.block_lane_ops_per_row)
+        in_flight = np.minimum(slots, rows) * (read / rows) / real(profile.l2_bytes)
+        late = np.clip((in_flight - real(c.miss_low)) / real(c.miss_width), 0, 1)
+        miss = late * late * (3 - 2 * late)
+        compute = np.where(in_block, in_waves * work * real(1 / lanes), compute)
+        waves = np.where(in_block, rows / slots, waves)
+    return _Work(in_block=in_block, compute=compute, miss=miss, waves=waves)

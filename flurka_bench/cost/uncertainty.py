@@ -46,7 +46,8 @@ class Band:
 @lru_cache
 def shipped_bands() -> dict[str, Any]:
     """The shipped half-widths: kind -> regime -> {datasheet, shape, calibrated}."""
-    return json.loads(BANDS.read_text(encoding="utf-8"))
+    bands: dict[str, Any] = json.loads(BANDS.read_text(encoding="utf-8"))
+    return bands
 
 
 def conformal_half_width(residuals: np.ndarray, level: float = LEVEL) -> float:
@@ -78,14 +79,12 @@ def bands(kind: str, dtype: str, profile: Profile) -> dict[bool, Band]:
     width is left.
     """
     name = family(kind, dtype, profile)
-    prefix = {"matmul": f"matmul.{dtype}.", "dispatch": "microbenchmark.launch_eager_s"}.get(
-        kind, f"{name}."
-    )
-    calibrated = (
-        bool(profile.measured)
-        if name == "cpu"
-        else any(key.startswith(prefix) for key in profile.measured)
-    )
+    if name == "cpu":
+        calibrated = profile.is_calibrated
+    elif kind == "dispatch":
+        calibrated = profile.measured.figure("launch_eager_s") is not None
+    else:
+        calibrated = profile.measured.knows(*(("matmul", dtype) if kind == "matmul" else (name,)))
     result = {}
     for long, entry in ((False, "small"), (True, "large")):
         width = shipped_bands()[name][entry]

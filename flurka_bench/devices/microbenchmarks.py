@@ -29,7 +29,6 @@ import numpy as np
 from flurka_bench.devices import allocator
 from flurka_bench.devices.device import Device
 from flurka_bench.devices.shapes import (
-    CPU_ONLY,
     Probe,
     probes_for,
 )
@@ -38,16 +37,14 @@ from flurka_bench.devices.timers import (
     Timer,
     make_timer,
 )
+from flurka_bench.hardware.rows import (
+    MATMULS,
+    PROTOCOL,
+    SHAPES,
+    STREAMING,
+)
 from flurka_bench.words.files import write_atomically
 
-MATMUL, ROW, ATTENTION = (
-    ("B", "M", "N", "K"),
-    ("B", "H"),
-    ("batch", "num_heads", "seq_len", "head_dim"),
-)
-CROSS = (*ATTENTION, "num_keys")  # fused attention to keys of another length
-_TIMERS = {"float32": "eager", "float64": "eager", "float16": "events", "bfloat16": "graph"}
-_GRAPH_CALLS = 6  # calls a graph, each with its own operands
 _MIN_SAMPLES, _MAX_SAMPLES = 5, 50
 
 
@@ -66,13 +63,9 @@ class Calibration:
         """As CSV files that ``calibrate --from`` reads, one for each set of shape columns:
         STEM.matmul.csv and so on."""
         written = []
-        for name, columns in (
-            ("matmul", MATMUL),
-            ("rows", ROW),
-            ("attention", ATTENTION),
-            ("cross", CROSS),
-        ):
-            rows = [row for row in self.rows if tuple(row)[3:-1] == columns]
+        for name, columns in SHAPES.items():
+            words = {"device", "op", "dtype", "latency_ms", *columns}
+            rows = [row for row in self.rows if set(row) == words]
             if rows:
                 written.append(stem.with_name(f"{stem.name}.{name}.csv"))
                 stream = io.StringIO(newline="")
@@ -115,29 +108,26 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
             out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
             backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
             return lambda: backward(out, q, k, v, out, sums, 0.0, False)
-    x = tensor(size["B"], size["H"])
-    if probe.op in CPU_ONLY:
-        return _cpu_rows(torch, probe, x)
-    if probe.op in ("add", "mul", "div"):
-        y, binary = tensor(size["B"], size["H"]), getattr(torch, probe.op)
-        return lambda: binary(x, y)
+    return _streaming(torch, probe.op, tensor(size["B"], size["H"]))
+
+
+def _streaming(torch: Any, op: str, x: Any) -> Callable[[], Any]:
+    """A call of an operator of ``hardware.rows.STREAMING`` on x (B, H)."""
+    functional = torch.nn.functional
+    y = torch.randn_like(x) if STREAMING[op].reads.count("BH") == 2 else x
+    column, row = x[:, :1].clone() * 1e-9, x[:1].clone()
+    result, mask = torch.empty_like(x), x > 0
     calls: dict[str, Callable[[], Any]] = {
-        "softmax": lambda: torch.softmax(x, dim=-1),
+        "add": lambda: torch.add(x, y),
+        "mul": lambda: torch.mul(x, y),
+        "div": lambda: torch.div(x, y),
         "addu": lambda: x + 1.5,
         "mulu": lambda: x * 1.5,
         "relu": lambda: torch.relu(x),
         "exp": lambda: torch.exp(x),
-        "tanh": lambda: torch.tanh(x),
+        "elu": lambda: functional.elu(x),
         "gelu": lambda: functional.gelu(x),
-    }
-    return calls[probe.op]
-
-
-def _cpu_rows(torch: Any, probe: Probe, x: Any) -> Callable[[], Any]:
-    """The operators of ``CPU_ROWS`` that no published file has: ``CPU_ONLY``."""
-    column, row = x[:, :1].clone() * 1e-9, x[:1].clone()
-    result, mask = torch.empty_like(x), x > 0
-    calls: dict[str, Callable[[], Any]] = {
+        "tanh": lambda: torch.tanh(x),
         "addu_": lambda: x.add_(1e-9),
         "exp_": lambda: torch.exp(x, out=result),  # in place again and again it would overflow
         "sub_column_": lambda: x.sub_(column),
@@ -147,11 +137,11 @@ def _cpu_rows(torch: Any, probe: Probe, x: Any) -> Callable[[], Any]:
         "amax": lambda: x.amax(-1, keepdim=True),
         "amax_columns": lambda: x.view(8, -1, x.shape[1]).amax(1, keepdim=True),
         "where": lambda: torch.where(mask, x, 0.0),
-        "elu": lambda: torch.nn.functional.elu(x),
         "transpose": lambda: x.view(8, -1, x.shape[1]).transpose(0, 1).contiguous(),
+        "softmax": lambda: torch.softmax(x, dim=-1),
         "softmax_backward": lambda: torch.ops.aten._softmax_backward_data(x, x, -1, x.dtype),
     }
-    return calls[probe.op]
+    return calls[op]
 
 
 def _call_and_timer(
@@ -160,8 +150,8 @@ def _call_and_timer(
     """The call to time, how, and how many operator calls it holds."""
     if not device.is_queue:
         return _operands(torch, device, probe), make_timer("wall", device, cold=False), 1
-    name = _TIMERS[probe.dtype]
-    count = _GRAPH_CALLS if name == "graph" and probe.op in ("linear", "bmm") else 1
+    name, operand_sets = PROTOCOL[probe.dtype]
+    count = operand_sets if probe.op in MATMULS else 1
     calls = [_operands(torch, device, probe) for _ in range(count)]
 
     def call() -> None:

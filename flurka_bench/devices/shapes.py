@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from flurka_bench.devices.device import Device
+from flurka_bench.hardware.rows import (
+    CPU_ROWS,
+    STREAMING,
+)
 from flurka_bench.words.sizes import DTYPE_BYTES
 
 
@@ -33,7 +37,7 @@ class Probe:
                 weight = size["N"] * size["K"] * (1 if self.op == "linear" else size["B"])
                 count = size["B"] * size["M"] * (size["N"] + size["K"]) + weight
             case ("B", "H"):
-                count = size["B"] * size["H"] * (3 if self.op in ("add", "mul", "div") else 2)
+                count = size["B"] * size["H"] * (STREAMING[self.op].reads.count("BH") + 1)
             case _:
                 rows = size["seq_len"] + size.get("num_keys", size["seq_len"])
                 count = 2 * size["batch"] * size["num_heads"] * size["head_dim"] * rows
@@ -216,12 +220,6 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
                 )
             )
     return found
-
-
-# In place with a trailing underscore; row: the second operand is (1, H), column: (B, 1).
-CPU_ROWS = ("add", "mul", "div", "relu", "exp", "elu", "gelu", "tanh", "addu_", "exp_", "sub_column_", "mul_row", "div_column",
-            "sum", "amax", "amax_columns", "where", "transpose", "softmax", "softmax_backward")  # fmt: skip
-CPU_ONLY = set(CPU_ROWS) - {"add", "mul", "div", "relu", "exp", "gelu", "tanh", "softmax"}
 
 
 def probes_for(device: Device, dtypes: Sequence[str]) -> list[Probe]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from flurka_bench.hardware.measured import FIGURES
 from flurka_bench.hardware.profile import Profile
 
 DATASHEET, CALIBRATION, DEFAULT = "datasheet", "calibration", "default"
@@ -65,9 +66,8 @@ def _calibrated(profile: Profile) -> str:
 
 def _kinds(profile: Profile) -> list[str]:
     """What the measured numbers are of: ``matmul bfloat16``, ``attention``, ``cpu float32``."""
-    found: dict[str, None] = {}
-    for name in profile.measured:
-        kind, _, rest = name.partition(".")
-        by_dtype = kind in ("matmul", "cpu") and rest
-        found[f"{kind} {rest.partition('.')[0]}" if by_dtype else kind] = None
-    return [kind for kind in found if kind != "microbenchmark"] or list(found)
+    found = dict.fromkeys(
+        " ".join(group[:2] if group[0] in ("matmul", "cpu") else group[:1])
+        for group in profile.measured.groups()
+    )
+    return [kind for kind in found if kind != FIGURES] or list(found)

@@ -8,10 +8,12 @@ and spaces, or the error offers the nearest.
 import math
 import re
 import tomllib
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from flurka_bench.hardware.measured import Measured
 from flurka_bench.hardware.profile import (
     LARGEST,
     Figure,
@@ -75,6 +77,10 @@ def _as_floats(value: Any) -> Any:
     return float(value) if is_measured(value) else value
 
 
+def _measured(data: Mapping[str, Any]) -> Measured:
+    return Measured({name: _as_floats(value) for name, value in data.get("measured", {}).items()})
+
+
 def parse_profile(text: str, where: str) -> Profile:
     """A profile from TOML text; RequestError says what is wrong and where."""
     data = parse_toml(text, where)
@@ -106,7 +112,7 @@ def parse_profile(text: str, where: str) -> Profile:
         sources=data.get("sources", {}),
         datasheet=_figures(f"{where}: [datasheet]", datasheet),
         peaks=peaks,
-        measured={name: _as_floats(value) for name, value in data.get("measured", {}).items()},
+        measured=_measured(data),
         measured_about=data.get("measured_about", {}),
     )
 

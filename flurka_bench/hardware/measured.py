@@ -5,6 +5,8 @@ A name is a family and a figure: ``matmul.bfloat16.linear.launch_eager_s`` is th
 of the cost model that calibration may move, and the few that ``calibrate`` measures for people to
 read. A test compares this table with the constants that the cost model reads. The ranges are wide:
 they hold every machine, and keep out a slip of the pen, a wrong unit and a damaged file.
+
+``Measured`` is such a table as the cost model reads it: a file's names with dots as nested groups.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,6 +15,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
+from flurka_bench.hardware.rows import ELEMENTWISE_OPS
 from flurka_bench.words.errors import (
     RequestError,
     nearest,
@@ -20,8 +23,62 @@ from flurka_bench.words.errors import (
 )
 from flurka_bench.words.sizes import DTYPES
 
+FIGURES = "microbenchmark"  # the group of figures that calibrate measures beside the rows
+
+
+class Measured(Mapping[str, Any]):
+    """A ``[measured]`` table: under its full names a mapping, and by group what the model reads.
+
+    A group is a name without its last part: ``matmul.bfloat16.linear`` holds ``launch_eager_s``.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = dict(values)
+        self._groups: dict[tuple[str, ...], dict[str, Any]] = {}
+        for name, value in self._values.items():
+            *group, figure = name.split(".")
+            self._groups.setdefault(tuple(group), {})[figure] = value
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"Measured({self._values!r})"
+
+    def constants(self, *group: str) -> Mapping[str, Any]:
+        """The figures of one group, as ``constants("matmul", dtype, layout)``; empty if none."""
+        return self._groups.get(group, {})
+
+    def figure(self, name: str) -> Any:
+        """What ``calibrate`` measured beside the rows (``launch_eager_s``, ...), or None."""
+        return self._values.get(f"{FIGURES}.{name}")
+
+    def knows(self, *start: str) -> bool:
+        """Whether a group begins with these words: ``knows("matmul", dtype)``."""
+        return any(group[: len(start)] == start for group in self._groups)
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """The groups, in the table's order."""
+        return list(self._groups)
+
+    def without(self, *group: str) -> "Measured":
+        """The table without one group's figures."""
+        own = {".".join((*group, name)) for name in self.constants(*group)}
+        return Measured({name: value for name, value in self.items() if name not in own})
+
+    def with_group(self, group: tuple[str, ...], figures: Mapping[str, Any]) -> "Measured":
+        """The table with figures of one group set over what it holds."""
+        own = {".".join((*group, name)): value for name, value in figures.items()}
+        return Measured({**self, **own})
+
+
 LAYOUTS = ("linear", "batched")
-ELEMENTWISE_OPS = ("add", "mul", "div", "addu", "mulu", "relu", "exp", "tanh", "gelu")
 NUM_SIZES = 4  # of a matmul, whose logs a residual's rows hold
 LARGEST_LOG = 40.0  # a size of 1 has log 0, the largest, 2^40, has 27.7
 LARGEST_WEIGHT = 1000.0  # of a residual's row; those of the shipped fits stay below 30

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from flurka_bench.hardware.measured import (
+    Measured,
+)
 from flurka_bench.hardware.measured import check as check_measured
 from flurka_bench.words.errors import (
     RequestError,
@@ -105,7 +108,7 @@ class Profile:
     device_names: tuple[
         str, ...
     ] = ()  # what the driver calls it, to recognise the device that is at hand
-    measured: Mapping[str, Any] = field(default_factory=dict)
+    measured: Measured = field(default_factory=lambda: Measured({}))
     measured_about: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -204,7 +207,7 @@ class Profile:
 
     def with_measured(self, measured: Mapping[str, Any], about: Mapping[str, Any]) -> "Profile":
         """A copy with other measured numbers; the datasheet stays as it is."""
-        return replace(self, measured=dict(measured), measured_about=dict(about))
+        return replace(self, measured=Measured(measured), measured_about=dict(about))
 
 
 LARGEST = sys.float_info.max  # TOML's integers have no end, and nan is not below it either

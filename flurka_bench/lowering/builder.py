@@ -209,6 +209,7 @@ class Tape(Recorder):
         special: int = 0,
         in_place: bool = False,
         dtype: str = "",
+        work: str = "arithmetic",
     ) -> Var:
         """One elementwise kernel over the broadcast of its inputs, with FLOPs an element. Carries
         no gradient by itself.
@@ -224,7 +225,7 @@ class Tape(Recorder):
         else:
             out = self._new(name, shape, requires_grad=requires_grad, dtype=dtype)
         self._emit(
-            "elementwise", name, self._flat(out.shape), inputs, (out,),
+            "elementwise", name, self._flat(out.shape), inputs, (out,), work,
             vector_flops=vector and vector * out.tensor.numel, special_flops=special and special * out.tensor.numel,
         )  # fmt: skip
         return out
@@ -272,25 +273,22 @@ class Tape(Recorder):
 
     def divide(self, a: Var, b: Var, name: str = "divide", *, in_place: bool = False) -> Var:
         """a / b elementwise; the divisor's gradient, -g (a / b) / b, is four kernels in torch."""
-        out = self.pointwise(name, a, b, special=1, in_place=in_place)
+
+        def quotient(name: str, a: Var, b: Var, *, in_place: bool = False) -> Var:
+            return self.pointwise(name, a, b, special=1, in_place=in_place, work="division")
+
+        out = quotient(name, a, b, in_place=in_place)
+        back = f"{name}_backward"
 
         def pull(g: Var) -> tuple[Var | None, Var | None]:
             second = None
             if b.requires_grad:
                 start = len(self.ops)
-                ratio = self.pointwise(
-                    f"{name}_backward",
-                    self.pointwise(f"{name}_backward", a, b, special=1),
-                    b,
-                    special=1,
-                )
-                second = self.pointwise(
-                    f"{name}_backward", self.pointwise("negate", g, vector=1), ratio, vector=1
-                )
+                ratio = quotient(back, quotient(back, a, b), b)
+                negated = self.pointwise("negate", g, vector=1)
+                second = self.pointwise(back, negated, ratio, vector=1)
                 self._hold(self.ops[start:])  # one C++ expression, whose temporaries die at its end
-            return self.pointwise(
-                f"{name}_backward", g, b, special=1
-            ) if a.requires_grad else None, second
+            return quotient(back, g, b) if a.requires_grad else None, second
 
         self._step(out, (a, b), pull)
         return out
@@ -298,18 +296,16 @@ class Tape(Recorder):
     def unary(
         self, name: str, x: Var, *, vector: int = 0, special: int = 0, saves: str | None = "output",
         backward_vector: int = 1, backward_special: int = 0, in_place: bool = False,
+        work: str = "arithmetic", backward_work: str = "arithmetic",
     ) -> Var:  # fmt: skip
         """f(x) elementwise, in one kernel each way; the way back reads what it ``saves``: "output",
         "input", or None."""
-        out = self.pointwise(name, x, vector=vector, special=special, in_place=in_place)
+        out = self.pointwise(name, x, vector=vector, special=special, in_place=in_place, work=work)
         saved = {"output": (out,), "input": (x,), None: ()}[saves]
 
         def pull(g: Var) -> tuple[Var]:
-            return (
-                self.pointwise(
-                    f"{name}_backward", g, *saved, vector=backward_vector, special=backward_special
-                ),
-            )
+            flops = {"vector": backward_vector, "special": backward_special}
+            return (self.pointwise(f"{name}_backward", g, *saved, **flops, work=backward_work),)
 
         self._step(out, (x,), pull)
         return out
@@ -320,7 +316,7 @@ class Tape(Recorder):
 
     def exp(self, x: Var, name: str = "exp", *, in_place: bool = False) -> Var:
         """e^x."""
-        return self.unary(name, x, special=1, in_place=in_place)
+        return self.unary(name, x, special=1, in_place=in_place, work="exp")
 
     def add_constant(self, x: Var, name: str = "add_constant") -> Var:
         """x + c in place; the gradient passes on untouched."""
@@ -335,22 +331,23 @@ class Tape(Recorder):
         def pull(g: Var) -> tuple[Var]:
             zero = self.pointwise(f"{name}_zero")
             mask = self.pointwise(f"{name}_mask", x, vector=1, dtype="bool")
-            return (self.pointwise(f"{name}_backward", mask, g, zero, vector=1),)
+            back = f"{name}_backward"
+            return (self.pointwise(back, mask, g, zero, vector=1, work="select"),)
 
         self._step(out, (x,), pull)
         return out
 
     def reduce(
-        self, x: Var, dim: int, name: str, *, keepdim: bool = True, mean: bool = False
-    ) -> Var:
-        """Sum, mean or (where no gradient is asked for) maximum over one dimension, one FLOP an
-        element read.
+        self, x: Var, dim: int, name: str, *, keepdim: bool = True, mean: bool = False, work: str = "sum"
+    ) -> Var:  # fmt: skip
+        """Sum, mean or (``work="maximum"``, where no gradient is asked for) maximum over one
+        dimension, one FLOP an element read.
 
         The gradient of a sum is a view that repeats it; that of a mean is divided, element by
         element.
         """
         axis = dim % len(x.shape)
-        out = self._reduced(x, (axis,), name, keepdim=keepdim)
+        out = self._reduced(x, (axis,), name, keepdim=keepdim, work=work)
 
         def pull(g: Var) -> tuple[Var]:
             expanded = Var(g.tensor, x.shape)
@@ -365,7 +362,8 @@ class Tape(Recorder):
         with self.as_dtype("float32"):
             norms = self._reduced(x, (len(x.shape) - 1,), name, keepdim=True)
             squares = self.pointwise(f"{name}_square", norms, vector=1, in_place=True)
-            least = self._reduced(squares, (dim % len(x.shape),), f"{name}_minimum", keepdim=True)
+            rows = (dim % len(x.shape),)
+            least = self._reduced(squares, rows, f"{name}_minimum", keepdim=True, work="maximum")
             squares = self.pointwise(f"{name}_less", squares, least, vector=1, in_place=True)
         out = self.pointwise(f"{name}_round", squares)
 
@@ -383,8 +381,9 @@ class Tape(Recorder):
     def gelu(self, x: Var, name: str = "gelu") -> Var:
         """x Φ(x), by the error function; its derivative takes an exponential too."""
         return self.unary(
-            name, x, vector=4, special=1, saves="input", backward_vector=8, backward_special=2
-        )
+            name, x, vector=4, special=1, saves="input", backward_vector=8, backward_special=2,
+            work="gelu", backward_work="gelu",
+        )  # fmt: skip
 
     def embedding(self, tokens: Var, weight: Var, name: str = "embedding") -> Var:
         """Rows of ``weight`` (V, D) by tokens (b, N) -> (b, N, D); the gradient is a whole table,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flurka_bench.words.ops import (
+    WORKS,
     Op,
     Tensor,
     total,
@@ -78,9 +79,11 @@ def _merge(group: list[Op], index: int, readers: dict[str, set[int]]) -> Op:
     kinds = [op.kind for op in group]
     widest = max(FUSIBLE_KINDS.index(kind) for kind in kinds)
     shaped = group[kinds.index(FUSIBLE_KINDS[widest])]
+    works = [op.work for op in group if op.kind == shaped.kind]
     return Op(
         stage=group[0].stage, kind=shaped.kind, name="+".join(op.name for op in group), dtype=shaped.dtype,
         batch=shaped.batch, rows=shaped.rows, cols=shaped.cols,
         vector_flops=total(group, "vector_flops"), special_flops=total(group, "special_flops"),
         reads=tuple(reads.values()), writes=tuple(writes.values()), phase=shaped.phase,
+        work=min(works, key=WORKS.index),
     )  # fmt: skip

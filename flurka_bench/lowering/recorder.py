@@ -157,6 +157,7 @@ class Recorder:
         dims: Shape,
         reads: tuple[Var, ...],
         writes: tuple[Var, ...],
+        work: str = "arithmetic",
         **flops: Number,
     ) -> None:
         batch, rows, inner, cols = dims
@@ -164,7 +165,7 @@ class Recorder:
             Op(
                 stage=self._stage, kind=kind, name=name, dtype=self.dtype, batch=batch, rows=rows, inner=inner, cols=cols,
                 reads=tuple({var.tensor.name: var.tensor for var in reads}.values()),
-                writes=tuple(var.tensor for var in writes), phase=self._phase, **flops,
+                writes=tuple(var.tensor for var in writes), phase=self._phase, work=work, **flops,
             )
         )  # fmt: skip
 
@@ -225,7 +226,15 @@ class Recorder:
             "vector_flops": ADAMW_VECTOR_FLOPS * numel,
             "special_flops": 2 * numel,
         }  # a root and a division
-        self._emit("elementwise", "adamw", (1, 1, 1, numel), tuple(reads), tuple(writes), **flops)
+        self._emit(
+            "elementwise",
+            "adamw",
+            (1, 1, 1, numel),
+            tuple(reads),
+            tuple(writes),
+            "division",
+            **flops,
+        )
         self._phase = before
 
     def _hold(self, ops: list[Op], but: set[str] = frozenset()) -> None:
@@ -267,7 +276,9 @@ class Recorder:
             return g
         return Var(self._reduced(g, dims, f"{g.tensor.name}_sum", keepdim=True).tensor, x.shape)
 
-    def _reduced(self, x: Var, axes: tuple[int, ...], name: str, *, keepdim: bool) -> Var:
+    def _reduced(
+        self, x: Var, axes: tuple[int, ...], name: str, *, keepdim: bool, work: str = "sum"
+    ) -> Var:
         """The kernel of a reduction over ``axes``."""
         kept = tuple(size for i, size in enumerate(x.shape) if i not in axes)
         gone = tuple(size for i, size in enumerate(x.shape) if i in axes)
@@ -276,7 +287,7 @@ class Recorder:
         )
         out = self._new(name, shape, requires_grad=x.requires_grad)
         dims = (1, self.size(*kept), self.size(*x.shape[max(axes) + 1 :]), self.size(*gone))
-        self._emit("reduction", name, dims, (x,), (out,), vector_flops=self.size(*x.shape))
+        self._emit("reduction", name, dims, (x,), (out,), work, vector_flops=self.size(*x.shape))
         return out
 
     def _flat(self, shape: Shape) -> Shape:

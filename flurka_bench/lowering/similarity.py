@@ -56,7 +56,7 @@ class FeatureMap:
         else:
             squares = tape.reduce(tape.multiply(k, k, "square"), -1, "key_norm")
         y = tape.subtract(y, squares, "subtract_key_norm", scaled=True, in_place=True)
-        shift = tape.reduce(tape.detach(y), rows, "key_maximum")
+        shift = tape.reduce(tape.detach(y), rows, "key_maximum", work="maximum")
         return tape.exp(
             tape.subtract(y, shift, "subtract_key_maximum", in_place=True), "key_exp", in_place=True
         ), shift
@@ -73,7 +73,7 @@ class FeatureMap:
         if self.kind != "favor":
             return self._activate(y)
         y = tape.add(y, shift, "add_key_maximum", in_place=not tape.train)
-        largest = tape.reduce(tape.detach(y), -1, "query_maximum")
+        largest = tape.reduce(tape.detach(y), -1, "query_maximum", work="maximum")
         return tape.exp(
             tape.subtract(y, largest, "subtract_query_maximum", in_place=True),
             "query_exp",
@@ -94,7 +94,8 @@ class FeatureMap:
         if scale is None:
             return phi_q
         tape = self.tape
-        scale = tape.divide(scale, tape.reduce(scale, -1, "largest_key_scale"), "key_scale_share")
+        largest = tape.reduce(scale, -1, "largest_key_scale", work="maximum")
+        scale = tape.divide(scale, largest, "key_scale_share")
         return tape.multiply(phi_q, scale, "level_queries", in_place=not tape.train)
 
     def mean_product(self, phi_k: Var, v: Var) -> Var:
@@ -108,8 +109,9 @@ class FeatureMap:
         if self.kind == "relu":
             return self.tape.add_constant(self.tape.clamp_min(y))
         elu = self.tape.unary(
-            "elu", y, vector=2, special=1, saves="input", backward_vector=2, backward_special=1
-        )
+            "elu", y, vector=2, special=1, saves="input", backward_vector=2, backward_special=1,
+            work="expm1", backward_work="exp",
+        )  # fmt: skip
         return self.tape.add_constant(elu)
 
     def attend(self, q: Var, k: Var, v: Var) -> Var:

@@ -14,6 +14,11 @@ from flurka_bench.words.sizes import (
 )
 
 KINDS = ("matmul", "softmax", "elementwise", "reduction", "copy", "attention")
+# What an element of an elementwise kernel or a reduction takes, the dearest first ("maximum" is
+# also a minimum). A fused kernel takes what the dearest of its parts does.
+WORKS = (
+    "select", "gelu", "expm1", "tanh", "exp", "division", "maximum", "sum", "arithmetic",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +44,7 @@ class Op:
 
     The four dimensions mean, by kind:
 
-    =============
-    ==================================================================================
+    =============  ===============================================================================
     matmul         ``batch`` products (rows, inner) @ (inner, cols)
     softmax        ``batch * rows`` rows of ``cols`` elements (``inner`` is 1)
     reduction      ``batch * rows`` rows of ``cols`` elements, each to one; ``inner`` elements apart
@@ -49,14 +53,13 @@ class Op:
     copy           the same, nothing computed
     attention      fused softmax(Q K^T / sqrt(d)) V: ``batch`` heads, ``rows`` queries, ``cols``
                    keys, ``inner`` = head_dim
-    =============
-    ==================================================================================
+    =============  ===============================================================================
 
     FLOPs are split by the unit that does them: ``matmul_flops`` (multiply-add = 2; tensor cores
     where the dtype has them), ``vector_flops`` (adds, multiplies, comparisons on the ordinary
     lanes) and ``special_flops`` (exp, rsqrt, division, tanh: the special function units).
     ``recomputed_flops`` are matmul FLOPs a fused backward does again; they cost time but are not
-    part of the algorithm's count.
+    part of the algorithm's count. ``work`` says what an element takes where lanes do the work.
     """
 
     stage: str
@@ -74,6 +77,7 @@ class Op:
     reads: tuple[Tensor, ...] = ()
     writes: tuple[Tensor, ...] = ()
     phase: str = "forward"  # forward, backward, optimizer
+    work: str = "arithmetic"  # of WORKS
 
     @property
     def bytes_read(self) -> Number:
