@@ -214,6 +214,8 @@ EVENTS = {
     "double": lambda layer, step: layer.double(),
     "child": lambda layer, step: layer.to_q.double().to(layer.to_v.weight.dtype),
     "optimizer": lambda layer, step: one_step(layer),
+    "fused optimizer": lambda layer, step: one_step(layer, fused=True),
+    "autocast": lambda layer, step: under_autocast(layer),
     "exchange": lambda layer, step: setattr(layer, "to_q", copy.deepcopy(layer.to_v)),
     "copy": lambda layer, step: layer.load_state_dict(copy.deepcopy(layer).state_dict()),
     "data": lambda layer, step: setattr(layer.to_q.weight, "data", layer.to_q.weight.data * 0.8),
@@ -221,11 +223,18 @@ EVENTS = {
 }
 
 
-def one_step(layer):
+def one_step(layer, **options):
     parameters = list(layer.parameters())
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 0.1)
-    torch.optim.SGD(parameters, lr=0.5).step()
+    torch.optim.SGD(parameters, lr=0.5, **options).step()
+
+
+def under_autocast(layer):
+    """A call whose W_q Omega is bfloat16, as no later call's is."""
+    layer.similarity.redraw()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        layer(torch.ones(1, N, H * D_HEAD, dtype=layer.to_v.weight.dtype))
 
 
 @given(
@@ -337,6 +346,12 @@ def test_projections_are_called_or_a_sentence_says_who_calls_them(order, share_h
     setattr(layer, child, plain)
     plain.register_forward_hook(lambda *_: None)
     layer.order = order
+    with pytest.raises(RequestError, match=f"{child} must be.*with hooks"):
+        layer(x)
+    patched = copy.deepcopy(lora.base)
+    patched._forward_hooks.clear()
+    patched.forward = lambda rows: 2 * rows  # as offloading wrappers do
+    setattr(layer, child, patched)
     with pytest.raises(RequestError, match=f"{child} must be.*with hooks"):
         layer(x)
 

@@ -535,3 +535,30 @@ def test_ids_of_dropped_rounds_are_taken_too(tmp_path):
     write(tmp_path, record("a", round_ids=[0, 1], dropped_round_ids=[5], dropped_s=[1.0]))
     with RunWriter(tmp_path) as writer:
         assert writer.next_round == 6
+
+
+def test_a_run_of_before_the_seed_was_kept_goes_on_with_seed_0(tmp_path):
+    write(tmp_path / "run", record("a"))
+    path = tmp_path / "run" / "run.json"
+    meta = json.loads(path.read_text())
+    del meta["seed"]
+    path.write_text(json.dumps({**meta, "schema": 1}))
+    write(tmp_path / "run", record("b"))
+    assert len(read_run(tmp_path / "run").records) == 2
+    with pytest.raises(RequestError, match="another seed: 0, not 1"):
+        write(tmp_path / "run", record("c"), meta={**META, "seed": 1})
+
+
+@pytest.mark.parametrize("lack", [{0}, {0, 1}])
+def test_predictions_without_the_shared_scale_have_a_ratio(tmp_path, lack):
+    """Records of before it was kept, alone and among later ones: the wide side, no traceback."""
+    bands = {"predicted_s": 2e-3, "predicted_low_s": 1e-3, "predicted_high_s": 4e-3}
+    rows = [
+        record(name, mechanism=name, **bands, **({} if i in lack else {"predicted_log_scale": 0.1}))
+        for i, name in enumerate(("flurka-relu", "low-rank-sdpa"))
+    ]
+    write(tmp_path / "run", *rows)
+    cells = speedups(prepare(to_frame(read_run(tmp_path / "run"))), "flurka", "strong-low-rank")
+    (cell,) = cells.to_dict("records")
+    assert cell["predicted_speedup"] == pytest.approx(1)
+    assert cell["predicted_speedup_low"] < 0.5 < 2 < cell["predicted_speedup_high"]

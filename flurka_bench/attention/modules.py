@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from flurka_bench.attention.compression import Compression
 from flurka_bench.attention.functional import (
@@ -36,6 +37,18 @@ from flurka_bench.words.errors import (
     unknown,
 )
 
+# Fused optimizers (``Adam(fused=True)``) write to weights without counting it as a new version, so
+# steps are counted here.
+_num_optimizer_steps = 0
+
+
+def _count_step(*_: object) -> None:
+    global _num_optimizer_steps
+    _num_optimizer_steps += 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Prepared:
@@ -47,6 +60,7 @@ class _Prepared:
 
     weight: Tensor
     sources: tuple[tuple[Tensor, Tensor, int], ...]  # the tensor, its alias, its version
+    num_steps: int  # of optimizers, all in the process
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         """A copied or unpickled layer has other tensors and starts without: None."""
@@ -57,11 +71,12 @@ class _Prepared:
         """None where a source is an inference tensor, whose changes nobody counts."""
         if any(tensor.is_inference() for tensor in tensors):
             return None
-        return cls(weight=weight, sources=tuple((t, t.detach(), t._version) for t in tensors))
+        sources = tuple((t, t.detach(), t._version) for t in tensors)
+        return cls(weight=weight, sources=sources, num_steps=_num_optimizer_steps)
 
     def holds_for(self, *tensors: Tensor) -> bool:
         """Whether these are the sources, and nothing has been written to them since."""
-        return all(
+        return self.num_steps == _num_optimizer_steps and all(
             now is then
             and now._version == version
             and now.data_ptr() == alias.data_ptr()
@@ -144,11 +159,12 @@ class AttentionLayer(nn.Module):
         """Compute W_q Omega once and keep it, for calls in which no gradient is recorded, until
         ``train()``.
 
-        It is computed anew whenever the weight or Omega changed: other values, dtype, device or
-        tensor. One change cannot be seen: writing through ``.data``
+        It is computed anew whenever the weight or Omega changed (other values, dtype, device or
+        tensor) and after any optimizer's step. One change cannot be seen: writing through ``.data``
         (``layer.to_q.weight.data.mul_(2)``), which PyTorch does not count; write under
         ``torch.no_grad()`` instead, or call this again. ``torch.compile`` cannot ask whether a
-        tensor changed, so a compiled layer computes W_q Omega in each call.
+        tensor changed, so a compiled layer computes W_q Omega in each call; so does any layer under
+        ``torch.autocast``.
         """
         self.eval()
         self._keeps_query_weight = True
@@ -165,10 +181,14 @@ class AttentionLayer(nn.Module):
         """What ``prepare_inference`` keeps beside the parameters: W_q Omega, or nothing."""
         return [] if self._prepared is None else [self._prepared.weight]
 
+    def _casts(self) -> bool:
+        """Whether autocast is on, which would keep W_q Omega in its dtype for calls outside it."""
+        return torch.is_autocast_enabled(self.to_q.weight.device.type)
+
     def _query_weight(self) -> Tensor:
         """W_q Omega (h * m, D). Kernels: those of ``_absorb``; none where it was kept."""
         keeps = self._keeps_query_weight and not torch.is_grad_enabled()
-        if not keeps or torch.compiler.is_compiling():
+        if not keeps or torch.compiler.is_compiling() or self._casts():
             return self._absorb(self._weight("to_q"))
         sources = self._weight("to_q"), self.similarity.omega
         if self._prepared is not None and self._prepared.holds_for(*sources):
@@ -390,6 +410,7 @@ def _is_plain(child: nn.Module) -> bool:
     return (
         type(child) is nn.Linear
         and child.bias is None
+        and "forward" not in vars(child)  # as offloading wrappers do
         and not (child._forward_hooks or child._forward_pre_hooks)
         and not (child._backward_hooks or child._backward_pre_hooks)
     )

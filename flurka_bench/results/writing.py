@@ -134,7 +134,9 @@ class RunWriter:
         to be taken up again."""
         if self.meta:
             for key, what in {"suite": "suite", "device": "device", "seed": "seed"}.items():
-                was, wanted = self.meta.get(key), meta.get(key)
+                # Runs of before the seed was kept had no choice of it.
+                was = self.meta.get(key, 0 if key == "seed" else None)
+                wanted = meta.get(key)
                 if was != wanted:
                     names = (was["name"], wanted["name"]) if key == "suite" else (was, wanted)
                     detail = (
