@@ -206,16 +206,15 @@ SLIPS = [
     slip("cli", "cli/regions.py", "predicted_frame(targets, dtype, launch,",
          'predicted_frame(targets, dtype, "eager",', OPTIONS),
     slip("cli", "cli/run.py", "            cache=cache,\n            stages", "            stages", OPTIONS),
-    slip("cli", "cli/run.py", "            seed=seed,\n", "", OPTIONS),
+    slip("cli", "cli/run.py", "            seed=seed or 0,\n", "", OPTIONS),
     # the race and the plan
     slip("measure", "kinds/timing/race.py", "\n_FIRST_LOOK = FEW_ROUNDS", "\n_FIRST_LOOK = 5", RACE),
     slip("measure", "kinds/timing/race.py", "options.first_round + num_rounds)", "num_rounds)", RACE),
     slip("measure", "kinds/timing/race.py", "shared = dict(zip(reference.round_ids, reference.samples_s))",
          "shared = dict(zip(round_ids, reference.samples_s))", RACE),
     slip("measure", "kinds/timing/race.py", "rng.sample(racing, len(racing))", "racing", RACE),
-    slip("measure", "kinds/timing/runner.py", "/ sum(weights[number:])", "/ sum(weights)", RACE),
-    slip("measure", "kinds/timing/runner.py", '"first_round": self.writer.next_round', '"first_round": 0',
-         RACE),
+    slip("measure", "bench/loop.py", "in groups[number:])", "in groups)", RACE),
+    slip("measure", "kinds/timing/kind.py", "[first_round + each for each", "[each for each", RACE),
 ]  # fmt: skip
 
 

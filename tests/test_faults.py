@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from running import run_suite
 
 from flurka_bench.cases.suite import parse_suite
-from flurka_bench.kinds.timing.runner import run_suite
 from flurka_bench.results import read_run
 from flurka_bench.words.errors import RequestError
 
@@ -33,11 +33,14 @@ NUM_CASES = 9
 PARENT = f"""
 import sys
 from flurka_bench.words.errors import FlurkaError
-from flurka_bench.kinds.timing.runner import run_suite
+from flurka_bench.bench.kind import RunOptions
+from flurka_bench.bench.loop import run
+from flurka_bench.kinds.timing.kind import TimingPlan
 from flurka_bench.cases.suite import load_suite
 try:
     show = lambda event: print(event.kind, event.text, flush=True)
-    run_suite(load_suite(sys.argv[1]), out=sys.argv[2], worker_command={FAKE!r}, on_event=show)
+    options = RunOptions(out=sys.argv[2], worker_command={FAKE!r})
+    run(TimingPlan(suite=load_suite(sys.argv[1])), options, on_event=show)
 except FlurkaError as error:
     print("error:", error, flush=True)
     sys.exit(error.exit_code)
