@@ -197,8 +197,8 @@ class RunOptions(WorkerOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """Something to show. ``kind`` is note, phase (what is being done), record, or group (its
-    records; ``text`` is its title); of a calibration step. ``left_s`` is None where unknown."""
+    """Something to show. ``kind`` is note, warning, phase (what is being done), record, group (its
+    records; ``text`` is its title) or step (of a calibration). ``left_s`` is None where unknown."""
 
     kind: str
     text: str = ""

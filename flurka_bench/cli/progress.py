@@ -82,8 +82,8 @@ class Progress:
         """What stays on the screen; empty where nothing does."""
         place = f"[{event.num_done}/{event.num_cases}]"
         match event.kind:
-            case "note":
-                return f"note: {event.text}"
+            case "note" | "warning":
+                return f"{event.kind}: {event.text}"
             case "record" if event.record and event.record["status"] != "ok":
                 record = event.record
                 return f"{record['status']}: {record['case_id']}: {record['error']}"

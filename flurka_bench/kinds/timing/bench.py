@@ -35,22 +35,13 @@ def open_bench(device: str) -> TimingBench:
     return TimingBench(*torch_tools(device))
 
 
-def torch_tools(device_name: str) -> tuple[Tools, dict[str, Any]]:
+def torch_tools(device_name: str) -> tuple[Tools, Message]:
     """The real tools, and what this device and its environment are."""
-    import psutil
-    import torch
-
     from flurka_bench.devices import environment
     from flurka_bench.devices.device import open_device
-    from flurka_bench.hardware.detect import cpu_name
     from flurka_bench.kinds.timing import workbench
 
     device = open_device(device_name)
-    if device.is_queue:
-        properties = torch.cuda.get_device_properties(device.name)
-        name, memory = properties.name, properties.total_memory
-    else:
-        name, memory = cpu_name(), psutil.virtual_memory().available
     tools = Tools(
         device=device,
         build=lambda case, seed: workbench.build(case, seed=seed, device=device.name),
@@ -61,14 +52,7 @@ def torch_tools(device_name: str) -> tuple[Tools, dict[str, Any]]:
         stamp=lambda: environment.stamp(device),
         stages=lambda bench: _stages(device, bench),
     )
-    seen = environment.capture(device)
-    hello = {
-        "device": name,
-        "memory_bytes": memory,
-        "cache_bytes": device.cache_bytes,
-        "environment": seen,
-    }
-    return tools, {**hello, "warnings": environment.warnings(seen)}
+    return tools, environment.introduce(device)
 
 
 def _release(device: Any) -> None:

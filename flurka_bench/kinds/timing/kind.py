@@ -51,8 +51,8 @@ class TimingPlan(Plan[Case]):
     seed: int = 0
     cache: str = "auto"
     stages: bool = False
-    predict: Callable[[Case], dict[str, Any]] | None = None
-    peaks: Callable[[Case], Peaks | None] | None = None
+    predict: Callable[[Case], dict[str, Any]] | None = field(default=None, repr=False)
+    peaks: Callable[[Case], Peaks | None] | None = field(default=None, repr=False)
     predicted_from: Mapping[str, Any] | None = None
     _cases: tuple[Case, ...] | None = field(init=False, default=None)
     _out_of_memory: list[tuple[Case, float]] = field(init=False, default_factory=list)
