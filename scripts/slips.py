@@ -186,9 +186,10 @@ SLIPS = [
     slip("analysis", "answers/ratio.py", "paired_ratio(other, own, other_rounds, own_rounds",
          "paired_ratio(other, own, None, None", "test_analysis.py", *pin("regions-layer")),
     # quality
-    slip("quality", "kinds/error/runner.py", 'rank, group.seq_len, group.seed)\n        E, F', 'rank, group.seq_len)\n        E, F',
+    slip("quality", "kinds/error/bench.py", "rank, at.seq_len, at.seed)\n        E, F",
+         "rank, at.seq_len)\n        E, F",
          "test_quality_runs.py"),
-    slip("quality", "kinds/error/runner.py", "wanted.num_features, group.seed)", "wanted.num_features)",
+    slip("quality", "kinds/error/bench.py", "wanted.num_features, at.seed)", "wanted.num_features)",
          "test_quality_runs.py"),
     slip("quality", "kinds/error/bounds.py", "math.log(4 * num_products / delta) / rank",
          "math.log(2 * num_products / delta) / rank", "test_quality_bounds.py"),

@@ -164,13 +164,6 @@ class GroupRun:
             else:
                 self._refuse(index, error, outcome)
             return
-        outcome |= {
-            "timer": f"{self.timer.name}, {'cold' if self.timer.cold else 'warm'} cache",
-            "num_calls": prepared.num_calls,
-            "num_warmup": 1 + len(prepared.warmup_s) * prepared.num_calls,
-            "overhead_fraction": _finite(prepared.overhead_fraction),
-            "memory_method": _MEMORY_METHOD,
-        }
         self._racing.append(
             Competitor(index=index, case=case, built=built, outcome=outcome, prepared=prepared)
         )
@@ -223,7 +216,10 @@ class GroupRun:
             return
         outcome |= {
             "median_s": statistics.median(competitor.samples_s),
+            **self._facts(competitor),
+            "stop_reason": competitor.stop_reason,
             "ratio_error": _finite(competitor.ratio_error),
+            "memory_method": _MEMORY_METHOD,
             "stamp": self.tools.stamp(),
         }
         try:
@@ -237,6 +233,16 @@ class GroupRun:
                 raise
             outcome["error"] = one_line(error)
         self.say({"say": "outcome", "index": competitor.index, "status": "ok", **outcome})
+
+    def _facts(self, competitor: Competitor) -> dict[str, Any]:
+        """How the samples are taken."""
+        prepared = competitor.prepared
+        return {
+            "timer": f"{self.timer.name}, {'cold' if self.timer.cold else 'warm'} cache",
+            "num_calls": prepared.num_calls,
+            "num_warmup": 1 + len(prepared.warmup_s) * prepared.num_calls,
+            "overhead_fraction": _finite(prepared.overhead_fraction),
+        }
 
     def _other_latencies(self, competitor: Competitor) -> dict[str, Any]:
         """Graph replay and profiler device time of a call, where the device has them, with their
@@ -287,10 +293,15 @@ class GroupRun:
 
     def _say_partial(self, competitor: Competitor) -> None:
         """Say what the last such message of the competitor did not."""
-        news = competitor.seen(since_last=True)
+        news = competitor.seen(since_last=True) | {"stop_reason": competitor.stop_reason}
         if not competitor.is_known:
-            news |= competitor.outcome | {"warmup_s": competitor.prepared.warmup_s}
             competitor.is_known = True
+            news |= {
+                **competitor.outcome,
+                "warmup_s": competitor.prepared.warmup_s,
+                **self._facts(competitor),
+                "memory_method": _MEMORY_METHOD,
+            }
         self.say({"say": "partial", "index": competitor.index, **news})
 
     @contextlib.contextmanager

@@ -82,7 +82,6 @@ class Competitor:
             "dropped_s": self.dropped_s[first_dropped:],
             "dropped_round_ids": self.dropped_round_ids[first_dropped:],
             "drop_reason": self.drop_reason,
-            "stop_reason": self.stop_reason,
         }
 
     @property
