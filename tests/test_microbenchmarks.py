@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import open_fake
+from running import Inline
 from typer.testing import CliRunner
 
 from flurka_bench.cli import calibrate as command
@@ -309,6 +310,7 @@ def test_calibrate_measures_writes_rows_and_profile(tmp_path, monkeypatch):
         seconds=1.0,
     )
     monkeypatch.setattr(microbenchmarks, "measure", lambda device, **options: measured)
+    monkeypatch.setattr("flurka_bench.kinds.calibration.Local", Inline)
     out = tmp_path / "here.toml"
     done = invoke("--device", "cpu", "--out", out)
     assert "left out: bmm: time bound" in done.stdout

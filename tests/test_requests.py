@@ -214,7 +214,7 @@ def ask(monkeypatch, capsys, folder, answer):
 
     import pandas as pd
 
-    record("kinds.timing.runner.run_suite", SimpleNamespace(wall_s=1.0, time_in_calls_s=1.0))
+    record("bench.loop.run", SimpleNamespace(wall_s=1.0, time_in_calls_s=1.0))
     record("cli.run._print_answer", lambda: print("{}"))
     record("cli.run._draw")
     record("answers.recommend.recommend", answer)
@@ -227,15 +227,19 @@ def ask(monkeypatch, capsys, folder, answer):
     record("render.markdown.markdown", "markdown")
     record("answers.compare._speedup_changes", [])
     record("kinds.error.verification.table", [])
-    record("kinds.error.runner.plan", [])
-    record("kinds.error.runner.run", RESULTS / "error")
-    record("devices.environment.capture", {})
+    record("kinds.error.kind.ErrorPlan", SimpleNamespace(all_cases=list))
+    record("kinds.calibration.environment_of", {})
     record("devices.environment.judge", [])
     record("render.figures.error.curves")
     record("render.figures.error.parents")
     record("render.figures.style.save", [])
     record("render.figures.terminal.terminal_map", "map")
-    monkeypatch.setattr(frontier, "load_error_run", load_error_run)
+
+    # What a run that was not made would have written.
+    def written(at):
+        return load_error_run(at if Path(at).exists() else RESULTS / "error")
+
+    monkeypatch.setattr(frontier, "load_error_run", written)
     monkeypatch.chdir(folder)
 
     def call(request):

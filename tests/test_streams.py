@@ -5,7 +5,6 @@ import io
 import json
 import os
 import pty
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -328,13 +327,6 @@ def test_a_hang_up_that_nohup_ignores_stays_ignored():
     )
     done = shell(f"trap '' HUP; {sys.executable} -c \"{code}\"")
     assert "SIG_IGN" in done.stdout
-
-
-def test_signals_wait_through_a_restart():
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with interrupts.held():
-        assert set(interrupts.NUMBERS) <= signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def test_a_terminal_gets_no_escape_sequence_of_an_error(tmp_path):

@@ -2,9 +2,8 @@
 somebody else measured."""
 
 import math
-import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +20,7 @@ from flurka_bench.cli.common import (
     print_table,
     refuse_given,
 )
-from flurka_bench.cli.streams import terminal
+from flurka_bench.cli.progress import Progress
 from flurka_bench.cli.targets import (
     HARDWARE_HELP,
     calibrated_file,
@@ -33,12 +32,10 @@ from flurka_bench.words.files import (
     check_writable,
     write_atomically,
 )
-from flurka_bench.words.text import one_line
 from flurka_bench.words.units import parse_seconds
 
 if TYPE_CHECKING:
     from flurka_bench.cost.fitting import Rows
-    from flurka_bench.devices.device import Device
     from flurka_bench.devices.microbenchmarks import Calibration
     from flurka_bench.hardware import Profile
 
@@ -340,24 +337,18 @@ def _measure(
     given = load_target(hardware) if hardware else None
     if given is not None:
         check_device(given, found)
-    from flurka_bench.devices import (
-        environment,
-        microbenchmarks,
-    )
-    from flurka_bench.devices.device import open_device
+    from flurka_bench.kinds import calibration
 
-    device = open_device(name)
-    captured = environment.capture(device)
-    for warning in environment.warnings(captured):
-        print(f"warning: {warning}", file=sys.stderr)
-    measured = microbenchmarks.measure(
-        device, dtypes=dtypes, budget_s=budget_s, on_progress=_progress()
-    )
-    profile = _own_profile(device, measured) if given is None else given
+    with Progress() as progress:
+        seen = calibration.measure(
+            found.device, dtypes=dtypes, budget_s=budget_s, on_event=progress.show
+        )
+    measured = seen.calibration
+    profile = _own_profile(seen.properties, measured) if given is None else given
     about = {
         "source": f"measured on {measured.device} in {measured.seconds:.0f} s",
-        "torch": captured["packages"]["torch"],
-        "threads": captured["torch"]["num_threads"],
+        "torch": seen.environment["packages"]["torch"],
+        "threads": seen.environment["torch"]["num_threads"],
     }
     return profile, measured, about
 
@@ -375,7 +366,7 @@ def _forget(profile: "Profile", groups: "list[Rows]") -> "Profile":
     return profile.with_measured(kept, profile.measured_about)
 
 
-def _own_profile(device: "Device", measured: "Calibration") -> "Profile":
+def _own_profile(properties: Mapping[str, Any], measured: "Calibration") -> "Profile":
     """The shipped profile of this device, or one from what it reports of itself."""
     from flurka_bench.hardware.detect import (
         detect_cpu,
@@ -383,52 +374,23 @@ def _own_profile(device: "Device", measured: "Calibration") -> "Profile":
         recognise,
     )
 
-    if not device.is_queue:
-        import torch
-
-        return detect_cpu(torch.get_num_threads())
+    if "num_threads" in properties:
+        return detect_cpu(properties["num_threads"])
     shipped = recognise(measured.device)
     if shipped is not None:
         return shipped
-    properties = device.torch.cuda.get_device_properties(device.index)
-    clock_khz, memory_khz = (
-        getattr(properties, name, 0) for name in ("clock_rate", "memory_clock_rate")
-    )
-    clock_hz = clock_khz * 1e3 or (device.nvml.default_clock_mhz or 0 if device.nvml else 0) * 1e6
-    if not clock_hz:
+    if not properties["clock_hz"]:
         raise RequestError(
-            f"{measured.device} does not report its clock: write a profile for it and pass --hardware FILE"
+            f"{measured.device} does not report its clock: write a profile for it and pass"
+            " --hardware FILE"
         )
     copied = measured.figures.get("copy_bandwidth_bytes_per_s", 0.0)
-    return from_cuda_properties(
-        measured.device,
-        (properties.major, properties.minor),
-        properties.multi_processor_count,
-        clock_hz,
-        properties.total_memory,
-        device.cache_bytes,
-        2 * memory_khz * 1e3 * getattr(properties, "memory_bus_width", 0) / 8 or copied / 0.9,
-        getattr(properties, "shared_memory_per_multiprocessor", 0),
-    )
-
-
-def _progress() -> Any:
-    """A callback: one line that rewrites itself on a terminal, a line each tenth elsewhere. On
-    stderr: stdout may be JSON."""
-    tty = sys.stderr.isatty()
-    last = -1
-
-    def show(done: int, total: int, text: str) -> None:
-        nonlocal last
-        if tty:
-            end = "\n" if done + 1 == total else ""
-            line = f"\r\x1b[2K[{done + 1}/{total}] {one_line(text)}"
-            print(line, end=end, file=terminal(sys.stderr), flush=True)
-        elif 10 * done // total > last:
-            last = 10 * done // total
-            print(f"[{done + 1}/{total}] {text}", file=sys.stderr, flush=True)
-
-    return show
+    reported = {
+        **properties,
+        "capability": tuple(properties["capability"]),
+        "bandwidth_bytes_per_s": properties["bandwidth_bytes_per_s"] or copied / 0.9,
+    }
+    return from_cuda_properties(measured.device, **reported)
 
 
 def _report(fits: list[Fit], measured: "Calibration | None") -> None:

@@ -56,7 +56,10 @@ class Device(Protocol):
 
     name: str  # "cpu", "cuda:0"
     is_queue: bool  # calls return before their work is done; events and graphs exist
-    cache_bytes: int  # last-level cache
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the last-level cache."""
 
     def now_ns(self) -> int:
         """The host's monotonic clock."""

@@ -12,7 +12,7 @@ optimal      no E at all: the best rank-k matrix there is (SVD of the attention 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -77,7 +77,9 @@ def draw(
 
 
 def least_squares(
-    training: list[Reference], compressed_attention: list[Callable[[Tensor], Tensor]], start: Tensor
+    training: Sequence[Reference],
+    compressed_attention: Sequence[Callable[[Tensor], Tensor]],
+    start: Tensor,
 ) -> Tensor:
     """F (k, N) that minimises the sum over training inputs and heads of |A - C F|² + ridge |F -
     start|².

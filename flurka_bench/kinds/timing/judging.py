@@ -1,4 +1,4 @@
-"""What the runner knows of a case without a clock: whether to try it, what its record holds, which
+"""What the parent knows of a case without a clock: whether to try it, what its record holds, which
 times are impossible."""
 
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from flurka_bench.bench.kind import Place
 from flurka_bench.cases.case import Case
 from flurka_bench.devices.timers import diagnose
 from flurka_bench.lowering import (
@@ -27,7 +28,7 @@ class Peaks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What the runner wants to know of a case's op list."""
+    """What the parent wants to know of a case's op list."""
 
     flops: float
     matmul_flops: float
@@ -76,20 +77,19 @@ def make_record(
     case: Case,
     outcome: dict[str, Any],
     *,
-    device: str,
-    hello: dict[str, Any],
+    place: Place,
     seed: int,
     predict: Callable[[Case], dict[str, Any]] | None,
     peaks: Callable[[Case], Peaks | None] | None,
 ) -> dict[str, Any]:
     """A case's final record: the worker's outcome, its prediction beside it, invalid if it beats
     physics."""
-    found = figures(case, device)
+    found = figures(case, place.kind)
     record: dict[str, Any] = {
         "case_id": case.case_id,
         "status": outcome["status"],
         **case.as_record(),
-        "device": hello["device"],
+        "device": place.device,
         "seed": seed,
         "samples_s": [],
         "round_ids": [],
@@ -104,9 +104,7 @@ def make_record(
     record |= outcome
     limits = peaks(case) if peaks is not None and record["status"] == "ok" else None
     if limits is not None:
-        if impossible := _impossible(
-            found, record["median_s"], limits, float(hello.get("cache_bytes", 0))
-        ):
+        if impossible := _impossible(found, record["median_s"], limits, place.cache_bytes):
             record |= {"status": "invalid", "error": impossible}
         if limits.bandwidth_bytes_per_s is not None:
             record["limited_by"] = diagnose(
