@@ -74,7 +74,7 @@ def case_to_message(case: Case) -> dict[str, Any]:
 
 def case_from_message(data: dict[str, Any]) -> Case:
     """The inverse of case_to_message."""
-    return Case(**{("pass_" if key == "pass" else key): value for key, value in data.items()})
+    return Case.of(data)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
