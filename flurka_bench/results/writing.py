@@ -136,7 +136,9 @@ class RunWriter:
             for key, what in {"suite": "suite", "device": "device", "seed": "seed"}.items():
                 was, wanted = self.meta.get(key), meta.get(key)
                 if was != wanted:
-                    names = (was["name"], wanted["name"]) if key == "suite" else (was, wanted)
+                    names = [
+                        each["name"] if key == "suite" and each else each for each in (was, wanted)
+                    ]
                     detail = (
                         "a different text of the same suite"
                         if names[0] == names[1]
