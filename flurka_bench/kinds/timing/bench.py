@@ -27,7 +27,7 @@ class TimingBench:
 
 def case_of(record: Message) -> Case:
     """The inverse of ``Case.as_record``."""
-    return Case(**{("pass_" if key == "pass" else key): value for key, value in record.items()})
+    return Case.of(record)
 
 
 def open_bench(device: str) -> TimingBench:
