@@ -28,12 +28,12 @@ from flurka_bench.cases.registry import (
     canonical,
     get,
 )
-from flurka_bench.cli.calibrate import (
-    _grouped,
-    fit,
-)
+from flurka_bench.cost.calibration import fit
 from flurka_bench.cost.cpu import REUSES
-from flurka_bench.cost.fitting import absolute_percentage_error
+from flurka_bench.cost.fitting import (
+    absolute_percentage_error,
+    rows_of_records,
+)
 from flurka_bench.cost.predict import predict
 from flurka_bench.devices import (
     allocator,
@@ -106,7 +106,7 @@ def calibrated(device: CpuDevice, threads: int) -> Profile:
     """This machine's profile, as ``flurka-bench calibrate`` makes it."""
     found = microbenchmarks.measure(device)
     bare = detect_cpu(threads).with_measured({REUSES: found.figures["reuses_memory"]}, {})
-    return fit(bare, _grouped(found.rows))[0]
+    return fit(bare, rows_of_records(found.rows))[0]
 
 
 def measure(cases: Sequence[Case], seconds: float, device: CpuDevice) -> np.ndarray:
