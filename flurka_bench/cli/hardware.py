@@ -93,7 +93,8 @@ def show(
     name: Annotated[
         str,
         typer.Argument(
-            help="A target's name or alias, the path of a profile (.toml), or cpu: this machine's, as calibrated in this"
+            help="A target's name or alias, the path of a profile (.toml), or cpu: this machine's, as"
+            " calibrated in this"
             " folder or as the system reports it."
         ),
     ],
@@ -137,7 +138,8 @@ def show(
     print("\nSources: " + "; ".join(f"{key}: {text}" for key, text in profile.sources.items()))
     if not profile.is_calibrated:
         print(
-            "\nNothing was measured on this target: predictions rest on the datasheet and on constants fitted on other devices."
+            "\nNothing was measured on this target: predictions rest on the datasheet and on"
+            " constants fitted on other devices."
         )
         return
     about = "; ".join(f"{key}: {value}" for key, value in profile.measured_about.items())

@@ -1,5 +1,7 @@
-"""CSV files that somebody else wrote, as cells of text with their place: each fault is one line with
-the file, the line, the column, what was expected and what was got."""
+"""CSV files that somebody else wrote, as cells of text with their place.
+
+Each fault is one line with the file, the line, the column, what was expected and what was got.
+"""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Predictions against a table of measured times: operators, whole cases, or the records of a run."""
+"""Predictions against a table of measured times: operators, whole cases, or a run's records."""
 
 import csv
 import io

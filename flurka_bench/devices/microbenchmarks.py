@@ -122,7 +122,7 @@ def _streaming(
     known = STREAMING[op]
     x = tensor(b, h)
     shapes = {"BH": (b, h), "B": (b, 1), "H": (1, h)}
-    y = tensor(*shapes[known.reads[1]]) if len(known.reads) == 2 else None
+    y: Any = tensor(*shapes[known.reads[1]]) if len(known.reads) == 2 else None
     mask = x > 0 if known.reads[0] == "mask" else None
     result = torch.empty_like(x) if op == "exp_" else None
     small = y * 1e-9 if op == "sub_column_" else None  # again and again

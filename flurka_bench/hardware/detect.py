@@ -163,9 +163,15 @@ def detect_cpu(num_threads: int | None = None) -> Profile:
 
 
 def from_cuda_properties(
-    name: str, capability: tuple[int, int], num_sms: int, clock_hz: float, memory_bytes: float, l2_bytes: float,
-    bandwidth_bytes_per_s: float, shared_memory_per_sm_bytes: float,
-) -> Profile:  # fmt: skip
+    name: str,
+    capability: tuple[int, int],
+    num_sms: int,
+    clock_hz: float,
+    memory_bytes: float,
+    l2_bytes: float,
+    bandwidth_bytes_per_s: float,
+    shared_memory_per_sm_bytes: float,
+) -> Profile:
     """A profile for a GPU that does not ship: from the driver's properties alone, and saying so in
     every source.
 
@@ -176,9 +182,15 @@ def from_cuda_properties(
         capability[0], "blackwell"
     )
     lanes = _CUDA_LANES.get(capability, 128)
-    rate = {"volta": 1024, "turing": 1024,
-            "ampere": 2048 if capability == (8, 0) else 1024, "ada": 1024, "hopper": 4096, "blackwell": 8192,
-            "blackwell-rtx": 1024}.get(architecture)  # fmt: skip
+    rate = {
+        "volta": 1024,
+        "turing": 1024,
+        "ampere": 2048 if capability == (8, 0) else 1024,
+        "ada": 1024,
+        "hopper": 4096,
+        "blackwell": 8192,
+        "blackwell-rtx": 1024,
+    }.get(architecture)
 
     def figure(value: float, unit: str) -> Figure:
         return Figure(value=float(value), unit=unit, source="driver")
@@ -199,7 +211,8 @@ def from_cuda_properties(
         attention_kernel=_ATTENTION_KERNEL.get(architecture, "none"),
         device_names=(name,),
         sources={
-            "driver": "device properties as the driver reports them; rates an SM by compute capability"
+            "driver": "device properties as the driver reports them; rates an SM by compute"
+            " capability"
         },
         datasheet={
             "num_sms": figure(num_sms, "count"),

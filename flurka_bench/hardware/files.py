@@ -56,7 +56,8 @@ def _figures(where: str, table: Any) -> dict[str, Figure]:
             "note",
         }:
             raise RequestError(
-                f"{here} must be {{ value = …, unit = …, source = … }} (note is optional), got {short(entry)}"
+                f"{here} must be {{ value = …, unit = …, source = … }} (note is optional),"
+                f" got {short(entry)}"
             )
         if (
             isinstance(entry["value"], bool)
