@@ -13,7 +13,8 @@ _PAUSE_SLACK_S = (
 
 
 class LostTime:
-    """Seconds in which a run could not work: suspended, waiting for a hung worker, starting another.
+    """Seconds in which a run could not work: suspended, waiting for a hung worker, or
+    starting another.
 
     A suspended process is told nothing of it (SIGSTOP cannot be caught), so a suspension is a gap
     between two ``tick``s that the parent, which ticks about every second, cannot have slept itself.

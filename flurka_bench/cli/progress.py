@@ -17,7 +17,8 @@ class Progress:
     """A bar with what is in hand on a terminal, plain lines elsewhere; both on stderr.
 
     Drawn only when something happens, because a bar that animates takes time from what is being
-    timed. ``headline`` says a group's news in a line; by default its title. ``quiet`` shows nothing.
+    timed. ``headline`` says a group's news in a line; by default its title. ``quiet`` shows
+    nothing.
     """
 
     def __init__(

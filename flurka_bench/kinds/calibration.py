@@ -1,4 +1,4 @@
-"""What a worker says of its device without a suite: its environment, and what single operators take.
+"""What a worker says of its device without a suite: its environment, and the times of operators.
 
 ``doctor`` and ``calibrate`` ask here, because what they find must hold for a run's worker, whose
 allocator is told at its start to keep what it frees (``devices.allocator``).

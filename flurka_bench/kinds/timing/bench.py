@@ -45,7 +45,7 @@ def torch_tools(device_name: str) -> tuple[Tools, Message]:
     tools = Tools(
         device=device,
         build=lambda case, seed: workbench.build(case, seed=seed, device=device.name),
-        resident_bytes=lambda bench: bench.resident_bytes(),
+        resident_bytes=_resident_bytes,
         incorrect=(workbench.IncorrectOutput,),
         unsupported=(workbench.UnsupportedCase, RequestError, NotImplementedError),
         release=lambda: _release(device),
@@ -61,6 +61,11 @@ def _release(device: Any) -> None:
         device.torch.cuda.empty_cache()
     else:
         give_back()
+
+
+def _resident_bytes(built: Any) -> int:
+    held: int = built.resident_bytes()
+    return held
 
 
 def _stages(device: Any, bench: Any) -> dict[str, float]:

@@ -58,7 +58,7 @@ def figures(case: Case, device: str) -> Figures:
 
 
 def reason_to_skip(
-    case: Case, too_large: Sequence[Case], memory_bytes: int | None, device: str
+    case: Case, too_large: Sequence[Case], memory_bytes: float | None, device: str
 ) -> str | None:
     """Why not to try a case: a smaller one of its family ran out of memory, or it needs more than
     ``memory_bytes``."""
@@ -69,7 +69,10 @@ def reason_to_skip(
             return f"skipped: larger than an OOM ({other.case_id})"
     needed = figures(case, device).peak_bytes
     if memory_bytes is not None and needed > memory_bytes:
-        return f"skipped: needs about {needed / 1e9:.3g} GB, the suite's memory budget is {memory_bytes / 1e9:.3g} GB"
+        return (
+            f"skipped: needs about {needed / 1e9:.3g} GB, the suite's memory budget is"
+            f" {memory_bytes / 1e9:.3g} GB"
+        )
     return None
 
 
@@ -121,7 +124,10 @@ def make_record(
 def _impossible(found: Figures, seconds: float, peaks: Peaks, cache_bytes: float) -> str | None:
     """By which physical bound the measured time is too short, if any."""
     if found.matmul_flops / seconds > peaks.margin * peaks.flops_per_s:
-        return f"faster than peak FLOPs: {found.matmul_flops / seconds:.3g} FLOP/s, the device has {peaks.flops_per_s:.3g}"
+        return (
+            f"faster than peak FLOPs: {found.matmul_flops / seconds:.3g} FLOP/s, the"
+            f" device has {peaks.flops_per_s:.3g}"
+        )
     # What must come from memory at least once: inputs and parameters, less what the cache may still
     # hold.
     moved = found.resident_bytes - cache_bytes
@@ -129,7 +135,10 @@ def _impossible(found: Figures, seconds: float, peaks: Peaks, cache_bytes: float
         peaks.bandwidth_bytes_per_s is not None
         and moved / seconds > peaks.margin * peaks.bandwidth_bytes_per_s
     ):
-        return f"faster than peak bandwidth: {moved / seconds:.3g} B/s, the device has {peaks.bandwidth_bytes_per_s:.3g}"
+        return (
+            f"faster than peak bandwidth: {moved / seconds:.3g} B/s, the device has"
+            f" {peaks.bandwidth_bytes_per_s:.3g}"
+        )
     return None
 
 
