@@ -171,6 +171,7 @@ def recommend(
             f"--run changes nothing: {run} has a time of none of the configurations that are ranked"
         )
     if json:
+        refuse_given({"--all": all_}, " to --json, which leaves nothing out")
         print_json([
             each.as_record() | {"hardware_basis": on.kind, "hardware_basis_words": on.line}
             for answer, on in zip(found, bases)

@@ -145,6 +145,8 @@ def regions(
             {name: predicted[name] for name in clocked} | mapped,
             " to --flops, which counts matmul FLOPs of pairs (--pair X,Y) per batch",
         )
+    if json:
+        refuse_given({"--all": all_}, " to --json, which leaves nothing out")
     if run:
         refuse_given(predicted, " to a run, which has its own: it is for predictions")
     launch, level, pass_ = launch or "eager", level or "layer", pass_ or "forward"
@@ -188,7 +190,17 @@ def regions(
                     f" got {option} {','.join(map(str, values))}"
                 )
         given = {name for name in ("--model-dim", "--head-dim") if predicted[name] is not None}
-        _flops(level, pass_, pair, {"D": widths[0], "d": heads[0]}, sizes, latex, json, given)
+        _flops(
+            level,
+            pass_,
+            pair,
+            {"D": widths[0], "d": heads[0]},
+            sizes,
+            latex,
+            json,
+            given,
+            everything=all_,
+        )
         return
     if run:
         frame, bases = _measured(run)
@@ -261,6 +273,8 @@ def _flops(
     latex: bool,
     json: bool,
     asked: set[str],
+    *,
+    everything: bool,
 ) -> None:
     from flurka_bench.cases.registry import get
     from flurka_bench.cost.regions import conditions
@@ -309,6 +323,7 @@ def _flops(
              {True: "yes", False: "no", None: ""}[row["holds"]])
             for row in rows
         ],
+        everything=everything,
     )  # fmt: skip
 
 
