@@ -74,7 +74,7 @@ def knobs(row: Mapping[str, Any]) -> list[str]:
     return sizes(row, KNOBS) + compression + (["E = F"] if row.get("share_kv") else [])
 
 
-def form(row: Mapping[str, Any], prefix: str = "") -> str:
+def form(row: Mapping[Any, Any], prefix: str = "") -> str:
     """``"flurka-relu absorbed compiled"``: mechanism, order and backend of a row, where it has
     them."""
     words = (row[f"{prefix}{name}"] for name in ("mechanism", "order", "backend"))

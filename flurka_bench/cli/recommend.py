@@ -288,7 +288,7 @@ def _in_words(each: "Candidate") -> str:
     return ", ".join([form(record), heads, *knobs(record)]) + (f" ({beside})" if beside else "")
 
 
-def _print(answer: "Recommendation", limit: int, *, everything: bool) -> None:
+def _print(answer: "Recommendation", limit: int | None, *, everything: bool) -> None:
     """The answer as a sentence, the ranking, and the fastest of each family with the reason."""
     from flurka_bench.answers.recommend import because
 

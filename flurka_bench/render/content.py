@@ -96,7 +96,8 @@ def thin(rows: pd.DataFrame, most: int = MAX_RECORDS) -> pd.DataFrame:
     order = rows.assign(_size=sizes).sort_values(
         ["_size", *keys], ascending=[False] + [True] * len(keys), kind="stable"
     )
-    kept, count = [], 0
+    kept: list[pd.Index] = []
+    count = 0
     for _, part in order.groupby(["_size", *workloads], sort=False):
         if count + len(part) > most and kept:
             continue
@@ -117,7 +118,7 @@ def collect(
     records.attrs = {}
     records = prepare(records)
     views: dict[str, dict[str, pd.DataFrame]] = {}
-    known: dict = {}
+    known: dict[Any, Any] = {}
     for subject in subjects(records):
         views[subject] = {name: speedups(records, subject, name, known) for name in BASELINES}
     first = next(iter(views.values()), {})

@@ -231,7 +231,9 @@ def impossible(records: pd.DataFrame) -> dict[int, list[int]]:
 
 def views_payload(content: Content) -> dict[str, Any]:
     """Grids of cells, pairs, and per subject and baseline which pair stands in which cell."""
-    pairs, grids, views = _Pairs(), [], {}
+    pairs = _Pairs()
+    grids: list[dict[str, Any]] = []
+    views: dict[str, dict[str, Any]] = {}
     for subject, by_baseline in content.views.items():
         views[subject] = {}
         for name, cells in by_baseline.items():
