@@ -58,17 +58,26 @@ def stage_counts(case: Case, device: str) -> dict[str, dict[str, float]]:
     return counts
 
 
+def _stages(record: Mapping[Any, Any], word: str) -> dict[str, float]:
+    """Seconds by stage, ``measured`` or ``predicted``; empty where they are not known."""
+    table = record.get({"measured": "stages_s", "predicted": "predicted_stages_s"}[word])
+    known = table if isinstance(table, dict) else {}
+    return {stage: float(seconds) for stage, seconds in known.items() if seconds is not None}
+
+
+def stage_seconds(record: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
+    """``("measured" | "predicted", seconds by stage)`` of a record; the dict is empty where neither
+    is known."""
+    measured = _stages(record, "measured")
+    return ("measured", measured) if measured else ("predicted", _stages(record, "predicted"))
+
+
 def reasons(own: Mapping[Hashable, Any], other: Mapping[Hashable, Any]) -> tuple[str, str, str]:
     """Why ``own`` is faster or slower than ``other`` (records): by stage, by what bounds them, by
     FLOPs. Each is empty where the records do not tell."""
     stage = bound = flops = ""
-    for word, name in (("measured", "stages_s"), ("predicted", "predicted_stages_s")):
-        mine, theirs = (
-            {key: float(seconds) for key, seconds in found.items() if seconds is not None}
-            if isinstance(found := record.get(name), dict)
-            else {}
-            for record in (own, other)
-        )
+    for word in ("measured", "predicted"):
+        mine, theirs = _stages(own, word), _stages(other, word)
         if mine and theirs:
             stage = words.stage_reason(mine, theirs, f", {word}")
             break

@@ -65,11 +65,17 @@ def table(
     *,
     folded: bool = False,
 ) -> Table:
-    """A table from anything that can be written; titles alone make a column of words first and
-    numbers then."""
+    """A table from anything that can be written. A title alone makes a column of numbers where
+    every cell begins like one, else of words."""
+    cells = tuple(tuple(str(cell) for cell in row) for row in rows)
     named = tuple(
-        title if isinstance(title, Column) else Column(title, "number" if place else "word")
+        title
+        if isinstance(title, Column)
+        else Column(title, "number" if all(_counts(row[place]) for row in cells) else "word")
         for place, title in enumerate(columns)
     )
-    cells = tuple(tuple(str(cell) for cell in row) for row in rows)
     return Table(columns=named, rows=cells, caption=caption, folded=folded)
+
+
+def _counts(cell: str) -> bool:
+    return not cell or cell.lstrip("+-−")[:1].isdigit() or cell == "n/a"
