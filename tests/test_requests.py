@@ -57,7 +57,7 @@ TRACED: dict[str, list[str]] = {
         f"--error-run {RESULTS / 'error'}", "--inputs gaussian", "--max-memory 1MB", "--max-memory 40", "--max-latency 1us",
         "--max-latency 2", f"--run {RESULTS / 'quick-cpu-1-thread'}", "--top 2",
     ],
-    RECOMMEND.removesuffix(" --json"): ["--json"],
+    RECOMMEND.removesuffix(" --json"): ["--all", "--json"],
     REGIONS: [
         "--hardware l4", "--level core", "--pass train", "--dtype fp32", "--subject flurka-elu", "--baseline paper-kernel",
         "--x rank", "--y rank", "--launch none", "--model-dim 512", "--head-dim 32", "--batch 2", "--seq-len 2k",
@@ -73,6 +73,7 @@ TRACED: dict[str, list[str]] = {
     "regions one": [
         "--hardware l4", "--level core", "--pass train", "--dtype fp32", "--launch none", "--model-dim 512", "--head-dim 32",
         "--batch 2", "--seq-len 2k", "--rank 32", "--num-features 32", "--latex", "--flops", "--pair a,b",
+        "--all",
     ],
     DRY: [
         "--device cuda:99", "--out elsewhere", "--stages", "--plot", "--hardware h100", "--seed 3", "--cache cold",
@@ -219,10 +220,14 @@ def ask(monkeypatch, capsys, folder, answer):
     record("cli.run._draw")
     record("answers.recommend.recommend", answer)
     record("answers.predicted.predicted_frame", pd.DataFrame)
-    record("cli.regions._map", lambda: print("{}"))
+    record("cli.regions._answer")
+    record("cli.regions._as_json", dict)
+    record("cli.regions._print", lambda: print("{}"))
     record("cli.plot._figures", [("picture", None)])
     record("answers.speedup.speedups", speedups)
     record("render.content.collect", SimpleNamespace)
+    record("render.content.summary", [])
+    record("render.content.pictures", [])
     record("render.page.page", "page")
     record("render.markdown.markdown", "markdown")
     record("answers.compare._speedup_changes", [])

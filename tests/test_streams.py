@@ -178,12 +178,13 @@ def test_exported_bytes_do_not_hang_on_the_encoding(hostile, monkeypatch, tmp_pa
 
 def test_reports_of_folders_that_are_not_utf8(hostile, monkeypatch):
     from flurka_bench.cli import report
+    from flurka_bench.render.content import summary
     from flurka_bench.render.markdown import markdown
 
     texts, page = [], report._rendered
 
     def both(content, suffix):
-        texts.append(markdown(content))
+        texts.append(markdown(summary(content)))
         return page(content, suffix)
 
     monkeypatch.setattr(report, "_rendered", both)

@@ -8,6 +8,7 @@ import typer
 from flurka_bench.cli.common import (
     print_json,
     print_table,
+    print_text,
 )
 from flurka_bench.cli.targets import load_target
 from flurka_bench.words.units import format_bytes
@@ -135,9 +136,9 @@ def show(
             for key, figure in figures.items()
         ],
     )
-    print("\nSources: " + "; ".join(f"{key}: {text}" for key, text in profile.sources.items()))
+    print_text("\nSources: " + "; ".join(f"{key}: {text}" for key, text in profile.sources.items()))
     if not profile.is_calibrated:
-        print(
+        print_text(
             "\nNothing was measured on this target: predictions rest on the datasheet and on"
             " constants fitted on other devices."
         )

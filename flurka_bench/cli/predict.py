@@ -17,6 +17,7 @@ from flurka_bench.cli.common import (
     positive_int,
     print_json,
     print_table,
+    print_text,
 )
 from flurka_bench.cli.targets import (
     HARDWARE_HELP,
@@ -137,7 +138,8 @@ def predict(
         print_json(records)
     else:
         _print(records)
-        print("\n".join(bases))
+        for line in bases:
+            print_text(line)
 
 
 def _asked(
