@@ -206,7 +206,7 @@ def _flops(
         values = context.params[option.removeprefix("--").replace("-", "_")]
         if values is not None:
             given[symbol] = options.one(values, f"{option} with --flops")
-    rows = []
+    rows: list[dict[str, Any]] = []
     occurring: set[str] = set()
     for one, other in _pairs(pair):
         orders = (
@@ -272,7 +272,7 @@ def _text(value: Any, latex: bool) -> str | None:
     if latex:
         from sympy import latex as to_latex
 
-        return to_latex(value)
+        return str(to_latex(value))
     return str(value)
 
 
