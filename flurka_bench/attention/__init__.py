@@ -5,7 +5,7 @@ Modules over x (b, N, D) are here; functional cores over q, k, v (b, h, N, d) in
 ``attention.functional``.
 """
 
-from flurka_bench.attention.compression import Compression
+from flurka_bench.attention.compression import Compression, make_compression
 from flurka_bench.attention.modules import (
     AttentionLayer,
     FLuRKAAttention,
@@ -28,5 +28,6 @@ __all__ = [
     "LinformerAttention",
     "PerformerAttention",
     "Softmax",
+    "make_compression",
     "feature_map",
 ]

@@ -215,7 +215,10 @@ def regions(
         ]
         _check_ranks(sizes["ranks"], sizes["seq_lens"])
         if sizes["num_features"] and any(head not in sizes["num_features"] for head in heads):
-            note("kernel-elu and flurka-elu have m = head_dim features, whatever --num-features")
+            from flurka_bench.cases.registry import FIXED_FEATURES
+
+            fixed = " and ".join(FIXED_FEATURES)
+            note(f"{fixed} have m = head_dim features, whatever --num-features")
         frame, bases = _predicted(hardware or "h100", dtype, launch, axes, shapes)
     answer = _answer(frame, subject or "flurka", baseline or "all", x, y, bool(run))
     if json:

@@ -2,16 +2,13 @@
 ``attention.compression`` runs.
 
 Shapes as there: E is (k, N), or (h, k, N) where heads do not share it; a convolution has one tap
-    vector of N / k weights
-(a head).
+vector of N / k weights (a head).
 """
 
 from flurka_bench.cases.case import Case
 from flurka_bench.lowering.builder import Tape
-from flurka_bench.lowering.recorder import (
-    Var,
-    is_one,
-)
+from flurka_bench.lowering.recorder import Var, is_one
+from flurka_bench.words import parts
 
 
 class Compression:
@@ -26,13 +23,14 @@ class Compression:
             else case.seq_len // case.rank
         )
         heads = () if case.share_heads else (case.num_heads,)
-        shape = {
-            "dense": (*heads, case.rank, case.seq_len),
-            "conv": (*heads, self.window),
-            "mean-pool": None,
-        }[case.compression]
-        self.keys = None if shape is None else tape.leaf("E", *shape)
-        self.values = self.keys if shape is None or case.share_kv else tape.leaf("F", *shape)
+        self.keys = self.values = None
+        if parts.compression(case.compression).has_weights:
+            shape = {
+                "dense": (*heads, case.rank, case.seq_len),
+                "conv": (*heads, self.window),
+            }[case.compression]
+            self.keys = tape.leaf("E", *shape)
+            self.values = self.keys if case.share_kv else tape.leaf("F", *shape)
 
     def _weight(self, of_values: bool) -> Var | None:
         return self.values if of_values else self.keys

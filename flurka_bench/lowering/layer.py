@@ -2,22 +2,18 @@
 one of three orders.
 
 Kernel for kernel what ``attention.modules.AttentionLayer`` launches, the copies between heads first
-and tokens first
-included: a batch of one needs fewer of them, so batch = 1 is lowered apart from batch > 1.
+and tokens first included: a batch of one needs fewer of them, so batch = 1 is lowered apart from batch > 1.
 """
 
 from flurka_bench.cases.case import Case
 from flurka_bench.cases.registry import Mechanism
 from flurka_bench.lowering.builder import Tape
-from flurka_bench.lowering.compression import Compression
 from flurka_bench.lowering.recorder import (
     Var,
     is_one,
 )
-from flurka_bench.lowering.similarity import (
-    FeatureMap,
-    softmax_attention,
-)
+from flurka_bench.lowering.similarity import FeatureMap
+from flurka_bench.words import parts
 
 
 class Layer:
@@ -25,12 +21,21 @@ class Layer:
 
     def __init__(self, tape: Tape, case: Case, mechanism: Mechanism) -> None:
         self.tape, self.case, self.mechanism = tape, case, mechanism
-        self.features = FeatureMap(tape, case, mechanism) if mechanism.is_kernel else None
+        self.similarity = parts.similarity(mechanism.similarity)
+        ops = parts.resolve(self.similarity.ops)
+        self.features: FeatureMap | None = (
+            ops(tape, case, mechanism) if mechanism.is_kernel else None
+        )
+        self._softmax = None if mechanism.is_kernel else ops
         self.any_strides = (
             mechanism.similarity == "sdpa" or case.backend == "fused"
         )  # kernels that need no copies
         self.compression = (
-            Compression(tape, case, any_strides=self.any_strides) if mechanism.compressed else None
+            parts.resolve(parts.compression(case.compression).ops)(
+                tape, case, any_strides=self.any_strides
+            )
+            if mechanism.compressed
+            else None
         )
         if case.level != "core":
             width = case.model_dim
@@ -89,10 +94,7 @@ class Layer:
                 if self.case.backend == "fused"
                 else self.features.attend(q, k, v)
             )
-        if self.mechanism.similarity == "softmax":
-            return softmax_attention(self.tape, q, k, v)
-        with self.tape.stage("scores"):
-            return self.tape.attention(q, k, v)
+        return self._softmax(self.tape, q, k, v)
 
     def _heads(self, x: Var, *, transposed_back: bool = False) -> Var:
         """(b, L, D) -> (b, h, L, d): a view for fused kernels, which take any strides; else a copy
@@ -108,7 +110,8 @@ class Layer:
             return self.tape.view(x, *shape)
         if is_one(b):
             # the gradient of float16's key norms lies as the keys do, and takes the other in
-            lies_so = self.mechanism.similarity == "favor" and self.tape.dtype == "float16"
+            has_norms = self.features is not None and self.features.has_shift
+            lies_so = has_norms and self.tape.dtype == "float16"
             return self.tape.view(
                 x, *shape, copied_back=copied_back and not (transposed_back and lies_so)
             )
@@ -265,7 +268,7 @@ class Layer:
         )  # fmt: skip
         all_features = tape.size(h, m)
         with tape.frame():
-            if features.absorbs_keys:
+            if self.similarity.absorbs_keys:
                 with tape.stage("project"):
                     weight = self._absorb(self.w_k, "absorb_keys")
                 with tape.stage("features"):
