@@ -28,6 +28,6 @@ __all__ = [
     "LinformerAttention",
     "PerformerAttention",
     "Softmax",
-    "make_compression",
     "feature_map",
+    "make_compression",
 ]
