@@ -6,9 +6,11 @@ folder is what an installed package leaves behind.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -171,3 +173,34 @@ def test_a_name_of_ours_cannot_be_taken(tmp_path):
 def test_without_a_package_importlib_metadata_stays_out():
     code = "import sys; from flurka_bench.words import parts; print(*sys.modules)"
     assert "importlib.metadata" not in python("-c", code, package=ROOT).split()
+
+
+def test_the_recipe_of_the_docs_works(tmp_path):
+    """The blocks of docs/recipes.md, each written to the file its first line names."""
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    for path, block in re.findall(r"```\w+\n# ([\w./]+)[^\n]*\n(.*?)```", text, re.DOTALL):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(block)
+    project = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]
+    about = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    for group, points in project["entry-points"].items():
+        lines = [f"[{group}]", *(f"{name} = {place}" for name, place in points.items())]
+        (about / "entry_points.txt").write_text("\n".join(lines))
+    code = """
+from flurka_bench.cases.case import Case
+from flurka_bench.cases.registry import MECHANISMS
+from flurka_bench.cost.predict import predict
+from flurka_bench.hardware import load
+from flurka_bench.kinds.timing.workbench import build
+for order in MECHANISMS["flurka-softplus"].orders:
+    case = Case(mechanism="flurka-softplus", level="layer", order=order, seq_len=64, rank=16,
+                num_features=8, head_dim=8, num_heads=2, pass_="train")
+    build(case).check()
+    print(order, predict([case], load("h100"))[0].seconds > 0)
+"""
+    said = python("-c", code, package=tmp_path).split()
+    assert said == ["project_first", "True", "compress_first", "True", "absorbed", "True"]

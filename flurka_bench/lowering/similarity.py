@@ -199,6 +199,7 @@ class Favor(FeatureMap):
     def activate_queries(self, y: Var, shift: Var | None) -> Var:
         """exp(y + c - a)."""
         tape = self.tape
+        assert shift is not None
         y = tape.add(y, shift, "add_key_maximum", in_place=not tape.train)
         largest = tape.reduce(tape.detach(y), -1, "query_maximum", work="maximum")
         y = tape.subtract(y, largest, "subtract_query_maximum", in_place=True)
