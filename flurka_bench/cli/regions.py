@@ -311,12 +311,14 @@ def _predicted(
     import pandas as pd
 
     from flurka_bench.answers.predicted import predicted_frame
+    from flurka_bench.cases.registry import FIXED_FEATURES
     from flurka_bench.hardware.basis import basis
 
     _check_ranks(sizes["ranks"], sizes["seq_lens"])
     heads = sizes["head_dims"] or ()
     if sizes["num_features"] and any(head not in sizes["num_features"] for head in heads):
-        note("kernel-elu and flurka-elu have m = head_dim features, whatever --num-features")
+        fixed = " and ".join(FIXED_FEATURES)
+        note(f"{fixed} have m = head_dim features, whatever --num-features")
     swept = {
         name: sizes[name] for name in ("seq_lens", "ranks", "num_features") if sizes[name]
     } | dict(axes)
