@@ -38,9 +38,11 @@ bench: $(VENV)/.bench ## set up, run the quick suite (SUITE=..., DEVICE=...), dr
 test: $(VENV)/.test ## set up, run the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
-lint: $(VENV)/.test ## format check, lint
+lint: $(VENV)/.test ## format, lint, types, unused code
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/vulture
 
 lock: $(VENV)/.test ## compile constraints.txt anew
 	$(PIP) uv

@@ -139,6 +139,54 @@ def test_answers_never_import_torch(arguments):
     assert "torch" not in heavy_after(arguments)
 
 
+LINES = 60
+# Kernels are one function by nature. The others wait to be cut; nothing joins them.
+LONG = {
+    "attention/fused/kernels.py": {"key_side", "query_side"},
+    "cli/plot.py": {"_figures"},
+    "cli/recommend.py": {"_print"},
+    "cli/regions.py": {"regions", "_map"},
+    "cli/report.py": {"report"},
+    "cost/attention.py": {"attention_terms"},
+    "cost/matmul.py": {"matmul_terms"},
+    "devices/environment.py": {"_judge_cpu", "_judge_gpu"},
+    "devices/shapes.py": {"cpu_probes"},
+    "kinds/error/verification.py": {"_compression"},
+    "kinds/timing/runner.py": {"_measure_group"},
+    "render/figures/curves.py": {"scaling_curves"},
+    "render/figures/model.py": {"roofline", "stage_bars"},
+    "render/figures/tradeoff.py": {"pareto"},
+}
+
+
+def body_lines(function):
+    """Lines of a function's body: neither its signature, which a verb's options make long, nor its
+    docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return function.end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_functions_are_short():
+    long = {}
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                and body_lines(node) > LINES
+            ):
+                long.setdefault(path.relative_to(PACKAGE).as_posix(), set()).add(node.name)
+    new = {place: names - LONG.get(place, set()) for place, names in long.items()}
+    assert {place: names for place, names in new.items() if names} == {}
+
+
+def test_lines_of_a_body_are_counted():
+    def lines(count):
+        source = "def f(\n    a,\n):\n    'Says.'\n" + "    a += 1\n" * count
+        return body_lines(ast.parse(source).body[0])
+
+    assert (lines(60), lines(61)) == (60, 61)
+
+
 def test_every_verb_shows_an_example():
     from flurka_bench.cli.main import (
         VERBS,

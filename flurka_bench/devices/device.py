@@ -56,7 +56,11 @@ class Device(Protocol):
 
     name: str  # "cpu", "cuda:0"
     is_queue: bool  # calls return before their work is done; events and graphs exist
-    cache_bytes: int  # last-level cache
+    nvml: "Nvml | None"  # what the driver tells of a GPU, where it can be asked
+
+    @property
+    def cache_bytes(self) -> int:
+        """Last-level cache."""
 
     def now_ns(self) -> int:
         """The host's monotonic clock."""
@@ -70,7 +74,7 @@ class Device(Protocol):
     def elapsed_s(self, start: Any, end: Any) -> float:
         """Seconds between two recorded events; both must have been reached."""
 
-    def side_stream(self) -> contextlib.AbstractContextManager:
+    def side_stream(self) -> contextlib.AbstractContextManager[None]:
         """A stream of its own for the calls before a capture."""
 
     def capture(self, call: Callable[[], Any]) -> Callable[[], Any]:
@@ -98,6 +102,7 @@ class CpuDevice:
 
     name = "cpu"
     is_queue = False
+    nvml: "Nvml | None" = None
 
     def __init__(self, clock_ns: Callable[[], int] = time.perf_counter_ns):
         self.now_ns = clock_ns
@@ -122,7 +127,7 @@ class CpuDevice:
         """Difference of two readings."""
         return (end - start) * 1e-9
 
-    def side_stream(self) -> contextlib.AbstractContextManager:
+    def side_stream(self) -> contextlib.AbstractContextManager[None]:
         """No streams."""
         return contextlib.nullcontext()
 
@@ -195,9 +200,9 @@ class Nvml:
     def default_clock_mhz(self) -> float | None:
         """The default application clock, or the maximum where there is none."""
         sm = self.library.NVML_CLOCK_SM
-        return self.ask("nvmlDeviceGetDefaultApplicationsClock", sm) or self.ask(
-            "nvmlDeviceGetMaxClockInfo", sm
-        )
+        clock = self.ask("nvmlDeviceGetDefaultApplicationsClock", sm)
+        clock = clock or self.ask("nvmlDeviceGetMaxClockInfo", sm)
+        return float(clock) if clock else None
 
     def reading(self) -> Reading:
         """Clock fraction and throttle reasons now."""
@@ -242,7 +247,7 @@ class CudaDevice:
 
     def elapsed_s(self, start: Any, end: Any) -> float:
         """CUDA gives milliseconds, in steps of about half a microsecond."""
-        return start.elapsed_time(end) * 1e-3
+        return float(start.elapsed_time(end)) * 1e-3
 
     @contextlib.contextmanager
     def side_stream(self) -> Iterator[None]:

@@ -25,6 +25,7 @@ import flurka_bench
 from flurka_bench.devices import allocator
 from flurka_bench.devices.device import (
     THROTTLE_REASONS,
+    CudaDevice,
     Device,
     Nvml,
 )
@@ -68,9 +69,9 @@ def _cpu_quota() -> float | None:
     if text:
         quota, _, period = text.partition(" ")
         return None if quota == "max" else int(quota) / int(period or 100_000)
-    quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-    period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    return int(quota) / int(period) if quota and period and int(quota) > 0 else None
+    quota_us = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+    period_us = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    return int(quota_us) / int(period_us) if quota_us and period_us and int(quota_us) > 0 else None
 
 
 def _container() -> str | None:
@@ -164,7 +165,7 @@ def _gpu_now(nvml: Nvml) -> dict[str, Any]:
 
 def _gpu(device: Device) -> dict[str, Any] | None:
     """Properties of the CUDA device in use; what NVML knows where it is there."""
-    if not device.name.startswith("cuda"):
+    if not isinstance(device, CudaDevice):
         return None
     torch = device.torch
     properties = torch.cuda.get_device_properties(device.index)
@@ -261,7 +262,7 @@ def stamp(device: Device) -> dict[str, Any]:
     }
     with contextlib.suppress(Exception):  # not on every system and architecture
         now["cpu_clock_mhz"] = round(psutil.cpu_freq().current)
-    if getattr(device, "nvml", None) is not None:
+    if device.nvml is not None:
         now |= _gpu_now(device.nvml)
     return now
 

@@ -15,8 +15,10 @@ time slice.
 """
 
 import csv
+import functools
 import io
 import math
+import operator
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.devices import allocator
-from flurka_bench.devices.device import Device
+from flurka_bench.devices.device import CudaDevice, Device
 from flurka_bench.devices.shapes import (
     Probe,
     probes_for,
@@ -161,6 +163,13 @@ def _call_and_timer(
     return call, make_timer(name, device, cold=False), count
 
 
+def _call_s(torch: Any, device: Device, probe: Probe, budget_s: float) -> float | None:
+    """Seconds of one operator call, None when all were throttled. Its tensors end with it."""
+    call, timer, count = _call_and_timer(torch, device, probe)
+    seconds = time_call(timer, call, budget_s)
+    return None if seconds is None else seconds / count
+
+
 def time_call(timer: Timer, call: Callable[[], Any], budget_s: float) -> float | None:
     """Seconds per call of samples within the budget; None when all were throttled.
 
@@ -168,7 +177,8 @@ def time_call(timer: Timer, call: Callable[[], Any], budget_s: float) -> float |
     """
     start = time.monotonic()
     prepared = timer.prepare(call, warmup_budget_s=budget_s / 4, max_warmups=10)
-    samples, attempts = [], 0
+    samples: list[float] = []
+    attempts = 0
     while attempts < _MAX_SAMPLES:
         spent_s = time.monotonic() - start
         if spent_s > budget_s and (
@@ -228,20 +238,17 @@ def measure(
                 found.left_out.append(f"{probe.text}: time bound")
                 continue
             try:
-                call, timer, count = _call_and_timer(torch, device, probe)
-                seconds = time_call(timer, call, 0.8 * share_s)
+                seconds = _call_s(torch, device, probe, 0.8 * share_s)
             except (RuntimeError, MemoryError) as error:  # out of memory, a dtype without a kernel
                 found.left_out.append(
                     f"{probe.text}: {str(error).splitlines()[0] or type(error).__name__}"
                 )
                 continue
-            finally:
-                call = timer = None
             if seconds is None:
                 found.left_out.append(f"{probe.text}: throttled throughout")
                 continue
             row = {"device": found.device, "op": probe.op, "dtype": probe.dtype, **probe.shape}
-            found.rows.append({**row, "latency_ms": seconds / count * 1e3})
+            found.rows.append({**row, "latency_ms": seconds * 1e3})
     found.seconds = time.monotonic() - start
     return found
 
@@ -249,7 +256,11 @@ def measure(
 def _device_name(torch: Any, device: Device) -> str:
     from flurka_bench.hardware.detect import cpu_name
 
-    return torch.cuda.get_device_name(device.index) if device.is_queue else cpu_name()
+    return (
+        str(torch.cuda.get_device_name(device.index))
+        if isinstance(device, CudaDevice)
+        else cpu_name()
+    )
 
 
 def _figure_probes(
@@ -299,9 +310,7 @@ def _figure_probes(
     for dtype in dtypes:
         yield (
             f"large matmuls, {dtype}",
-            lambda budget_s, dtype=dtype: _matmul_figures(
-                torch, device, device_timer, dtype, budget_s
-            ),
+            functools.partial(_matmul_figures, torch, device, device_timer, dtype),
         )
     yield "sustained clock", lambda budget_s: _sustained(torch, device, dtypes[0], budget_s)
 
@@ -316,7 +325,7 @@ def _matmul_figures(
             torch.randn(size, size, device=device.name, dtype=getattr(torch, dtype))
             for _ in range(2)
         )
-        seconds = time_call(timer, lambda x=x, y=y: x @ y, budget_s / 3)
+        seconds = time_call(timer, functools.partial(operator.matmul, x, y), budget_s / 3)
         rates += [2 * size**3 / seconds] if seconds else []
     return {f"matmul_flops_per_s.{dtype}": max(rates)} if rates else {}
 
@@ -350,7 +359,7 @@ def _cache_figures(torch: Any, device: Device, timer: Timer, budget_s: float) ->
     )
     for footprint in footprints:
         x, y = (torch.ones(int(footprint) // 8, device=device.name) for _ in range(2))
-        seconds = time_call(timer, lambda x=x, y=y: x.add_(y), budget_s / len(footprints))
+        seconds = time_call(timer, functools.partial(x.add_, y), budget_s / len(footprints))
         if seconds:
             sweep.append((8 * x.numel(), 12 * x.numel() / seconds))
     return knee(*zip(*sweep)) if len(sweep) >= 4 else {}

@@ -441,7 +441,11 @@ UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 
 
-def upgrade(data: dict[str, Any], where: str, upgrades: Mapping[int, Callable]) -> dict[str, Any]:
+def upgrade(
+    data: dict[str, Any],
+    where: str,
+    upgrades: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]],
+) -> dict[str, Any]:
     """Data of an older schema in the form of this one. Raises RequestError for a newer one, or
     none."""
     version = data.get("schema")

@@ -138,7 +138,9 @@ class RunWriter:
                 was = self.meta.get(key, 0 if key == "seed" else None)
                 wanted = meta.get(key)
                 if was != wanted:
-                    names = (was["name"], wanted["name"]) if key == "suite" else (was, wanted)
+                    names = [
+                        each["name"] if key == "suite" and each else each for each in (was, wanted)
+                    ]
                     detail = (
                         "a different text of the same suite"
                         if names[0] == names[1]

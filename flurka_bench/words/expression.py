@@ -8,7 +8,7 @@ rank of full attention) is false.
 import ast
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flurka_bench.words.errors import (
@@ -16,11 +16,11 @@ from flurka_bench.words.errors import (
     unknown,
 )
 
-_ARITHMETIC = {
+_ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
 }  # fmt: skip
-_COMPARISONS = {
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
     ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq,
     ast.NotEq: operator.ne, ast.In: lambda left, right: left in right, ast.NotIn: lambda left, right: left not in right,
 }  # fmt: skip
@@ -108,9 +108,9 @@ def _value(node: ast.expr, record: Mapping[str, Any]) -> Any:
         case ast.UnaryOp(operand=operand):
             value = _value(operand, record)
             return None if value is None else -value
-        case ast.BinOp(op=op, left=left, right=right):
+        case ast.BinOp(op=sign, left=left, right=right):
             values = _value(left, record), _value(right, record)
-            return None if None in values else _number(op, *values)
+            return None if None in values else _number(sign, *values)
         case ast.Compare(left=left, ops=ops, comparators=rights):
             current = _value(left, record)
             for op, right in zip(ops, rights):

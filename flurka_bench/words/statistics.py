@@ -1,4 +1,4 @@
-"""From samples to verdicts: paired ratios, bootstrap intervals, outliers. NumPy only.
+"""From samples to verdicts: paired ratios, bootstrap intervals. NumPy only.
 
 A speedup is baseline time / candidate time: above 1 the candidate is faster. Samples of one round
 are pairs; the estimate is the median of the pairs' log-ratios, which drift common to both leaves
@@ -63,11 +63,6 @@ def modified_z_scores(samples: Sequence[float]) -> np.ndarray:
     mad = np.median(np.abs(deviation))
     scale = mad / 0.6745 if mad > 0 else 1.2533 * np.mean(np.abs(deviation))
     return deviation / scale if scale > 0 else np.zeros_like(values)
-
-
-def outliers(samples: Sequence[float], threshold: float = 3.5) -> np.ndarray:
-    """Which samples lie farther than ``threshold`` modified z-scores from the median."""
-    return np.abs(modified_z_scores(samples)) > threshold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +185,7 @@ def _logs(samples_s: Sequence[float]) -> np.ndarray:
         raise RequestError(
             f"samples must be finite and above 0 seconds, got {values[~(np.isfinite(values) & (values > 0))][0]}"
         )
-    return np.log(values)
+    return np.asarray(np.log(values))
 
 
 def _too_few(logs: np.ndarray, *, paired: bool) -> RatioEstimate:
@@ -227,7 +222,8 @@ def _block_bootstrap(values: np.ndarray, num_resamples: int, seed: int) -> np.nd
     starts = np.random.default_rng(seed).integers(0, n, size=(num_resamples, num_blocks))
     index = (starts[:, :, None] + np.arange(length)).reshape(num_resamples, -1)[:, :n] % n
     centre = np.median(values)
-    return centre + _left_out(values, length) * (np.median(values[index], axis=1) - centre)
+    medians = np.median(values[index], axis=1)
+    return np.asarray(centre + _left_out(values, length) * (medians - centre))
 
 
 def _left_out(values: np.ndarray, length: int) -> float:
