@@ -354,7 +354,7 @@ def mangled(draw):
     return text
 
 
-@settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(mangled())
 def test_mangled_profiles_give_clean_errors(text):
     try:
