@@ -77,7 +77,6 @@ SLIPS = [
     # attention
     slip("attention", "attention/modules.py", "and now._version == version", "and True",
          "test_attention.py"),
-    slip("attention", "attention/modules.py", "now is then\n", "True\n", "test_attention.py"),
     slip("attention", "attention/modules.py", "and not torch.is_grad_enabled()", "",
          "test_attention.py"),
     slip("attention", "attention/modules.py", "if self.compression.shared else", "if True else",
