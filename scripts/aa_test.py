@@ -27,12 +27,12 @@ import numpy as np
 from flurka_bench.cases import registry
 from flurka_bench.cases.case import Case
 from flurka_bench.hardware.detect import cpu_name
+from flurka_bench.kinds.timing.bench import torch_tools
 from flurka_bench.kinds.timing.group import (
     GroupRun,
     Tools,
 )
 from flurka_bench.kinds.timing.race import Options
-from flurka_bench.kinds.timing.worker import torch_tools
 from flurka_bench.words.statistics import (
     RatioEstimate,
     paired_ratio,

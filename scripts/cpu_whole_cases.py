@@ -12,6 +12,7 @@ instead.
 """
 
 import argparse
+import os
 import statistics
 import sys
 import time
@@ -27,12 +28,12 @@ from flurka_bench.cases.registry import (
     canonical,
     get,
 )
-from flurka_bench.cli.calibrate import (
-    _grouped,
-    fit,
-)
+from flurka_bench.cost.calibration import fit
 from flurka_bench.cost.cpu import REUSES
-from flurka_bench.cost.fitting import absolute_percentage_error
+from flurka_bench.cost.fitting import (
+    absolute_percentage_error,
+    rows_of_records,
+)
 from flurka_bench.cost.predict import predict
 from flurka_bench.devices import (
     allocator,
@@ -105,7 +106,7 @@ def calibrated(device: CpuDevice, threads: int) -> Profile:
     """This machine's profile, as ``flurka-bench calibrate`` makes it."""
     found = microbenchmarks.measure(device)
     bare = detect_cpu(threads).with_measured({REUSES: found.figures["reuses_memory"]}, {})
-    return fit(bare, _grouped(found.rows))[0]
+    return fit(bare, rows_of_records(found.rows))[0]
 
 
 def measure(cases: Sequence[Case], seconds: float, device: CpuDevice) -> np.ndarray:
@@ -195,7 +196,8 @@ def main() -> int:
         "--cpu-clock", action="store_true", help="one thread, timed by its own clock"
     )
     arguments = parser.parse_args()
-    allocator.restart_reusing()
+    if variables := allocator.worker_variables():  # glibc reads them at the start only
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables})
     if arguments.cpu_clock:
         torch.set_num_threads(1)
     device = CpuDevice(clock_ns=time.thread_time_ns) if arguments.cpu_clock else CpuDevice()

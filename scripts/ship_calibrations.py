@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from flurka_bench.cli.calibrate import fit
+from flurka_bench.cost.calibration import fit
 from flurka_bench.cost.fitting import (
     Rows,
     read_rows,

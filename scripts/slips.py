@@ -191,9 +191,10 @@ SLIPS = [
     slip("analysis", "answers/ratio.py", "paired_ratio(other, own, other_rounds, own_rounds",
          "paired_ratio(other, own, None, None", "test_analysis.py", *pin("regions-layer")),
     # quality
-    slip("quality", "kinds/error/runner.py", 'rank, group.seq_len, group.seed)\n        E, F', 'rank, group.seq_len)\n        E, F',
+    slip("quality", "kinds/error/bench.py", "rank, at.seq_len, at.seed)\n        E, F",
+         "rank, at.seq_len)\n        E, F",
          "test_quality_runs.py"),
-    slip("quality", "kinds/error/runner.py", "wanted.num_features, group.seed)", "wanted.num_features)",
+    slip("quality", "kinds/error/bench.py", "wanted.num_features, at.seed)", "wanted.num_features)",
          "test_quality_runs.py"),
     slip("quality", "kinds/error/bounds.py", "math.log(4 * num_products / delta) / rank",
          "math.log(2 * num_products / delta) / rank", "test_quality_bounds.py"),
@@ -218,9 +219,8 @@ SLIPS = [
     slip("measure", "kinds/timing/race.py", "shared = dict(zip(reference.round_ids, reference.samples_s))",
          "shared = dict(zip(round_ids, reference.samples_s))", RACE),
     slip("measure", "kinds/timing/race.py", "rng.sample(racing, len(racing))", "racing", RACE),
-    slip("measure", "kinds/timing/runner.py", "/ sum(weights[number:])", "/ sum(weights)", RACE),
-    slip("measure", "kinds/timing/runner.py", '"first_round": self.writer.next_round', '"first_round": 0',
-         RACE),
+    slip("measure", "bench/loop.py", "in groups[number:])", "in groups)", RACE),
+    slip("measure", "kinds/timing/kind.py", "[first_round + each for each", "[each for each", RACE),
 ]  # fmt: skip
 
 

@@ -12,9 +12,10 @@ import signal
 import sys
 import time
 
+from flurka_bench.bench.worker import serve
 from flurka_bench.devices.device import CpuDevice
+from flurka_bench.kinds.timing.bench import TimingBench
 from flurka_bench.kinds.timing.group import Tools
-from flurka_bench.kinds.timing.worker import serve
 
 PLAN = json.loads(os.environ.get("FLURKA_BENCH_FAKE", "{}"))
 
@@ -47,7 +48,7 @@ class Subject:
 
     def run(self):
         self.calls += 1
-        late = self.calls > 12  # in the rounds, after warm-up
+        late = self.calls > PLAN.get("late", 12)  # in the rounds, after warm-up
         if self.fault == "hang" and late:
             while True:
                 time.sleep(60)
@@ -104,4 +105,4 @@ def open_tools(device_name):
 
 
 if __name__ == "__main__":
-    sys.exit(serve(open_tools))
+    sys.exit(serve(open_bench=lambda _, device: TimingBench(*open_tools(device))))

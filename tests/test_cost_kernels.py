@@ -1,6 +1,8 @@
 """Streaming kernels, softmax and fused attention: goldens by hand, monotone growth, physical
 limits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,6 +22,7 @@ from flurka_bench.cost.elementwise import (
     elementwise_constants,
     elementwise_terms,
 )
+from flurka_bench.cost.matmul import matmul_terms
 from flurka_bench.cost.softmax import (
     SoftmaxConstants,
     resident_threads,
@@ -254,6 +257,31 @@ def test_measured_numbers_stand_over_the_shipped_ones():
     assert elementwise_constants(own, "gelu").dram_efficiency == 0.6
     assert softmax_constants(own).latency_s == 1e-3
     assert attention_constants(own, "bfloat16") == attention_constants(profile, "bfloat16")
+
+
+def test_what_ecc_takes_from_the_bandwidth_it_takes_from_every_kind():
+    """Cold calls bound by memory alone take as much longer as the usable share is smaller."""
+    whole = datasheet("l4")
+    share = dataclasses.replace(whole.datasheet["memory_usable_share"], value=0.5)
+    full = dataclasses.replace(share, value=1.0)
+    half, whole = (
+        dataclasses.replace(whole, datasheet={**whole.datasheet, "memory_usable_share": each})
+        for each in (share, full)
+    )
+    options = {"launch": "none", "real": np.float64}
+
+    def memory(profile):
+        return [
+            float(each.memory)
+            for each in (
+                matmul_terms(profile, "bfloat16", 1, 8192, 8192, 64, l2_share=0, **options),
+                elementwise_terms(profile, 1e9, l2_share=0, **options),
+                softmax_terms(profile, 1e5, 512, l2_share=0, **options),
+                attention_terms(profile, "bfloat16", 8, 512, 512, 64, bytes_moved=1e10, **options),
+            )
+        ]
+
+    assert np.array(memory(half)) / memory(whole) == pytest.approx(2, rel=1e-6)
 
 
 def test_unknown_launch_offers_the_accepted_ones():

@@ -194,7 +194,7 @@ def test_nvml_is_optional():
 
 def test_doctor_exits_1_when_something_is_bad(monkeypatch, quiet):
     runner = CliRunner()
-    monkeypatch.setattr(environment, "capture", lambda device: quiet)
+    monkeypatch.setattr("flurka_bench.kinds.calibration.environment_of", lambda device: quiet)
     done = runner.invoke(build_app(), ["doctor", "--device", "cpu", "--json"])
     assert done.exit_code == 0
     assert json.loads(done.stdout)["ok"] is True

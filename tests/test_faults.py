@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from running import run_suite
 
 from flurka_bench.cases.suite import parse_suite
-from flurka_bench.kinds.timing.runner import run_suite
 from flurka_bench.results import read_run
 from flurka_bench.words.errors import RequestError
 
@@ -33,11 +33,14 @@ NUM_CASES = 9
 PARENT = f"""
 import sys
 from flurka_bench.words.errors import FlurkaError
-from flurka_bench.kinds.timing.runner import run_suite
+from flurka_bench.bench.kind import RunOptions
+from flurka_bench.bench.loop import run
+from flurka_bench.kinds.timing.kind import TimingPlan
 from flurka_bench.cases.suite import load_suite
 try:
     show = lambda event: print(event.kind, event.text, flush=True)
-    run_suite(load_suite(sys.argv[1]), out=sys.argv[2], worker_command={FAKE!r}, on_event=show)
+    options = RunOptions(out=sys.argv[2], worker_command={FAKE!r})
+    run(TimingPlan(suite=load_suite(sys.argv[1])), options, on_event=show)
 except FlurkaError as error:
     print("error:", error, flush=True)
     sys.exit(error.exit_code)
@@ -128,6 +131,22 @@ def test_a_fault_is_pinned_to_its_case_and_the_others_are_measured(fake, fault, 
         records["flurka-relu@256"]["round_ids"]
     )
     assert len(shared) >= 5  # the rest of the group is still timed together
+
+
+def test_the_others_keep_their_samples_when_the_worker_dies(fake, monkeypatch):
+    """Fifteen rounds of 0.1 s, then one kills the worker: the others are not raced again."""
+    patient = SUITE.replace('"0.05s"', '"9s"').replace("[128, 256, 512]", "128")
+    monkeypatch.setattr("test_faults.NUM_CASES", 3)
+    plan = {"cost_s": 0.03, "late": 24, "kernel-relu": "kill"}
+    records = fake(plan, text=patient)
+    assert records["kernel-relu@128"]["status"] == "crashed"
+    full, flurka = records["full-math@128"], records["flurka-relu@128"]
+    for entry in (full, flurka):
+        assert (entry["status"], entry["stop_reason"]) == ("ok", "worker_died")
+        assert 5 <= len(entry["samples_s"]) == len(entry["round_ids"]) < 24
+        assert entry["warmup_s"] and entry["peak_memory_bytes"] == 1500 and entry["num_calls"] == 1
+        assert entry["reference"].startswith("flurka-relu") and entry["num_dropped"] == 0
+    assert len(set(full["round_ids"]) & set(flurka["round_ids"])) >= 5
 
 
 def test_every_case_of_a_group_may_fail(fake):

@@ -1,6 +1,7 @@
 """Hardware profiles: every shipped figure is checked against physics, and a slip of the pen is an
 error."""
 
+import dataclasses
 import math
 import re
 from dataclasses import asdict, fields
@@ -35,6 +36,7 @@ from flurka_bench.hardware import (
     detect,
     load,
     names,
+    write_calibration,
     write_profile,
 )
 from flurka_bench.hardware.basis import basis
@@ -50,6 +52,7 @@ from flurka_bench.hardware.files import (
 from flurka_bench.hardware.measured import (
     FAMILIES,
     LAYOUTS,
+    Measured,
     check,
     quantities,
 )
@@ -197,6 +200,56 @@ def test_every_shipped_constant_lies_in_the_range_of_what_may_be_measured():
             constants = asdict(matmul_constants(profile, dtype, layout))
             for name in constants.keys() - {"tiles", "residual"}:
                 check("gpu", f"matmul.{dtype}.{layout}.{name}", constants[name])
+
+
+def test_a_calibration_of_a_shipped_target_is_written_over_it():
+    measured = {"microbenchmark.launch_eager_s": 2.2e-6, "matmul.float32.linear.split_s": 1e-6}
+    for name in ("a10", "h200-sxm"):
+        own = load(name).with_measured(measured, {"date": "2025-01-01"})
+        text = write_calibration(own)
+        assert len(text) < 400 and parse_profile(text, "again") == own
+        assert parse_profile(write_profile(own), "whole") == own  # as it was written before
+    # What does not ship, or differs in its datasheet, is written whole.
+    for other in (
+        dataclasses.replace(load("a10"), name="mine"),
+        dataclasses.replace(load("a10"), title="x"),
+    ):
+        text = write_calibration(other.with_measured(measured, {}))
+        assert "[datasheet]" in text and parse_profile(text, "again").measured == measured
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('base = "a11"', "base.*did you mean 'a10'"),
+        ("base = 3", "base"),
+        ('base = "a10"\ntitle = "x"', "beside base 'title'"),
+        ('base = "a10"\nmeasured = 3', "measured must be a table"),
+        ('base = "a10"\n[measured]\n"microbenchmark.launch_eager_s" = 1e9', "from 1e-08 to 0.01"),
+    ],
+)
+def test_an_overlay_that_is_wrong_is_refused(line, why):
+    with pytest.raises(RequestError, match=why):
+        parse_profile(f"schema = 1\n{line}\n", "own.toml")
+
+
+def test_measured_numbers_are_found_by_group():
+    names = (
+        "matmul.bfloat16.linear.split_s",
+        "microbenchmark.matmul_flops_per_s.float32",
+        "softmax.l2_low",
+    )
+    table = Measured(dict(zip(names, (1.0, 2.0, 3.0))))
+    assert table.constants("matmul", "bfloat16", "linear") == {"split_s": 1.0}
+    assert table.constants("matmul", "bfloat16") == {} and table.knows("matmul", "bfloat16")
+    assert not table.knows("matmul", "float16") and not table.knows("soft")
+    assert table.figure("matmul_flops_per_s.float32") == 2.0 and table.figure("x") is None
+    assert dict(table.without("softmax")) == dict(zip(names[:2], (1.0, 2.0)))
+    assert table.with_group(("softmax",), {"l2_high": 4.0}).constants("softmax") == {
+        "l2_low": 3.0,
+        "l2_high": 4.0,
+    }
+    assert table == dict(table) and list(table) == list(names)
 
 
 @pytest.mark.parametrize("path", sorted(REFERENCE.glob("*.toml")), ids=lambda path: path.stem)

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from fake_cuda import open_fake
+from running import Inline
 from typer.testing import CliRunner
 
-from flurka_bench.cli import calibrate as command
 from flurka_bench.cli.main import build_app
+from flurka_bench.cost.calibration import fit
 from flurka_bench.devices import microbenchmarks
 from flurka_bench.devices.device import (
     CpuDevice,
@@ -266,6 +267,8 @@ def test_calibrate_from_rows_improves_what_it_did_not_see(tmp_path):
     assert any(name.startswith("elementwise.add.") for name in written.measured)
     assert written.datasheet == load("h200").datasheet
     assert written.measured_about["num_rows"] == 60
+    text = out.read_text()
+    assert text.startswith('schema = 1\nbase = "h200-sxm"\n') and "[datasheet]" not in text
 
 
 def test_calibrate_takes_only_this_devices_rows(tmp_path):
@@ -284,7 +287,7 @@ def test_calibrate_takes_only_this_devices_rows(tmp_path):
         ).stdout
     )
     assert [(fit["num_fitted"], fit["num_held_out"]) for fit in answer["fits"]] == [(6, 3)]
-    with pytest.raises(RequestError, match=r"no row is of 'v100.*h200.*, t4"):
+    with pytest.raises(RequestError, match=r"no row is of 'v100.*h200.*, 't4'"):
         invoke(
             "--from", tmp_path / "x.rows.csv", "--hardware", "v100", "--out", tmp_path / "o.toml"
         )
@@ -309,6 +312,7 @@ def test_calibrate_measures_writes_rows_and_profile(tmp_path, monkeypatch):
         seconds=1.0,
     )
     monkeypatch.setattr(microbenchmarks, "measure", lambda device, **options: measured)
+    monkeypatch.setattr("flurka_bench.kinds.calibration.Local", Inline)
     out = tmp_path / "here.toml"
     done = invoke("--device", "cpu", "--out", out)
     assert "left out: bmm: time bound" in done.stdout
@@ -329,6 +333,6 @@ def test_an_op_without_a_model_is_said_and_skipped():
         columns={"B": np.ones(9), "H": np.ones(9)},
         seconds=np.ones(9),
     )
-    profile, (fit,) = command.fit(load("h200"), [group])
+    profile, (found,) = fit(load("h200"), [group])
     assert profile.measured == load("h200").measured
-    assert "unknown op 'cumsum'" in fit.note
+    assert "unknown op 'cumsum'" in found.note

@@ -2,6 +2,7 @@
 answer; and the units that options are written in."""
 
 import json
+from dataclasses import fields
 
 import pytest
 
@@ -108,11 +109,12 @@ class ReachedError(Exception):
 def test_each_option_of_run_reaches_the_runner(monkeypatch, tmp_path, written, arrives):
     got = {}
 
-    def run_suite(*_, **options):
-        got.update(options)
+    def run(plan, options, **_):
+        for part in (plan, options):
+            got.update({each.name: getattr(part, each.name) for each in fields(part)})
         raise ReachedError
 
-    monkeypatch.setattr("flurka_bench.kinds.timing.runner.run_suite", run_suite)
+    monkeypatch.setattr("flurka_bench.bench.loop.run", run)
     suite = tmp_path / "one.toml"
     suite.write_text('axes = {mechanism = "full-math", seq_len = 64}')
     device = () if "--device" in written else ("--device", "cpu")

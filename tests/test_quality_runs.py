@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from running import run_errors
 
 from flurka_bench import results
 from flurka_bench.answers import frontier
@@ -17,9 +18,10 @@ from flurka_bench.answers.frontier import (
     interval,
 )
 from flurka_bench.kinds.error import (
-    runner,
+    bench,
     suite,
 )
+from flurka_bench.kinds.error.kind import ErrorPlan
 from flurka_bench.results.error import FORM
 from flurka_bench.words.errors import RequestError
 
@@ -49,7 +51,7 @@ num_features = [8, 16]
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("error") / "run"
-    runner.run(suite.parse(SMALL), folder, environment={})
+    run_errors(suite.parse(SMALL), folder)
     return folder
 
 
@@ -114,13 +116,13 @@ def test_parameters_of_the_inputs_have_types_and_ranges(family, parameter, value
     if family == "trained":
         text = text.replace("head_dim = [8]\nnum_heads = 2\n", "")
     with pytest.raises(RequestError, match=f"{parameter} of the.*{says}") as caught:
-        runner.plan(suite.parse(text))
+        ErrorPlan(suite=suite.parse(text))
     assert "\n" not in str(caught.value)
 
 
 def test_inputs_larger_than_the_memory_are_a_record_and_not_the_end(tmp_path):
     text = SMALL.replace("seq_len = [32]", f"seq_len = [{2**40}]")
-    runner.run(suite.parse(text).override(seeds=1), tmp_path / "run", environment={})
+    run_errors(suite.parse(text).override(seeds=1), tmp_path / "run")
     records = results.read_run(tmp_path / "run", FORM).records
     assert records and all(each["status"] in ("oom", "crashed") for each in records)
 
@@ -129,7 +131,7 @@ def test_shipped_suites_load_and_are_plannable_without_a_model():
     for name in suite.shipped():
         loaded = suite.load(name)
         assert loaded.description and loaded.name == name
-        assert runner.plan(loaded.override(inputs=["gaussian"]))
+        assert ErrorPlan(suite=loaded.override(inputs=["gaussian"])).all_cases()
 
 
 def test_options_lie_over_the_suite():
@@ -139,7 +141,7 @@ def test_options_lie_over_the_suite():
     assert {item.rank for item in changed.configurations} == {8} and changed.seeds == 1
     assert changed.text != loaded.text  # a run under other options is another run
     with pytest.raises(RequestError, match="rank must be between"):
-        runner.plan(loaded.override(rank=[64]))
+        ErrorPlan(suite=loaded.override(rank=[64]))
     with pytest.raises(RequestError, match="unknown input family"):
         loaded.override(inputs=["trained"])
     with pytest.raises(RequestError, match="--text is for the trained inputs"):
@@ -156,11 +158,10 @@ def test_a_run_resumes_to_the_numbers_of_an_uninterrupted_one(small_run, tmp_pat
         "\n".join(lines[:5]) + "\n" + lines[5][:40]
     )  # killed while writing
     shown = []
-    runner.run(
+    run_errors(
         suite.parse(SMALL),
         part,
-        environment={},
-        progress=lambda done, total, what: shown.append((done, total)),
+        on_event=lambda event: shown.append((event.num_done, event.num_cases)),
     )
     assert shown[0] == (5, 34) and shown[-1][0] == 34
     runs = [
@@ -172,7 +173,7 @@ def test_a_run_resumes_to_the_numbers_of_an_uninterrupted_one(small_run, tmp_pat
         assert record["status"] == "ok"
         assert record["output_error"] == pytest.approx(runs[1][case_id]["output_error"], rel=1e-9)
     with pytest.raises(RequestError, match="different text"):
-        runner.run(suite.parse(SMALL + "\n# changed"), part, environment={})
+        run_errors(suite.parse(SMALL + "\n# changed"), part)
 
 
 def test_records_hold_what_the_triangle_inequality_allows(small_run):
@@ -206,8 +207,8 @@ def test_a_failed_case_is_a_record_and_not_the_end(monkeypatch, tmp_path):
         raise RuntimeError("linalg.eigh: failed to converge\nmore")
 
     monkeypatch.setattr("flurka_bench.kinds.error.projections.right_singular_vectors", fail)
-    monkeypatch.setattr(runner, "_MAX_TOGETHER", 1)
-    runner.run(suite.parse(SMALL).override(seeds=1), tmp_path / "run", environment={})
+    monkeypatch.setattr(bench, "_MAX_TOGETHER", 1)
+    run_errors(suite.parse(SMALL).override(seeds=1), tmp_path / "run")
     statuses = {
         record["case_id"]: record for record in results.read_run(tmp_path / "run", FORM).records
     }
@@ -412,13 +413,13 @@ def test_every_draw_depends_on_each_thing_it_is_named_for(tmp_path, monkeypatch)
     """E and F, the random features and the inputs of two seeds share no generator."""
     drawn = {}
 
-    def generator(*parts, real=runner.inputs.generator):
+    def generator(*parts, real=bench.inputs.generator):
         drawn.setdefault(parts[0], set()).add(parts[1:])
         return real(*parts)
 
-    monkeypatch.setattr(runner.inputs, "generator", generator)
+    monkeypatch.setattr(bench.inputs, "generator", generator)
     text = SMALL.replace("[4, 16]", "[4]").replace("[8, 16]", "[8]")
     text = text.replace(', "learned", "optimal"', "").replace(', "learned"', "")
-    runner.run(suite.parse(text), tmp_path / "run", environment={})
+    run_errors(suite.parse(text), tmp_path / "run")
     for what in ("projection", "features", "inputs"):
         assert {parts[-1] for parts in drawn[what]} >= {0, 1}, what

@@ -357,10 +357,15 @@ def test_the_command_s_json_and_errors():
     assert {row["hardware_basis"] for row in rows} == {"datasheet"}
     assert {row["drop_in"] for row in rows if "full" in row["mechanism"]} <= {True}
     assert {row["drop_in"] for row in rows if "full" not in row["mechanism"]} == {False}
-    told = command(*base).stdout
+    printed = command(*base).stdout
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "Fastest: " in printed.partition("datasheet only")[0] and "Pareto" in printed
+    told = " ".join(printed.split())
     assert "h100-sxm-80gb: datasheet only" in told and "'flurka-bench calibrate'" in told
     assert "no rank: all N keys" in told and "AMBIGUOUS" in told and RULE in told
-    assert "already trained" in told.strip().splitlines()[-1]
+    assert "already trained" in told[-260:]
+    everything = command(*base, "--all").stdout
+    assert "90 % band" in everything and "How the answer moves with the floor" in everything
     for wrong, text in (
         (["--hardware", "h1000"], "did you mean"),
         (["--model-dim", "100"], "--head-dim"),

@@ -131,9 +131,12 @@ def test_a_predicted_map_has_cells_crossovers_and_a_reason():
         "rank",
         "num_features",
     }
-    text = command(*options, "--baseline", "paper-full").stdout
+    printed = command(*options, "--baseline", "paper-full").stdout
+    text = " ".join(printed.split())
     assert "saves most in" in text and "fewer matmul FLOPs where" in text
-    assert text.startswith("h100-sxm-80gb: datasheet only") and RULE in text
+    assert "h100-sxm-80gb: datasheet only" in text and RULE in text
+    assert "flurka is predicted to be faster than" in text.partition("datasheet only")[0]
+    assert max(map(len, printed.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(

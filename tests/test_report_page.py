@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import synthetic
 
-from flurka_bench.render.content import collect
+from flurka_bench.render.content import collect, pictures, summary
 from flurka_bench.render.figures.heatmap import even_lines
 from flurka_bench.render.markdown import markdown
 from flurka_bench.render.page import page
@@ -248,7 +248,7 @@ def test_text_from_files_is_escaped(written):
         "<" not in embed({"a": "</script><!--"})
         and json.loads(embed({"a": "</script><!--&"}))["a"] == "</script><!--&"
     )
-    assert "<script" not in markdown(collect(frame(), [RUN], HOSTILE))
+    assert "<script" not in markdown(summary(collect(frame(), [RUN], HOSTILE)))
 
 
 def few(**options):
@@ -304,18 +304,18 @@ def test_small_runs_give_a_page_that_says_what_is_there(name, browser, tmp_path)
                 "two levels": "layer",
                 "unpredicted": "the predicted side is empty"}  # fmt: skip
     assert expected[name] in text
-    assert f"{len(records)} records" in text and markdown(content)
+    assert f"{len(records)} records" in text and markdown(summary(content))
 
 
 def test_the_summaries_hold_the_same_figures(tmp_path):
     from flurka_bench.render.pdf import pdf
 
     content = collect(few(), [RUN], "Run")
-    text = markdown(content)
+    text = markdown(summary(content))
     best = content.answer.iloc[0]
     assert f"in {best['FASTER']} of {best['cells'] - best['MISSING']} cells" in text
     assert "h = 8, d = 64" in text and "Bottlenecks" not in text and "Verdicts" in text
-    (tmp_path / "run.pdf").write_bytes(pdf(content))
+    (tmp_path / "run.pdf").write_bytes(pdf([*summary(content), *pictures(content)]))
     data = (tmp_path / "run.pdf").read_bytes()
     assert data.startswith(b"%PDF") and len(re.findall(rb"/Type /Page\b", data)) >= 8
 
@@ -350,10 +350,10 @@ def test_a_page_names_the_kind_of_each_interval_that_it_shows():
         (both.assign(**empty), ("90 % bands",), ("95 %",)),
     ):
         content = collect(rows, [RUN], "Page")
-        figures = _text_pages(content)
+        figures = _text_pages(summary(content))
         pages = (
             page(content).partition("<script")[0],
-            markdown(content),
+            markdown(summary(content)),
             " ".join(text.get_text() for figure in figures for text in figure.texts),
         )
         for text in pages:

@@ -57,7 +57,7 @@ TRACED: dict[str, list[str]] = {
         f"--error-run {RESULTS / 'error'}", "--inputs gaussian", "--max-memory 1MB", "--max-memory 40", "--max-latency 1us",
         "--max-latency 2", f"--run {RESULTS / 'quick-cpu-1-thread'}", "--top 2",
     ],
-    RECOMMEND.removesuffix(" --json"): ["--json"],
+    RECOMMEND.removesuffix(" --json"): ["--all", "--json"],
     REGIONS: [
         "--hardware l4", "--level core", "--pass train", "--dtype fp32", "--subject flurka-elu", "--baseline paper-kernel",
         "--x rank", "--y rank", "--launch none", "--model-dim 512", "--head-dim 32", "--batch 2", "--seq-len 2k",
@@ -73,6 +73,7 @@ TRACED: dict[str, list[str]] = {
     "regions one": [
         "--hardware l4", "--level core", "--pass train", "--dtype fp32", "--launch none", "--model-dim 512", "--head-dim 32",
         "--batch 2", "--seq-len 2k", "--rank 32", "--num-features 32", "--latex", "--flops", "--pair a,b",
+        "--all",
     ],
     DRY: [
         "--device cuda:99", "--out elsewhere", "--stages", "--plot", "--hardware h100", "--seed 3", "--cache cold",
@@ -214,28 +215,36 @@ def ask(monkeypatch, capsys, folder, answer):
 
     import pandas as pd
 
-    record("kinds.timing.runner.run_suite", SimpleNamespace(wall_s=1.0, time_in_calls_s=1.0))
+    record("bench.loop.run", SimpleNamespace(wall_s=1.0, time_in_calls_s=1.0))
     record("cli.run._print_answer", lambda: print("{}"))
     record("cli.run._draw")
     record("answers.recommend.recommend", answer)
     record("answers.predicted.predicted_frame", pd.DataFrame)
-    record("cli.regions._map", lambda: print("{}"))
+    record("cli.regions._answer")
+    record("cli.regions._as_json", dict)
+    record("cli.regions._print", lambda: print("{}"))
     record("cli.plot._figures", [("picture", None)])
     record("answers.speedup.speedups", speedups)
     record("render.content.collect", SimpleNamespace)
+    record("render.content.summary", [])
+    record("render.content.pictures", [])
     record("render.page.page", "page")
     record("render.markdown.markdown", "markdown")
     record("answers.compare._speedup_changes", [])
     record("kinds.error.verification.table", [])
-    record("kinds.error.runner.plan", [])
-    record("kinds.error.runner.run", RESULTS / "error")
-    record("devices.environment.capture", {})
+    record("kinds.error.kind.ErrorPlan", SimpleNamespace(all_cases=list))
+    record("kinds.calibration.environment_of", {})
     record("devices.environment.judge", [])
     record("render.figures.error.curves")
     record("render.figures.error.parents")
     record("render.figures.style.save", [])
     record("render.figures.terminal.terminal_map", "map")
-    monkeypatch.setattr(frontier, "load_error_run", load_error_run)
+
+    # What a run that was not made would have written.
+    def written(at):
+        return load_error_run(at if Path(at).exists() else RESULTS / "error")
+
+    monkeypatch.setattr(frontier, "load_error_run", written)
     monkeypatch.chdir(folder)
 
     def call(request):

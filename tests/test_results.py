@@ -28,7 +28,7 @@ from flurka_bench.render.figures import (
     terminal,
     tradeoff,
 )
-from flurka_bench.render.page import _environment as page_environment
+from flurka_bench.render.page import _environment, html
 from flurka_bench.results import (
     FIELDS,
     RunWriter,
@@ -461,7 +461,7 @@ def test_each_field_of_run_json_is_read_or_named(tmp_path):
             environment_differences(other, found)
             assert all(isinstance(each, str) for each in found["environment"].get("warnings") or [])
             sum(each["wall_s"] for each in found.get("sessions", []))
-            page_environment([found]).encode()
+            html(_environment([found])).encode()
 
 
 EXTREMES = {

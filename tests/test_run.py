@@ -12,36 +12,29 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from running import run_suite
 
-from flurka_bench.bench.process import (
-    LostTime,
-    Worker,
-)
-from flurka_bench.bench.protocol import (
-    case_from_message,
-    case_to_message,
-    is_out_of_memory,
-    is_poisoned,
-)
+from flurka_bench.bench import executor
+from flurka_bench.bench.budget import LostTime
+from flurka_bench.bench.kind import Place
+from flurka_bench.bench.outcomes import is_out_of_memory, is_poisoned
+from flurka_bench.bench.process import Worker
 from flurka_bench.cases.case import Case
 from flurka_bench.cases.suite import parse_suite
 from flurka_bench.devices.probe import find_device
 from flurka_bench.devices.timers import ProfilerTimer
-from flurka_bench.kinds.timing import runner
+from flurka_bench.kinds.timing.bench import case_of
 from flurka_bench.kinds.timing.group import (
     GroupRun,
     Options,
     Tools,
 )
 from flurka_bench.kinds.timing.judging import (
+    Peaks,
     figures,
     make_record,
 )
 from flurka_bench.kinds.timing.race import _look
-from flurka_bench.kinds.timing.runner import (
-    Peaks,
-    run_suite,
-)
 from flurka_bench.lowering import lower
 from flurka_bench.results import read_run
 from flurka_bench.words.errors import RequestError
@@ -303,7 +296,7 @@ def test_a_worker_that_cannot_start_says_why(fake):
 def test_a_worker_that_refuses_is_asked_once(fake, monkeypatch):
     started = []
     monkeypatch.setattr(
-        runner, "Worker", lambda *arguments: started.append(1) or Worker(*arguments)
+        executor, "Worker", lambda *arguments: started.append(1) or Worker(*arguments)
     )
     with pytest.raises(RequestError, match="device 'cuda:7' is not here"):
         fake(device="cuda:7")
@@ -312,7 +305,7 @@ def test_a_worker_that_refuses_is_asked_once(fake, monkeypatch):
 
 def test_runner_and_worker_agree_on_cases():
     for case in parse_suite(SUITE.replace("fake", "x")).cases():
-        assert case_from_message(json.loads(json.dumps(case_to_message(case)))) == case
+        assert case_of(json.loads(json.dumps(case.as_record()))) == case
 
 
 @pytest.mark.parametrize(
@@ -630,7 +623,7 @@ def test_throttled_samples_are_in_no_latency(monkeypatch):
 
 
 def test_the_runner_and_the_probe_import_no_torch():
-    modules = "flurka_bench.kinds.timing.runner, flurka_bench.devices.probe, flurka_bench.cli.run"
+    modules = "flurka_bench.kinds.timing.kind, flurka_bench.bench.loop, flurka_bench.devices.probe, flurka_bench.cli.run"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS.parent, check=True
@@ -645,12 +638,10 @@ def test_what_the_cache_may_hold_need_not_come_from_memory():
     peaks = Peaks(flops_per_s=1e18, bandwidth_bytes_per_s=1e9, margin=1.0)
 
     def status(cache_bytes):
-        hello = {"device": "d", "cache_bytes": cache_bytes}
         record = make_record(
             Case(mechanism="full-sdpa"),
             outcome,
-            device="cpu",
-            hello=hello,
+            place=Place(kind="cpu", device="d", cache_bytes=cache_bytes),
             seed=0,
             predict=None,
             peaks=lambda case: peaks,

@@ -13,12 +13,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from running import run_suite
 
 from flurka_bench.answers.baselines import BASELINES
 from flurka_bench.answers.speedup import (
     leading,
     speedups,
 )
+from flurka_bench.bench.session import Summary
 from flurka_bench.cases.suite import parse_suite
 from flurka_bench.cli.run import (
     _draw,
@@ -26,10 +28,6 @@ from flurka_bench.cli.run import (
     headline,
 )
 from flurka_bench.cli.targets import profile_of_run
-from flurka_bench.kinds.timing.runner import (
-    Summary,
-    run_suite,
-)
 from flurka_bench.results import (
     RunWriter,
     read_run,

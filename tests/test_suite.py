@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flurka_bench.answers import recommend
 from flurka_bench.cases import registry
 from flurka_bench.cases.suite import (
     AXES,
@@ -134,12 +133,12 @@ MISTAKES = {
     'nmae = "x"\n' + BASIC: r"unknown key 'nmae' \(did you mean 'name'\?\)",
     BASIC.replace("flurka-relu", "flurka-rleu"): r"unknown mechanism 'flurka-rleu' \(did you mean 'flurka-relu'\?\)",
     BASIC.replace("seq_len", "seqlen"): r"unknown axis in \[axes\] 'seqlen' \(did you mean 'seq_len'\?\)",
-    BASIC.replace("[128, 256]", "[128, -1]"): r"rank takes whole numbers from 1 to 2\^40, got -1",
-    BASIC.replace("[128, 256]", "[12.5]"): r"rank takes whole numbers .* got 12.5",
-    BASIC.replace("[128, 256]", "[true]"): r"rank takes whole numbers .* got True",
+    BASIC.replace("[128, 256]", "[128, -1]"): r"rank must be a whole number from 1 to 2\^40, got -1",
+    BASIC.replace("[128, 256]", "[12.5]"): r"rank must be a whole number .* got 12.5",
+    BASIC.replace("[128, 256]", "[true]"): r"rank must be a whole number .* got True",
     BASIC.replace("[128, 256]", "[]"): r"rank has no values",
     BASIC.replace("[128, 256]", "[8192, 16384]"): r"every rank is larger than the seq_len",
-    BASIC + "head_dim = 0": r"head_dim takes whole numbers from 1 .* got 0",
+    BASIC + "head_dim = 0": r"head_dim must be a whole number from 1 .* got 0",
     BASIC + "dtype = 'fp31'": r"unknown dtype 'fp31'",
     BASIC + "head_dim = '16kk'": r"head_dim must be a whole number .*16k is 16384.* got '16kk'",
     BASIC + "backend = [['eager']]": r"unknown backend",
@@ -153,8 +152,8 @@ MISTAKES = {
         r"expands to more than 10000 cases",
     'axes = {mechanism = "full-math", seq_len = {from = 1, to = 900000, num = 9000}, batch = {from = 1, to = 900, num = 100}}':
         r"asks for \d+ combinations; the limit is 50000",
-    'axes = {mechanism = "full-math", seq_len = {from = 8, to = 4, factor = 2}}': r"'to' at least 'from'",
-    'axes = {mechanism = "full-math", seq_len = {from = 8, to = 16, factor = 1}}': r"factor of at least 1.001",
+    'axes = {mechanism = "full-math", seq_len = {from = 8, to = 4, factor = 2}}': r"'to' must be at least 'from'",
+    'axes = {mechanism = "full-math", seq_len = {from = 8, to = 16, factor = 1}}': r"factor must be a number from 1.001",
     'axes = {mechanism = "full-math", seq_len = {from = 8, to = 16}}': r"a range is",
     BASIC.replace('"basic"', '"../up"'): r"a suite's name has up to 64 letters",
     BASIC + "[[zip]]\nbatch = [1, 2]\nnum_heads = [1, 2, 3]": r"must be equally long",
@@ -281,7 +280,6 @@ def test_a_suite_is_expanded_no_further_than_the_limit_of_cases(monkeypatch):
 ])  # fmt: skip
 def test_options_are_counted_before_they_are_expanded(command, monkeypatch, capsys):
     monkeypatch.setattr(registry, "canonical", never)
-    monkeypatch.setattr(recommend, "canonical", never)
     many = ",".join(map(str, range(1, 300)))
     with pytest.raises(SystemExit, match="2"):
         main([part.format(many) for part in command.split()])

@@ -1,7 +1,7 @@
 """How far the prediction can be trusted: errors of times and speedups, overlap of the winning
 regions, and the worst cells."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from flurka_bench.answers.speedup import (
     CELL,
     prepare,
 )
+from flurka_bench.words.blocks import Column, Table, table
 from flurka_bench.words.units import (
     format_ratio,
     format_seconds,
@@ -210,58 +211,80 @@ def _stage_error(row: pd.Series) -> str:
     return f" (mostly {stage}: {format_seconds(expected[stage])} predicted, {format_seconds(measured[stage])} measured)"
 
 
-Table = tuple[str, Sequence[str], list[list[str]], tuple[int, ...]]
-
-
 def tables(found: Agreement) -> list[Table]:
-    """The agreement as (title, head, rows, columns of long text), for every form in which it is
-    shown; none is empty."""
-    times = [
-        [r["bottleneck"], str(r["count"]), *(words.percent(r[name]) for name in ("mape", "median_ape", "p90_ape")), f"{r['bias']:.2f}",
-         words.percent(r["coverage"])]
-        for r in found.times.to_dict("records")
+    """The agreement for every form in which it is shown; no table is empty."""
+    worst = [
+        (_label(r["baseline"]), _place(r), format_ratio(r["speedup"]),
+         format_ratio(r["predicted_speedup"]), r["explanation"])
+        for r in found.worst.to_dict("records")
     ]  # fmt: skip
-    signs = [
-        [_label(r["baseline"]), str(r["cells"]), str(r["decided"]), words.percent(r["sign_agreement"]), f"{r['iou']:.2f}",
-         words.percent(r["ratio_mape"])]
-        for r in found.signs.to_dict("records") if r["decided"]
+    every = [
+        _times_table(found.times),
+        _signs_table(found.signs),
+        *_confusions(found),
+        table(
+            (Column("baseline", "word"), Column("cell", "word"), "measured", "predicted",
+             Column("why", "long")),
+            worst,
+            f"The {len(worst)} cells whose speedup is farthest off",
+        ),
     ]  # fmt: skip
+    return [each for each in every if each.rows]
+
+
+def _times_table(times: pd.DataFrame) -> Table:
+    shares = ("mape", "median_ape", "p90_ape")
+    return table(
+        ("", "cases", "mean error", "median", "90th percentile", "predicted / measured",
+         "inside the band"),
+        [
+            (r["bottleneck"], r["count"], *(words.percent(r[name]) for name in shares),
+             f"{r['bias']:.2f}", words.percent(r["coverage"]))
+            for r in times.to_dict("records")
+        ],
+        "Times, by bottleneck",
+    )  # fmt: skip
+
+
+def _signs_table(signs: pd.DataFrame) -> Table:
+    return table(
+        ("baseline", "cells", "decided", "same winner", "overlap (IoU) of the winning regions",
+         "mean error of the speedup"),
+        [
+            (_label(r["baseline"]), r["cells"], r["decided"], words.percent(r["sign_agreement"]),
+             f"{r['iou']:.2f}", words.percent(r["ratio_mape"]))
+            for r in signs.to_dict("records")
+            if r["decided"]
+        ],
+        "Who wins, where the cells differ by more than the noise",
+    )  # fmt: skip
+
+
+def _confusions(found: Agreement) -> list[Table]:
+    """Verdicts and bottlenecks, measured against predicted; without rows where none is known."""
     counts = (
         found.confusion.groupby(["verdict", "predicted_verdict"])["count"].sum().to_dict()
         if len(found.confusion)
         else {}
     )
-    bounds = {(r["bound"], r["limited_by"]): r["count"] for r in found.bounds.to_dict("records")}
-    kinds = (
-        "compute",
-        "memory",
-        "launch",
-        *sorted({kind for pair in bounds for kind in pair} - {"compute", "memory", "launch"}),
-    )
-    worst = [
-        [
-            _label(r["baseline"]),
-            _place(r),
-            format_ratio(r["speedup"]),
-            format_ratio(r["predicted_speedup"]),
-            r["explanation"],
-        ]
-        for r in found.worst.to_dict("records")
-    ]
-    every = [
-        ("Times, by bottleneck",
-         ("", "cases", "mean error", "median", "90th percentile", "predicted / measured", "inside the band"), times, ()),
-        ("Who wins, where the cells differ by more than the noise",
-         ("baseline", "cells", "decided", "same winner", "overlap (IoU) of the winning regions", "mean error of the speedup"),
-         signs, ()),
-        ("Verdicts, measured (down) against predicted (across), all baselines", ("", *VERDICTS),
-         [[word, *(str(counts.get((word, other), 0)) for other in VERDICTS)] for word in VERDICTS if counts], ()),
-        ("Bottlenecks, as measured (down) against predicted (across), in cases", ("", *kinds),
-         [[down, *(str(bounds.get((across, down), 0)) for across in kinds)] for down in kinds if bounds], ()),
-        (f"The {len(worst)} cells whose speedup is farthest off",
-         ("baseline", "cell", "measured", "predicted", "why"), worst, (4,)),
+    bounds = {(r["limited_by"], r["bound"]): r["count"] for r in found.bounds.to_dict("records")}
+    usual = ("compute", "memory", "launch")
+    kinds = (*usual, *sorted({kind for pair in bounds for kind in pair} - {*usual}))
+    return [
+        table(
+            ("", *names),
+            [(down, *(counted.get((down, across), 0) for across in names)) for down in names]
+            if counted
+            else [],
+            title,
+        )
+        for names, counted, title in (
+            (VERDICTS, counts,
+             "Verdicts, measured (down) against predicted (across), all baselines"),
+            (kinds, bounds,
+             "Bottlenecks, as measured (down) against predicted (across), in cases"),
+        )
     ]  # fmt: skip
-    return [table for table in every if table[2]]
 
 
 def _label(name: str) -> str:

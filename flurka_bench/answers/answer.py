@@ -1,6 +1,9 @@
 """The answer in one table: per device, level, pass and dtype, how often and by how much the subject
 wins."""
 
+from collections.abc import Hashable, Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -11,6 +14,7 @@ from flurka_bench.answers.baselines import (
 )
 from flurka_bench.answers.ratio import MISSING
 from flurka_bench.answers.speedup import prepare
+from flurka_bench.words.blocks import Column
 from flurka_bench.words.units import format_ratio
 from flurka_bench.words.verdict import VERDICTS
 
@@ -156,3 +160,34 @@ def in_words(row: "pd.Series | dict") -> list[str]:
     if row[MISSING]:
         sentences.append(f"{row[MISSING]} cells have no time on one side.")
     return sentences
+
+
+def slices(answer: pd.DataFrame) -> list[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """The answer by (device, level, pass, dtype), the slices with most cells first."""
+    found = [(key, part) for key, part in answer.groupby(SLICE, sort=False)]
+    return sorted(found, key=lambda entry: -int(entry[1]["cells"].max()))
+
+
+def answer_columns(*, short: bool = False) -> list[Column]:
+    """The columns of a slice's table, one line a baseline; ``short`` for lines of 80 columns."""
+    counted = [Column(words.VERDICT_WORDS[word], extra=word == MISSING) for word in COUNTED]
+    return [
+        Column("over" if short else "baseline", "word"),
+        *counted,
+        Column("median", extra=True),
+        Column("best (interval)", "word" if short else "number"),
+        Column("at", "word"),
+        Column("least", extra=True),
+    ]
+
+
+def answer_row(row: Mapping[Hashable, Any], *, short: bool = False) -> list[str]:
+    """One baseline's line of the answer's table, under ``answer_columns``."""
+    return [
+        row["baseline"] if short else baseline(row["baseline"]).label,
+        *(str(row[word]) for word in COUNTED),
+        format_ratio(row["median"]),
+        words.estimate(row["best"], row["best_low"], row["best_high"]),
+        row["best_cell"],
+        format_ratio(row["worst"]),
+    ]

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Sequence
 import pandas as pd
 
 from flurka_bench.cases.case import Case
-from flurka_bench.cases.registry import (
-    MECHANISMS,
-    canonical,
-)
+from flurka_bench.cases.expand import expand
+from flurka_bench.cases.registry import MECHANISMS
 from flurka_bench.cost.predict import (
     Prediction,
     predict,
 )
 from flurka_bench.hardware import Profile
+from flurka_bench.words.sizes import MAX_COMBINATIONS, ORDERS
 
 SEQ_LENS = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 RANKS = (64, 128, 256, 512, 1024)
@@ -27,24 +26,20 @@ def sweep(
     ranks: Sequence[int] = RANKS, num_features: Sequence[int] = NUM_FEATURES, model_dim: int = 1024, head_dim: int = 64,
     batch: int = 1,
 ) -> list[Case]:  # fmt: skip
-    """Every mechanism, order and backend over N, k and m, as canonical cases without duplicates."""
-    found: dict[str, Case] = {}
-    for cell in MECHANISMS.values():
-        for pass_ in passes:
-            for n in seq_lens:
-                for k in [k for k in ranks if k <= n] if cell.compressed else (None,):
-                    for m in num_features if cell.uses_features else (None,):
-                        for order in cell.orders:
-                            for backend in BACKENDS:
-                                case = canonical(
-                                    Case(
-                                        mechanism=cell.name, level=level, pass_=pass_, order=order, backend=backend, dtype=dtype,
-                                        batch=batch,
-                                        num_heads=model_dim // head_dim, head_dim=head_dim, seq_len=n, rank=k, num_features=m,
-                                    )
-                                )  # fmt: skip
-                                found[case.case_id] = case
-    return list(found.values())
+    """Every mechanism, order and backend over N, k and m, as canonical cases without duplicates.
+
+    Ranks above N fall away. Raises RequestError where no case is left, with the first reason.
+    """
+    axes = {
+        "mechanism": list(MECHANISMS), "level": [level], "pass": passes, "seq_len": seq_lens,
+        "rank": ranks, "num_features": num_features, "order": ORDERS, "backend": BACKENDS,
+        "dtype": [dtype], "batch": [batch], "num_heads": [model_dim // head_dim],
+        "head_dim": [head_dim],
+    }  # fmt: skip
+    found = expand(axes, what="a map", mend="give fewer values", limit=10 * MAX_COMBINATIONS)
+    if not found.cases:
+        raise found.impossible[0][1]
+    return found.cases
 
 
 def as_record(prediction: Prediction, device: str) -> dict:

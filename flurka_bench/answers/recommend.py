@@ -22,10 +22,8 @@ from flurka_bench.answers.words import (
     stage_reason,
 )
 from flurka_bench.cases.case import Case
-from flurka_bench.cases.registry import (
-    MECHANISMS,
-    canonical,
-)
+from flurka_bench.cases.expand import expand
+from flurka_bench.cases.registry import MECHANISMS
 from flurka_bench.cost.predict import (
     Prediction,
     predict,
@@ -33,6 +31,7 @@ from flurka_bench.cost.predict import (
 )
 from flurka_bench.hardware import Profile
 from flurka_bench.words.errors import RequestError
+from flurka_bench.words.sizes import MAX_COMBINATIONS, ORDERS
 
 # Linformer's own choice at N = 512 and above (Wang et al. 2020, section 5: "k = 256 ... comparable
 # performance"), and as many features as a head is wide, which is what elu + 1 has. Neither promises
@@ -213,30 +212,20 @@ class Recommendation:
 def space(request: Request) -> list[Case]:
     """Every configuration from a step below the floors upwards (to show what they cost), canonical
     and each once."""
-    found: dict[str, Case] = {}
+    ranks = _from(_below(request.rank_floor, RANKS), RANKS, request.seq_len)
+    blocks = []
     for head_dim in request.splits:
-        ranks = [
-            *_from(_below(request.rank_floor, RANKS), RANKS, request.seq_len),
-            request.rank_floor,
-        ]
         floor = request.features_floor(head_dim)
-        counts = [*_from(_below(floor, NUM_FEATURES), NUM_FEATURES, NUM_FEATURES[-1]), floor]
-        for cell in MECHANISMS.values():
-            for rank in sorted(set(ranks)) if cell.compressed else (None,):
-                for count in sorted(set(counts)) if cell.uses_features else (None,):
-                    for order in cell.orders:
-                        for backend in request.backends:
-                            case = Case(
-                                mechanism=cell.name, level="layer", pass_=request.pass_, order=order, backend=backend,
-                                dtype=request.dtype, batch=request.batch, num_heads=request.model_dim // head_dim,
-                                head_dim=head_dim, seq_len=request.seq_len, rank=rank, num_features=count,
-                            )  # fmt: skip
-                            try:
-                                case = canonical(case)
-                            except RequestError:  # this backend or order has no such case
-                                continue
-                            found[case.case_id] = case
-    return list(found.values())
+        counts = _from(_below(floor, NUM_FEATURES), NUM_FEATURES, NUM_FEATURES[-1])
+        blocks.append({
+            "mechanism": list(MECHANISMS), "level": ["layer"], "pass": [request.pass_],
+            "rank": sorted({*ranks, request.rank_floor}), "num_features": sorted({*counts, floor}),
+            "order": ORDERS, "backend": request.backends, "dtype": [request.dtype],
+            "batch": [request.batch], "num_heads": [request.model_dim // head_dim],
+            "head_dim": [head_dim], "seq_len": [request.seq_len],
+        })  # fmt: skip
+    limit = MAX_HEAD_DIMS * MAX_COMBINATIONS
+    return expand(*blocks, what="recommend", mend="fewer head widths", limit=limit).cases
 
 
 def _below(floor: int, grid: Sequence[int]) -> int:

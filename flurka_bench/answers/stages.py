@@ -1,6 +1,6 @@
 """Why one case beats another: time by stage, what bounds it, and which FLOP condition holds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -58,38 +58,46 @@ def stage_counts(case: Case, device: str) -> dict[str, dict[str, float]]:
     return counts
 
 
+def _stages(record: Mapping[Any, Any], word: str) -> dict[str, float]:
+    """Seconds by stage, ``measured`` or ``predicted``; empty where they are not known."""
+    table = record.get({"measured": "stages_s", "predicted": "predicted_stages_s"}[word])
+    known = table if isinstance(table, dict) else {}
+    return {stage: float(seconds) for stage, seconds in known.items() if seconds is not None}
+
+
 def stage_seconds(record: Mapping[str, Any]) -> tuple[str, dict[str, float]]:
     """``("measured" | "predicted", seconds by stage)`` of a record; the dict is empty where neither
     is known."""
-    for word, name in (("measured", "stages_s"), ("predicted", "predicted_stages_s")):
-        table = record.get(name)
-        if isinstance(table, dict) and table:
-            return word, {
-                stage: float(seconds) for stage, seconds in table.items() if seconds is not None
-            }
-    return "predicted", {}
+    measured = _stages(record, "measured")
+    return ("measured", measured) if measured else ("predicted", _stages(record, "predicted"))
+
+
+def reasons(own: Mapping[Hashable, Any], other: Mapping[Hashable, Any]) -> tuple[str, str, str]:
+    """Why ``own`` is faster or slower than ``other`` (records): by stage, by what bounds them, by
+    FLOPs. Each is empty where the records do not tell."""
+    stage = bound = flops = ""
+    for word in ("measured", "predicted"):
+        mine, theirs = _stages(own, word), _stages(other, word)
+        if mine and theirs:
+            stage = words.stage_reason(mine, theirs, f", {word}")
+            break
+    bounds = [words.bound_of(record) for record in (own, other)]
+    if all(bounds):
+        bound = words.bound_reason(*bounds)
+    counts = [record.get("flops") or 0 for record in (own, other)]
+    if min(counts) > 0:
+        flops = words.flop_reason(counts[0] / counts[1])
+    return stage, bound, flops
 
 
 def reason(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """In words and numbers, why ``own`` is faster or slower than ``other`` (records): stage, bound,
-    FLOP condition."""
-    word, mine = stage_seconds(own)
-    other_word, theirs = stage_seconds(other)
-    parts = []
-    if mine and theirs and word == other_word:
-        parts.append(words.stage_reason(mine, theirs, f", {word}"))
-    bounds = [record.get("limited_by") or record.get("bound") for record in (own, other)]
-    if all(isinstance(bound, str) for bound in bounds):
-        parts.append(words.bound_reason(*map(str, bounds)))
-    flops = [
-        record["flops"]
-        if record.get("flops", 0) > 0
-        else total(lower(case_of(record), "cuda"), "flops")
+    """``reasons`` in one sentence; FLOPs that the records lack are counted."""
+    known = [
+        {**record, "flops": record.get("flops") or total(lower(case_of(record), "cuda"), "flops")}
         for record in (own, other)
     ]
-    needs = words.flop_reason(float(flops[0] / flops[1]))
-    parts.append(f"{own['mechanism']} {needs} of {other['mechanism']}")
-    return "; ".join(parts)
+    *first, needs = reasons(*known)
+    return "; ".join([*filter(None, first), f"{own['mechanism']} {needs} of {other['mechanism']}"])
 
 
 _FORM = ["mechanism", "level", "order", "pass", "share_kv", "share_heads", "compression"]

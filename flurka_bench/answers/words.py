@@ -74,7 +74,7 @@ def knobs(row: Mapping[str, Any]) -> list[str]:
     return sizes(row, KNOBS) + compression + (["E = F"] if row.get("share_kv") else [])
 
 
-def form(row: Mapping[str, Any], prefix: str = "") -> str:
+def form(row: Mapping[Any, Any], prefix: str = "") -> str:
     """``"flurka-relu absorbed compiled"``: mechanism, order and backend of a row, where it has
     them."""
     words = (row[f"{prefix}{name}"] for name in ("mechanism", "order", "backend"))
@@ -117,11 +117,15 @@ def percent(value: float) -> str:
     return UNKNOWN if value != value else f"{value:.1%}" if value < 0.1 else f"{value:.0%}"
 
 
+def hole_label(missing: str | None) -> str | None:
+    """The status of a cell without a time, in the word that fits into the cell."""
+    return next((failure for failure in FAILURES if f": {failure}" in (missing or "")), None)
+
+
 def hole(status: str, place: Mapping[str, Any] | None = None) -> str:
     """Why a cell is empty in a word that fits into it: the status, ``k > N`` or ``not run``."""
-    for failure in FAILURES:
-        if f": {failure}" in status:
-            return failure
+    if label := hole_label(status):
+        return label
     impossible = place is not None and place["rank"] > place["seq_len"]
     return IMPOSSIBLE.partition(":")[0] if impossible else "not run"
 
@@ -135,11 +139,17 @@ def stage_reason(mine: Mapping[str, float], theirs: Mapping[str, float], suffix:
     return f"{'saves' if sign > 0 else 'loses'} most in {stage} ({ours} against {other}{suffix})"
 
 
+def bound_of(record: Mapping[Any, Any]) -> str:
+    """``"launch"``: what limits a case, as measured or else predicted; empty where nobody knows."""
+    known = (record.get(name) for name in ("limited_by", "bound"))
+    found = next((bound for bound in known if isinstance(bound, str) and bound), "")
+    return found.removesuffix("-bound")
+
+
 def bound_reason(mine: str, theirs: str) -> str:
     """``"launch-bound (the other compute-bound)"`` from what limits both."""
-    own, other = (bound.removesuffix("-bound") for bound in (mine, theirs))
-    beside = ", as is the other" if own == other else f" (the other {other}-bound)"
-    return f"{own}-bound{beside}"
+    beside = ", as is the other" if mine == theirs else f" (the other {theirs}-bound)"
+    return f"{mine}-bound{beside}"
 
 
 def flop_reason(ratio: float) -> str:

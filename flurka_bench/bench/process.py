@@ -14,38 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import flurka_bench
-from flurka_bench.bench.protocol import (
-    NOBODY,
-    Heartbeat,
-    encode,
-)
+from flurka_bench.bench.budget import LOOK_INTERVAL_S, LostTime
+from flurka_bench.bench.outcomes import NOBODY
+from flurka_bench.bench.protocol import Heartbeat, Message, encode
 from flurka_bench.devices.allocator import worker_variables
-
-_LOOK_INTERVAL_S = 1.0  # how often the runner wakes to see whether the worker still beats
-_PAUSE_SLACK_S = (
-    2.0  # a busy machine wakes the runner later than it asked for, but not by this much
-)
-
-
-class LostTime:
-    """Seconds in which a run could not work: suspended, waiting for a hung worker, starting another.
-
-    A suspended process is told nothing of it (SIGSTOP cannot be caught), so a suspension is a gap
-    between two ``tick``s that the runner, which ticks about every second, cannot have slept itself.
-    """
-
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
-        self._now, self._last = now, now()
-        self.total_s = 0.0
-
-    def tick(self) -> float:
-        """Notes that the runner runs; the seconds of a suspension that has just ended, else 0."""
-        now = self._now()
-        gap_s, self._last = now - self._last - _LOOK_INTERVAL_S, now
-        if gap_s < _PAUSE_SLACK_S:
-            return 0.0
-        self.total_s += gap_s
-        return gap_s
 
 
 class Stopper:
@@ -108,7 +80,7 @@ class Worker:
         self,
         command: Sequence[str],
         device: str,
-        memory_limit: int | None,
+        memory_limit_bytes: float | None,
         stopper: Stopper,
         lost: LostTime,
     ) -> None:
@@ -120,7 +92,14 @@ class Worker:
         path = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
         numbers = ["--reply-fd", str(reply_end), "--heartbeat-fd", str(self.heartbeat.descriptor)]
         self.process = subprocess.Popen(
-            [*command, "--device", device, *numbers, "--memory-limit", str(memory_limit or 0)],
+            [
+                *command,
+                "--device",
+                device,
+                *numbers,
+                "--memory-limit",
+                str(int(memory_limit_bytes or 0)),
+            ],
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=self._log,
@@ -130,21 +109,21 @@ class Worker:
         )
         os.close(reply_end)
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: Message) -> None:
         """Give it a message to work on."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it is dead, which reading will tell
             self.process.stdin.write(encode(message))
             self.process.stdin.flush()
 
-    def receive(self, timeout_s: float) -> dict[str, Any]:
+    def receive(self, timeout_s: float) -> Message:
         """The next message. Raises StopError for a signal, WorkerDeathError at the worker's end or
         when it stops beating."""
         beats, deadline = self.heartbeat.read(), time.monotonic() + timeout_s
         self.lost.tick()
         while b"\n" not in self._buffer:
             ready, _, _ = select.select(
-                [self.reply, self.stopper.descriptor], [], [], _LOOK_INTERVAL_S
+                [self.reply, self.stopper.descriptor], [], [], LOOK_INTERVAL_S
             )
             deadline += self.lost.tick()  # whoever was suspended could not beat
             if self.stopper.descriptor in ready:
@@ -165,7 +144,8 @@ class Worker:
                     waited_s=timeout_s,
                 )
         line, _, self._buffer = self._buffer.partition(b"\n")
-        return json.loads(line)
+        message: Message = json.loads(line)
+        return message
 
     def _death(self) -> WorkerDeathError:
         index, _ = self.heartbeat.read()

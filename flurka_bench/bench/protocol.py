@@ -1,9 +1,13 @@
-"""How the runner and its worker talk: JSON lines over pipes, and a heartbeat in shared memory.
+"""How the parent and its worker talk: JSON lines over pipes, and a heartbeat in shared memory.
 
-The runner says ``{"do": "measure", "cases": [...], "options": {...}}`` and closes the pipe when
-there is no more. The worker answers with lines that have ``say``: ``hello`` (its device and
-environment), ``phase`` (what it is busy with), ``outcome`` (one case's part of a record, ``index``
-into the cases), ``done`` (the group is finished), ``fatal`` (it cannot go on: a poisoned context).
+The parent sends one line for each group, in a form that the kind's two sides agree on, and closes
+the pipe when there is no more. The worker answers with lines that have ``say``:
+
+- ``hello``: its device and environment; ``refused``: it cannot work on that device;
+- ``phase``: what it is busy with;
+- ``partial``: what is known so far of the case ``index`` of the group (see ``merge``);
+- ``outcome``: one case's part of a record, which is final;
+- ``done``: the group is finished; ``fatal``: it cannot go on (a poisoned context).
 
 The heartbeat says which case is being executed even after the worker is gone, at the cost of two
 stores a sample.
@@ -14,23 +18,15 @@ import mmap
 import os
 import struct
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
-from flurka_bench.cases.case import Case
+from flurka_bench.bench.outcomes import NOBODY
 
+Message = dict[str, Any]
+Say = Callable[[Message], None]
+Beat = Callable[[int], None]
 _LAYOUT = struct.Struct("qq")
-NOBODY = -1  # no case is being executed
-LATE = "skipped: time budget"  # the error of a case for which the budget left no time
-_OOM_TEXTS = (
-    "out of memory", "can't allocate memory", "cannot allocate memory", "std::bad_alloc", "failed to allocate", "alloc_failed",
-)  # fmt: skip
-_POISON_TEXTS = (
-    "cuda error",
-    "device-side assert",
-    "illegal memory access",
-    "unspecified launch failure",
-    "hip error",
-)
 
 
 class Heartbeat:
@@ -52,8 +48,9 @@ class Heartbeat:
         _LAYOUT.pack_into(self._map, 0, index, self._beats)
 
     def read(self) -> tuple[int, int]:
-        """The runner's side: (index, beats)."""
-        return _LAYOUT.unpack_from(self._map, 0)
+        """The parent's side: (index, beats)."""
+        index, beats = _LAYOUT.unpack_from(self._map, 0)
+        return index, beats
 
     def close(self) -> None:
         """Give the memory back."""
@@ -62,41 +59,15 @@ class Heartbeat:
             self._file.close()
 
 
-def encode(message: dict[str, Any]) -> bytes:
+def encode(message: Message) -> bytes:
     """One message as a line."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
-def case_to_message(case: Case) -> dict[str, Any]:
-    """A case as plain data."""
-    return case.as_record()
-
-
-def case_from_message(data: dict[str, Any]) -> Case:
-    """The inverse of case_to_message."""
-    return Case(**{("pass_" if key == "pass" else key): value for key, value in data.items()})
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory, of the device or the host, did not suffice."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(
-        text in str(error).lower() for text in _OOM_TEXTS
-    )
-
-
-def is_poisoned(error: BaseException) -> bool:
-    """Whether an exception means that no later call on this device can succeed in this process."""
-    text = str(error).lower()
-    if (
-        is_out_of_memory(error) or "captur" in text
-    ):  # what cannot be captured in a graph ends the capture alone
-        return False
-    return isinstance(error, RuntimeError) and any(poison in text for poison in _POISON_TEXTS)
-
-
-def one_line(error: BaseException) -> str:
-    """An exception's kind and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+def merge(known: Message, news: Message) -> None:
+    """Add what a ``partial`` message says to what is known: lists grow, all else is replaced."""
+    for key, value in news.items():
+        if isinstance(value, list):
+            known.setdefault(key, []).extend(value)
+        else:
+            known[key] = value

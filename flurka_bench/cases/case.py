@@ -1,5 +1,6 @@
 """A case: one thing to time or to predict."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ class Case:
 
     ``order`` is None at level core (there is nothing to reorder). ``rank`` is None where keys and
     values are not compressed, ``num_features`` where the similarity is softmax; elu + 1 has
-    ``num_features == head_dim``. ``mechanisms.canonical`` brings a requested combination into this
+    ``num_features == head_dim``. ``registry.canonical`` brings a requested combination into this
     form, or says why it is impossible.
     """
 
@@ -28,9 +29,8 @@ class Case:
     head_dim: Number = 64
     rank: Number | None = None
     num_features: Number | None = None
-    compression: str = (
-        "dense"  # how E and F are made: a learned dense matrix, mean-pool, strided convolution
-    )
+    # how E and F are made: a learned dense matrix, mean-pool, strided convolution
+    compression: str = "dense"
     share_kv: bool = False  # E = F: one compression serves keys and values
     share_heads: bool = True  # one E (and F) for all heads
     num_layers: Number = 1  # level model only, as are the next two
@@ -48,7 +48,7 @@ class Case:
         return DTYPE_BYTES[self.dtype]
 
     @property
-    def workload_key(self) -> tuple:
+    def workload_key(self) -> tuple[Any, ...]:
         """Its values of ``WORKLOAD``."""
         return tuple(getattr(self, "pass_" if name == "pass" else name) for name in WORKLOAD)
 
@@ -75,6 +75,11 @@ class Case:
         if self.level == "model":
             parts += [f"l{self.num_layers}", f"f{self.ffn_dim}", f"v{self.vocab_size}"]
         return ".".join(parts)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Case":
+        """The case with these values, under the names that ``as_record`` gives them."""
+        return cls(**{"pass_" if name == "pass" else name: each for name, each in values.items()})
 
     def replace(self, **changes: Any) -> "Case":
         """A copy with some fields changed."""

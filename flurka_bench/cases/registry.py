@@ -7,7 +7,10 @@ parents are the two cells beside it.
 """
 
 import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +34,10 @@ RANDOM_FEATURES = (
     "relu",
 )  # products with Ω: their number is a knob, and projections can be absorbed into them
 COMPRESSION_KNOBS = ("rank", "compression", "share_kv", "share_heads")
+MODEL_KNOBS = ("num_layers", "ffn_dim", "vocab_size")
 # What some mechanisms or levels do not have.
-KNOBS = (*COMPRESSION_KNOBS, "num_features", "order", "num_layers", "ffn_dim", "vocab_size")
+KNOBS = (*COMPRESSION_KNOBS, "num_features", "order", *MODEL_KNOBS)
+DEFAULTS = {field.name: field.default for field in fields(Case) if field.name in KNOBS}
 SIMILARITIES = (*SOFTMAX, *RANDOM_FEATURES, "elu")
 
 
@@ -108,15 +113,37 @@ def get(name: str) -> Mechanism:
     return MECHANISMS[name]
 
 
+@lru_cache
+def idle_knobs(name: str, level: str) -> Mapping[str, str]:
+    """The knobs that a mechanism does not have at a level, each with the reason.
+
+    The reason goes on after the mechanism's name: "compresses nothing". Raises RequestError for an
+    unknown mechanism.
+    """
+    mechanism = get(name)
+    idle: dict[str, str] = {}
+    if not mechanism.compressed:
+        idle |= dict.fromkeys(COMPRESSION_KNOBS, "compresses nothing")
+    if not mechanism.uses_features:
+        idle["num_features"] = "has no features"
+    if level == "core":
+        idle["order"] = "has no projections to reorder at level core"
+    elif mechanism.orders == ("project_first",):
+        idle["order"] = "has one order, project_first"
+    if level != "model":
+        idle |= dict.fromkeys(MODEL_KNOBS, f"has none at level {level}")
+    return idle
+
+
 def canonical(case: Case) -> Case:
     """The form of ``case`` in which equal computations are equal cases.
 
-    Knobs that do not apply are dropped: rank, compression and sharing where nothing is compressed,
-        num_features for
-    softmax, the order at level core, layers, feed-forward and vocabulary outside level model. elu +
-    1 gets ``num_features = head_dim``. Mean-pooling has no matrix, so it is always shared. Raises
-    RequestError for what cannot be computed, naming the accepted values and the flag. Arrays are
-    checked element by element, SymPy symbols not.
+    Knobs that the mechanism does not have at this level take their default (``idle_knobs``), but
+    elu + 1 gets ``num_features = head_dim``, and a layer with one order names it. Mean-pooling has
+    no matrix, so it is always shared. Arrays are checked element by element, SymPy symbols not.
+
+    Raises:
+        RequestError: this cannot be computed; names the accepted values and the flag.
     """
     mechanism = get(case.mechanism)
     case = case.replace(dtype=dtype_name(case.dtype))
@@ -126,57 +153,46 @@ def canonical(case: Case) -> Case:
         for field in fields(case)
         if isinstance(value := getattr(case, field.name), np.integer)
     })  # fmt: skip
-    changes: dict[str, object] = {}
     for name in ("batch", "num_heads", "seq_len", "head_dim"):
         _check_count(name, getattr(case, name))
     num_elements = case.batch * case.num_heads * case.seq_len * case.head_dim
     if isinstance(num_elements, int) and num_elements > LARGEST_INPUT:
         raise RequestError(
-            "the input would hold more than 2^62 elements (--batch, --num-heads, --seq-len, --head-dim)"
+            "the input would hold more than 2^62 elements"
+            " (--batch, --num-heads, --seq-len, --head-dim)"
         )
-
-    if not mechanism.compressed:
-        changes |= {"rank": None, "compression": "dense", "share_kv": False, "share_heads": True}
-    else:
+    idle = idle_knobs(case.mechanism, case.level)
+    changes: dict[str, Any] = {name: DEFAULTS[name] for name in idle}
+    if mechanism.compressed:
         _check_rank(case)
         if case.compression != "dense":
             _check_window(case)
         if case.compression == "mean-pool":
             changes |= {"share_kv": True, "share_heads": True}
-
     if mechanism.uses_features:
         if case.num_features is None:
             raise RequestError(
                 f"{case.mechanism} needs a number of random features (--num-features)"
             )
         _check_count("num_features", case.num_features)
-    else:
-        changes["num_features"] = case.head_dim if mechanism.similarity == "elu" else None
-
-    if case.level == "core":
-        changes["order"] = None
-    elif not mechanism.compressed and not mechanism.uses_features:
-        changes["order"] = (
-            "project_first"  # nothing to reorder, so a sweep over orders collapses to one case
-        )
-    else:
-        changes["order"] = _order(case, mechanism)
-
+    elif mechanism.is_kernel:
+        changes["num_features"] = case.head_dim
+    if case.level != "core":  # a sweep over the orders of what has one collapses to one case
+        changes["order"] = "project_first" if "order" in idle else _order(case, mechanism)
     if case.backend == "fused":
         _check_fused(case.replace(order=changes["order"]), mechanism)
-
     if case.level == "model":
-        _check_count("num_layers", case.num_layers)
-        _check_count("ffn_dim", case.ffn_dim, least=0)
-        _check_count("vocab_size", case.vocab_size, least=0)
-        changes["ffn_dim"] = (
-            4 * case.model_dim
-            if isinstance(case.ffn_dim, int) and case.ffn_dim == 0
-            else case.ffn_dim
-        )
-    else:
-        changes |= {"num_layers": 1, "ffn_dim": 0, "vocab_size": 0}
+        changes |= _model_sizes(case)
     return case.replace(**changes)
+
+
+def _model_sizes(case: Case) -> dict[str, Any]:
+    """Checks a model's sizes; a feed-forward width of 0 stands for 4 D."""
+    _check_count("num_layers", case.num_layers)
+    _check_count("ffn_dim", case.ffn_dim, least=0)
+    _check_count("vocab_size", case.vocab_size, least=0)
+    default = isinstance(case.ffn_dim, int) and case.ffn_dim == 0
+    return {"ffn_dim": 4 * case.model_dim if default else case.ffn_dim}
 
 
 def not_applicable(case: Case) -> dict[str, str]:
@@ -186,26 +202,19 @@ def not_applicable(case: Case) -> dict[str, str]:
     mechanism's name: "has no features".
     """
     mechanism = get(case.mechanism)
-    found: dict[str, str] = {}
-    if not mechanism.compressed:
-        for field in fields(case):
-            if field.name in COMPRESSION_KNOBS and getattr(case, field.name) != field.default:
-                found[field.name] = "compresses nothing"
-    elif case.compression == "mean-pool" and not case.share_heads:
+    found = {
+        name: why
+        for name, why in idle_knobs(case.mechanism, case.level).items()
+        if getattr(case, name) != DEFAULTS[name]
+    }
+    if case.level != "core" and case.order in mechanism.orders:
+        found.pop("order", None)
+    if mechanism.compressed and case.compression == "mean-pool" and not case.share_heads:
         found["share_heads"] = "shares mean-pooling, which has no matrix, across heads"
-    if mechanism.similarity == "elu":
+    if mechanism.is_kernel and not mechanism.uses_features:
+        found.pop("num_features", None)
         if case.num_features not in (None, case.head_dim):
             found["num_features"] = f"has m = head_dim = {case.head_dim} features"
-    elif not mechanism.uses_features and case.num_features is not None:
-        found["num_features"] = "has no features"
-    if case.level == "core" and case.order is not None:
-        found["order"] = "has no projections to reorder at level core"
-    elif mechanism.orders == ("project_first",) and case.order not in (None, *mechanism.orders):
-        found["order"] = "has one order, project_first"
-    if case.level != "model":
-        for name, default in (("num_layers", 1), ("ffn_dim", 0), ("vocab_size", 0)):
-            if getattr(case, name) != default:
-                found[name] = f"has none at level {case.level}"
     return found
 
 
@@ -241,18 +250,20 @@ def _check_rank(case: Case) -> None:
         raise RequestError(
             f"{case.mechanism} needs the rank its keys and values are compressed to (--rank)"
         )
-    _check_count("rank", case.rank)
-    plain = (numbers.Number, np.ndarray)
-    if (
-        isinstance(case.rank, plain)
-        and isinstance(case.seq_len, plain)
-        and np.any(case.rank > case.seq_len)
-    ):
-        if isinstance(case.rank, np.ndarray) or isinstance(case.seq_len, np.ndarray):
+    rank: Number = case.rank
+    _check_count("rank", rank)
+    if _is_plain(rank, case.seq_len) and np.any(rank > case.seq_len):
+        if isinstance(rank, np.ndarray) or isinstance(case.seq_len, np.ndarray):
             raise RequestError("rank must be at most seq_len in every case (--rank, --seq-len)")
         raise RequestError(
-            f"rank must be at most seq_len, got rank {case.rank} > seq_len {case.seq_len} (--rank, --seq-len)"
+            f"rank must be at most seq_len, got rank {rank} > seq_len {case.seq_len}"
+            " (--rank, --seq-len)"
         )
+
+
+def _is_plain(*values: Number) -> bool:
+    """Whether values are numbers or arrays, which can be compared; symbols cannot."""
+    return all(isinstance(value, (numbers.Number, np.ndarray)) for value in values)
 
 
 def _check_fused(case: Case, mechanism: Mechanism) -> None:
@@ -282,15 +293,11 @@ def _order(case: Case, mechanism: Mechanism) -> str:
 
 
 def _check_window(case: Case) -> None:
-    plain = (numbers.Number, np.ndarray)
-    if (
-        isinstance(case.rank, plain)
-        and isinstance(case.seq_len, plain)
-        and np.any(case.seq_len % case.rank != 0)
-    ):
+    rank: Number = case.rank
+    if _is_plain(rank, case.seq_len) and np.any(case.seq_len % rank != 0):
         raise RequestError(
-            f"compression {case.compression!r} needs a rank that divides seq_len, got rank {case.rank}, seq_len {case.seq_len}"
-            " (--rank, --seq-len)"
+            f"compression {case.compression!r} needs a rank that divides seq_len, got rank {rank},"
+            f" seq_len {case.seq_len} (--rank, --seq-len)"
         )
 
 

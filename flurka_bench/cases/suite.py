@@ -4,35 +4,36 @@ A suite names values for *axes* (the fields of a case) and combines them::
 
     name = "example"
     description = "one line"
-    baselines = ["full-sdpa", "low-rank-sdpa"]  # what speedups are shown against, where the paper's
-    do not suffice
-    exclude = ["rank > seq_len / 4"]            # cases for which any of these holds are left out
+    # what speedups are shown against, where the paper's do not suffice
+    baselines = ["full-sdpa", "low-rank-sdpa"]
+    # cases for which any of these holds are left out
+    exclude = ["rank > seq_len / 4"]
 
-    [axes]                                      # shared by all blocks; a block's own value replaces
-    a shared one mechanism = ["full-sdpa", "flurka-relu"] seq_len = {from = 1024, to = 8192, factor
-    = 2}
+    [axes]              # shared by all blocks; a block's own value replaces a shared one
+    mechanism = ["full-sdpa", "flurka-relu"]
+    seq_len = {from = 1024, to = 8192, factor = 2}
 
-    [[product]]                                 # every combination of its values, times the shared
-    axes num_features = [32, 64] rank = [128, 256]
+    [[product]]         # every combination of its values, times the shared axes
+    num_features = [32, 64]
+    rank = [128, 256]
 
-    [[zip]]                                     # its lists advance together, times the shared axes
+    [[zip]]             # its lists advance together, times the shared axes
     num_features = [16, 32]
     rank = [64, 128]
 
-    [budget]                                    # see Budget
+    [budget]            # see Budget
     time = "80s"
 
-    [cuda]                                      # replaces keys of the above on that kind of device,
-    table by table axes = {dtype = ["bfloat16"]}
+    [cuda]              # replaces keys of the above on that kind of device, table by table
+    axes = {dtype = ["bfloat16"]}
 
 Cases come out in canonical form (``registry.canonical``): impossible combinations fall away and
 equal ones collapse, so full attention is one case and not one per rank. Files are data: expressions
 are parsed and never evaluated as code.
 """
 
-import math
 import re
-from collections.abc import Iterator, Sized
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -40,31 +41,14 @@ from typing import Any
 
 from flurka_bench.cases import registry
 from flurka_bench.cases.case import Case
-from flurka_bench.cases.registry import (
-    KNOBS,
-    not_applicable,
-)
+from flurka_bench.cases.expand import Axes, Expansion, combinations, expand
+from flurka_bench.cases.registry import KNOBS, not_applicable
 from flurka_bench.words import sizes
-from flurka_bench.words.errors import (
-    RequestError,
-    unknown,
-)
+from flurka_bench.words.errors import RequestError, short, unknown
 from flurka_bench.words.expression import Expression
-from flurka_bench.words.sizes import (
-    LARGEST_SIZE,
-    check_combinations,
-    dtype_name,
-)
-from flurka_bench.words.toml import (
-    parse_toml,
-    read_text,
-)
-from flurka_bench.words.units import (
-    parse_bytes,
-    parse_fraction,
-    parse_seconds,
-    parse_size,
-)
+from flurka_bench.words.sizes import dtype_name
+from flurka_bench.words.toml import Reader, parse_toml, read_text
+from flurka_bench.words.units import parse_bytes, parse_fraction, parse_seconds
 
 SHIPPED = Path(__file__).parents[1] / "suites"
 MAX_CASES = 10_000
@@ -72,20 +56,10 @@ MAX_CASES = 10_000
 CHOICES = {"mechanism": tuple(registry.MECHANISMS), **sizes.CHOICES}
 FLAGS = ("share_kv", "share_heads")
 AXES = tuple(field.name.rstrip("_") for field in fields(Case))
+MAY_BE_ZERO = ("ffn_dim", "vocab_size")
 _BLOCKS = ("product", "zip")
-_KEYS = (
-    "name",
-    "description",
-    "axes",
-    "product",
-    "zip",
-    "exclude",
-    "budget",
-    "baselines",
-    "cpu",
-    "cuda",
-)
-_OVERLAY_KEYS = ("axes", "product", "zip", "exclude", "budget", "baselines")
+_OVERLAY_KEYS = ("axes", *_BLOCKS, "exclude", "budget", "baselines")
+_KEYS = ("name", "description", "cpu", "cuda", *_OVERLAY_KEYS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +88,7 @@ class Suite:
     description: str
     text: str  # the file as written, recorded with every run
     device_kind: str
-    blocks: tuple[
-        dict[str, Any], ...
-    ]  # {"combine": "product" | "zip", "shared": axes, "own": axes}
+    blocks: tuple[Axes, ...]
     exclude: tuple[Expression, ...] = ()
     budget: Budget = Budget()
     baselines: tuple[str, ...] = ()
@@ -127,62 +99,59 @@ class Suite:
 
         Raises RequestError if there is none or too many.
         """
-        check_combinations(
-            f"suite {self.name!r}", *map(_lists, self.blocks), mend="shorten its axes"
-        )
-        found: dict[Case, None] = {}
-        impossible: dict[str, str] = {}  # by mechanism, the first reason
-        possible: set[str] = set()
-        num_excluded = 0
+        found = expand(
+            *self.blocks, what=f"suite {self.name!r}", mend="shorten its axes",
+            keep=self._is_kept, max_cases=MAX_CASES,
+        )  # fmt: skip
         for block in self.blocks:
-            ranks: list[tuple[int, int]] = []  # with the seq_len each is combined with
-            for values in _combinations(block):
-                wanted = Case(
-                    **{("pass_" if key == "pass" else key): value for key, value in values.items()}
-                )
-                if registry.MECHANISMS[wanted.mechanism].compressed and wanted.rank is not None:
-                    ranks.append((wanted.rank, wanted.seq_len))
-                try:
-                    case = registry.canonical(wanted)
-                except RequestError as error:
-                    why = _missing_axis(wanted) or _in_suite_words(str(error))
-                    impossible.setdefault(wanted.mechanism, why)
-                    continue
-                possible.add(case.mechanism)
-                if case in found:
-                    continue
-                record = case.as_record()
-                if any(expression.holds(record) for expression in self.exclude):
-                    num_excluded += 1
-                    continue
-                found[case] = None
-                if len(found) > MAX_CASES:  # no need to see how many more
-                    raise RequestError(
-                        f"suite {self.name!r} expands to more than {MAX_CASES} cases"
-                        " (shorten its axes)"
-                    )
-            if ranks and all(rank > seq_len for rank, seq_len in ranks):
-                rank, seq_len = min(ranks)
-                raise RequestError(
-                    f"suite {self.name!r}: rank must be at most seq_len, and every rank is larger than the seq_len it is combined"
-                    f" with, as {rank} than {seq_len}"
-                )
-        lacking = [name for name in impossible if name not in possible]
-        if not found:
-            why = (
-                f"all {num_excluded} possible ones are excluded"
-                if num_excluded
-                else next(iter(impossible.values()))
-            )
-            raise RequestError(f"suite {self.name!r} expands to no case: {why}")
-        if lacking:
-            raise RequestError(
-                f"suite {self.name!r} expands to no case of {lacking[0]}: {impossible[lacking[0]]}"
-            )
-        workloads: dict[tuple, list[Case]] = {}
-        for case in found:
+            self._check_ranks(block)
+        self._check_possible(found)
+        workloads: dict[tuple[Any, ...], list[Case]] = {}
+        for case in found.cases:
             workloads.setdefault(case.workload_key, []).append(case)
         return [case for competitors in workloads.values() for case in competitors]
+
+    def _is_kept(self, case: Case) -> bool:
+        record = case.as_record()
+        return not any(expression.holds(record) for expression in self.exclude)
+
+    def _check_ranks(self, block: Axes) -> None:
+        """Raise RequestError where every rank is larger than the seq_len it is combined with."""
+        axes = {
+            key: values
+            for key, values in block.items()
+            if {"mechanism", "rank", "seq_len"} & set(key if isinstance(key, tuple) else (key,))
+        }
+        pairs = [
+            (wanted.rank, wanted.seq_len)
+            for wanted in map(Case.of, combinations(axes))
+            if registry.get(wanted.mechanism).compressed and wanted.rank is not None
+        ]
+        if pairs and all(rank > seq_len for rank, seq_len in pairs):
+            rank, seq_len = min(pairs)
+            raise RequestError(
+                f"suite {self.name!r}: rank must be at most seq_len, and every rank is larger than"
+                f" the seq_len it is combined with, as {rank} than {seq_len}"
+            )
+
+    def _check_possible(self, found: Expansion) -> None:
+        """Raise RequestError where there is no case, or none of a mechanism that the suite
+        names."""
+        why: dict[str, str] = {}  # by mechanism, the first reason
+        for wanted, error in found.impossible:
+            why.setdefault(wanted.mechanism, _missing_axis(wanted) or _in_suite_words(str(error)))
+        if not found.groups and not found.num_dropped:
+            raise RequestError(
+                f"suite {self.name!r} expands to no case: {next(iter(why.values()))}"
+            )
+        if not found.groups:
+            raise RequestError(
+                f"suite {self.name!r} expands to no case:"
+                f" all {found.num_dropped} possible ones are excluded"
+            )
+        for name, reason in why.items():
+            if name not in found.possible:
+                raise RequestError(f"suite {self.name!r} expands to no case of {name}: {reason}")
 
     def idle_axes(self) -> list[str]:
         """The axes with a value that no mechanism of the suite has at any of its levels."""
@@ -190,7 +159,7 @@ class Suite:
         used: set[str] = set()
         plain = Case(mechanism="full-math")
         for block in self.blocks:
-            axes = block["shared"] | block["own"]
+            axes = _singly(block)
             widths = dict.fromkeys(axes.get("head_dim", [plain.head_dim]))
             forms = [
                 Case(mechanism=mechanism, level=level)
@@ -256,221 +225,106 @@ def load_suite(name_or_path: str | Path, device_kind: str = "cpu") -> Suite:
 def parse_suite(text: str, *, device_kind: str = "cpu", name: str = "suite") -> Suite:
     """A suite from the text of its file; ``name`` serves where the text gives none. Raises
     RequestError as load_suite does."""
-    data = parse_toml(text, f"suite {name!r}")
-    _check_keys(data, _KEYS, "key")
-    name = _text(data.get("name", name), "name")
-    if not re.fullmatch(
-        r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name
-    ):  # it becomes the name of a folder
-        raise RequestError(
-            f"a suite's name has up to 64 letters, digits, '-', '_' and '.', got {_short(name)}"
-        )
-    parsed = {
-        kind: _overlay(data, kind) for kind in ("cpu", "cuda")
-    }  # both are checked, whichever runs
-    blocks, exclude, budget, baselines = parsed[device_kind]
+    reader = Reader(parse_toml(text, f"suite {name!r}")).only(_KEYS)
+    parsed = {kind: _overlay(reader, kind) for kind in ("cpu", "cuda")}  # both, whichever runs
     return Suite(
-        name=name,
-        description=_text(data.get("description", ""), "description"),
+        name=suite_name(reader, name),
+        description=reader.text("description", ""),
         text=text,
         device_kind=device_kind,
-        blocks=blocks,
-        exclude=exclude,
-        budget=budget,
-        baselines=baselines,
+        **parsed[device_kind],
     )
 
 
-def _overlay(
-    data: dict[str, Any], device_kind: str
-) -> tuple[tuple[dict[str, Any], ...], tuple[Expression, ...], Budget, tuple]:
+def suite_name(reader: Reader, default: str) -> str:
+    """What a suite's file calls it; it becomes the name of a folder."""
+    name = reader.text("name", default)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name):
+        raise RequestError(
+            f"a suite's name has up to 64 letters, digits, '-', '_' and '.', got {short(name)}"
+        )
+    return name
+
+
+def _overlay(general: Reader, device_kind: str) -> dict[str, Any]:
     """The parts of a suite with the device kind's own table laid over the general ones."""
-    own = _table(data, device_kind)
-    _check_keys(own, _OVERLAY_KEYS, f"key in [{device_kind}]")
-    axes = _parse_axes(_table(data, "axes") | _table(own, "axes"), "[axes]")
-    source = own if any(kind in own for kind in _BLOCKS) else data
-    blocks = [
-        {"combine": kind, "shared": axes, "own": _parse_axes(block, f"[[{kind}]]")}
-        for kind in _BLOCKS
-        for block in _list(source, kind, dict)
-    ]
-    for block in blocks:
-        lengths = {axis: len(values) for axis, values in block["own"].items() if len(values) > 1}
-        if block["combine"] == "zip" and len(set(lengths.values())) > 1:
-            raise RequestError(f"the lists of a [[zip]] must be equally long, got {lengths}")
-        if not {"mechanism"} <= block["own"].keys() | axes.keys():
-            raise RequestError("a suite must name its mechanisms (axes.mechanism)")
-    if not blocks:
-        if "mechanism" not in axes:
-            raise RequestError("a suite must name its mechanisms (axes.mechanism)")
-        blocks = [{"combine": "product", "shared": axes, "own": {}}]
-    expressions = tuple(
-        Expression(entry, AXES)
-        for entry in _list(own if "exclude" in own else data, "exclude", str)
-    )
-    baselines = _list(own if "baselines" in own else data, "baselines", str)
+    own = general.reader(device_kind).only(_OVERLAY_KEYS)
+    shared = _axes(own.reader("axes").over(general.reader("axes")))
+    blocks = []
+    for kind in _BLOCKS:
+        for table in (own if any(key in own for key in _BLOCKS) else general).readers(kind):
+            axes = _axes(table)
+            rest = {axis: values for axis, values in shared.items() if axis not in axes}
+            blocks.append((_zipped(axes) if kind == "zip" else axes) | rest)
+    blocks = blocks or [shared]
+    if not all("mechanism" in _singly(block) for block in blocks):
+        raise RequestError("a suite must name its mechanisms (axes.mechanism)")
+    whole = own.over(general)
+    baselines = tuple(whole.texts("baselines"))
     for baseline in baselines:
         registry.get(baseline)
-    return (
-        tuple(blocks),
-        expressions,
-        _parse_budget(_table(data, "budget") | _table(own, "budget")),
-        tuple(baselines),
-    )
+    return {
+        "blocks": tuple(blocks),
+        "exclude": tuple(Expression(entry, AXES) for entry in whole.texts("exclude")),
+        "budget": _budget(own.reader("budget").over(general.reader("budget"))),
+        "baselines": baselines,
+    }
 
 
-def _parse_axes(table: dict[str, Any], where: str) -> dict[str, list[Any]]:
-    _check_keys(table, AXES, f"axis in {where}")
-    return {axis: _parse_axis(axis, values) for axis, values in table.items()}
-
-
-def _parse_axis(axis: str, values: Any) -> list[Any]:
-    """One axis as its list of values: a single value, a list, or a geometric range of sizes."""
-    if axis in CHOICES:
-        entries = values if isinstance(values, list) else [values]
+def _axes(table: Reader) -> dict[str, list[Any]]:
+    """Each axis as its list of values."""
+    table.only(AXES, "axis")
+    axes = Reader(table.table, table.where, label="axis ")
+    found: dict[str, list[Any]] = {}
+    for axis in table.table:
         if axis == "dtype":
-            entries = [dtype_name(entry) for entry in entries]
-        for entry in entries:
-            if entry not in CHOICES[axis]:
-                raise unknown(axis, entry, CHOICES[axis])
-    elif axis in FLAGS:
-        entries = values if isinstance(values, list) else [values]
-        if not all(isinstance(entry, bool) for entry in entries):
-            raise RequestError(f"axis {axis} takes true and false, got {values!r}")
-    else:
-        entries = (
-            _geometric(axis, values)
-            if isinstance(values, dict)
-            else values
-            if isinstance(values, list)
-            else [values]
-        )
-        entries = [_size(axis, entry) for entry in entries]
-        least = 0 if axis in ("ffn_dim", "vocab_size") else 1
-        for entry in entries:
-            if (
-                isinstance(entry, bool)
-                or not isinstance(entry, int)
-                or not least <= entry <= LARGEST_SIZE
-            ):
-                raise RequestError(
-                    f"axis {axis} takes whole numbers from {least} to 2^40, got {_short(entry)}"
-                )
-    if not entries:
-        raise RequestError(f"axis {axis} has no values")
-    return entries
+            found[axis] = [dtype_name(value) for value in axes.values(axis)]
+            Reader(found).choices(axis, CHOICES[axis])
+        elif axis in CHOICES:
+            found[axis] = axes.choices(axis, CHOICES[axis])
+        elif axis in FLAGS:
+            found[axis] = axes.flags(axis)
+        else:
+            found[axis] = axes.counts(axis, least=0 if axis in MAY_BE_ZERO else 1)
+    return found
 
 
-def _size(axis: str, entry: Any) -> Any:
-    """``"16k"`` as the number it is; what is no text stays."""
-    return parse_size(entry, f"axis {axis}") if isinstance(entry, str) else entry
+def _zipped(axes: dict[str, list[Any]]) -> dict[str | tuple[str, ...], list[Any]]:
+    """Lists that advance together, as one axis; a single value goes with all."""
+    lengths = {axis: len(values) for axis, values in axes.items() if len(values) > 1}
+    if len(set(lengths.values())) > 1:
+        raise RequestError(f"the lists of a [[zip]] must be equally long, got {lengths}")
+    length = max(lengths.values(), default=1)
+    rows = [values if len(values) > 1 else values * length for values in axes.values()]
+    return {tuple(axes): list(zip(*rows, strict=True))} if axes else {}
 
 
-def _geometric(axis: str, table: dict[str, Any]) -> list[int]:
-    """``{from, to, factor}`` or ``{from, to, num}`` -> sizes from ``from`` to at most ``to``,
-    rounded, each once."""
-    _check_keys(table, ("from", "to", "factor", "num"), f"key in the range of {axis}")
-    form = f"axis {axis}: a range is {{from, to, factor}} or {{from, to, num}}"
-    if not {"from", "to"} <= table.keys() or ("factor" in table) == ("num" in table):
-        raise RequestError(f"{form}, got {_short(table)}")
-    first, last, factor, num = (table.get(key) for key in ("from", "to", "factor", "num"))
-    first, last = _size(axis, first), _size(axis, last)
-    for size in (first, last):
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= LARGEST_SIZE:
-            raise RequestError(f"{form} with whole numbers from 1 to 2^40, got {_short(table)}")
-    if last < first:
-        raise RequestError(f"{form} with 'to' at least 'from', got {_short(table)}")
-    if num is not None:
-        if isinstance(num, bool) or not isinstance(num, int) or not 2 <= num <= MAX_CASES:
-            raise RequestError(f"{form} with num from 2 to {MAX_CASES}, got {_short(table)}")
-        values = [round(first * (last / first) ** (step / (num - 1))) for step in range(num)]
-    else:
-        if (
-            isinstance(factor, bool)
-            or not isinstance(factor, int | float)
-            or not 1.001 <= factor <= LARGEST_SIZE
-        ):
-            raise RequestError(f"{form} with a factor of at least 1.001, got {_short(table)}")
-        steps = math.floor(math.log(last / first) / math.log(factor) + 1e-9)
-        values = [round(first * factor**step) for step in range(steps + 1)]
-    return list(dict.fromkeys(values))
+def _singly(block: Axes) -> dict[str, list[Any]]:
+    """A block's axes with the values of each."""
+    found: dict[str, list[Any]] = {}
+    for key, values in block.items():
+        if isinstance(key, str):
+            found[key] = list(values)
+        else:
+            found |= {axis: list(each) for axis, each in zip(key, zip(*values, strict=True))}
+    return found
 
 
-def _parse_budget(table: dict[str, Any]) -> Budget:
-    keys = ("time", "case_time", "timeout", "memory", "target")
-    _check_keys(table, keys, "key in [budget]")
-    for key, value in table.items():
+def _budget(table: Reader) -> Budget:
+    parsers: dict[str, tuple[str, Callable[[Any, str], float]]] = {
+        "time": ("time_s", parse_seconds),
+        "case_time": ("case_time_s", parse_seconds),
+        "timeout": ("timeout_s", parse_seconds),
+        "memory": ("memory_bytes", parse_bytes),
+        "target": ("target", parse_fraction),
+    }
+    table.only(parsers)
+    found: dict[str, Any] = {}
+    for key, value in table.table.items():
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise RequestError(
-                f"budget {key} takes a quantity like '80s' or '8GB', got {_short(value)}"
+                f"budget {key} takes a quantity like '80s' or '8GB', got {short(value)}"
             )
-    seconds = {
-        f"{key}_s": parse_seconds(table[key], f"budget {key}")
-        for key in ("time", "case_time", "timeout")
-        if key in table
-    }
-    memory = (
-        {"memory_bytes": parse_bytes(table["memory"], "budget memory")} if "memory" in table else {}
-    )
-    target = (
-        {"target": parse_fraction(table["target"], "budget target")} if "target" in table else {}
-    )
-    return Budget(**seconds, **memory, **target)
-
-
-def _lists(block: dict[str, Any]) -> list[Sized]:
-    """What a block combines each with each: its axes' values, those of a [[zip]] as one."""
-    own = list(block["own"].values())
-    if block["combine"] == "zip":
-        own = [max(own, key=len)] if own else []
-    return own + [values for axis, values in block["shared"].items() if axis not in block["own"]]
-
-
-def _combinations(block: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    own = block["own"]
-    shared = {axis: values for axis, values in block["shared"].items() if axis not in own}
-    if block["combine"] == "zip":
-        length = max((len(values) for values in own.values()), default=1)
-        rows = list(
-            zip(*[values * length if len(values) == 1 else values for values in own.values()])
-        ) or [()]
-    else:
-        rows = product(*own.values())
-    for row in rows:
-        for values in product(*shared.values()):
-            yield dict(zip(shared, values)) | dict(zip(own, row))
-
-
-def _check_keys(table: dict[str, Any], accepted: tuple[str, ...], what: str) -> None:
-    for key in table:
-        if key not in accepted:
-            raise unknown(what, key, accepted)
-
-
-def _table(data: dict[str, Any], key: str) -> dict[str, Any]:
-    value = data.get(key, {})
-    if not isinstance(value, dict):
-        raise RequestError(f"{key} must be a table, got {_short(value)}")
-    return value
-
-
-def _list(data: dict[str, Any], key: str, kind: type) -> list[Any]:
-    value = data.get(key, [])
-    if not isinstance(value, list) or not all(isinstance(entry, kind) for entry in value):
-        raise RequestError(
-            f"{key} must be a list of {'tables' if kind is dict else 'texts'}, got {_short(value)}"
-        )
-    return value
-
-
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str):
-        raise RequestError(f"{key} must be a text, got {_short(value)}")
-    return value
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, int) and abs(value) > 10**30:
-        return "a number of more than 30 digits"
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+        field, parse = parsers[key]
+        found[field] = parse(value, f"budget {key}")
+    return Budget(**found)

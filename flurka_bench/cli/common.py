@@ -2,11 +2,19 @@
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flurka_bench.cli.streams import terminal
+from flurka_bench.render.plain import (
+    WIDTH,
+    sentence,
+    shown_columns,
+    table_lines,
+)
+from flurka_bench.words.blocks import Column, table
 from flurka_bench.words.errors import (
     RequestError,
     unknown,
@@ -127,22 +135,42 @@ def console(*, stderr: bool = False) -> "Console":
     return Console(file=terminal(sys.stderr if stderr else sys.stdout))
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print a table: with rich's lines on a terminal, as aligned plain text in a pipe."""
-    headers, *rows = [[one_line(str(cell)) for cell in row] for row in (headers, *rows)]
+def line_width() -> int:
+    """How wide a printed line may be: the terminal's width, 80 columns in a pipe or a file."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else WIDTH
+
+
+def print_text(text: str, indent: str = "") -> None:
+    """Print a sentence, wrapped at blanks to the width of a line."""
+    print("\n".join(sentence(text, line_width(), indent)))
+
+
+def print_table(
+    headers: Sequence[str | Column],
+    rows: Iterable[Sequence[object]],
+    title: str = "",
+    *,
+    everything: bool = False,
+) -> bool:
+    """Print a table: with rich's lines on a terminal, as aligned plain text in a pipe.
+
+    Where it is wider than a line, its extra columns are left out (True is returned), but not with
+    ``everything``.
+    """
+    found = table(headers, rows, title)
+    width = None if everything else line_width()
+    kept = shown_columns(found, width)
     if sys.stdout.isatty():
         from rich.markup import escape
         from rich.table import Table
 
-        table = Table(*[escape(header) for header in headers], title=escape(legible(title)) or None)
-        for row in rows:
-            table.add_row(*[escape(cell) for cell in row])
-        console().print(table)
-        return
-    widths = [
-        max(len(line[column]) for line in [list(headers), *rows]) for column in range(len(headers))
-    ]
-    if title:
-        print(title)
-    for line in [list(headers), ["-" * width for width in widths], *rows]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip())
+        drawn = Table(
+            *[escape(one_line(found.columns[place].title)) for place in kept],
+            title=escape(legible(title)) or None,
+        )
+        for row in found.rows:
+            drawn.add_row(*[escape(one_line(row[place])) for place in kept])
+        console().print(drawn)
+    else:
+        print("\n".join(table_lines(found, width)))
+    return len(kept) < len(found.columns)

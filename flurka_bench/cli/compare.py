@@ -11,6 +11,7 @@ import typer
 from flurka_bench.cli.common import (
     print_json,
     print_table,
+    print_text,
 )
 from flurka_bench.words.units import (
     format_ratio,
@@ -94,7 +95,7 @@ def _print(found: "Comparison", everything: bool) -> None:
         if found.common_ratio
         else ""
     )
-    print(f"\nCases, B against A: {tally}{common}")
+    print_text(f"\nCases, B against A: {tally}{common}")
     _print_cases(
         [case for case in found.cases if everything or case.verdict not in ("SAME", "AMBIGUOUS")],
         everything,
@@ -102,7 +103,7 @@ def _print(found: "Comparison", everything: bool) -> None:
     flipped = [change for change in found.speedups if change.flipped]
     counts = Counter(change.verdict for change in found.speedups)
     gained = f"{counts['FASTER']} grew, {counts['SLOWER']} shrank, {counts['SAME']} stayed, {counts['AMBIGUOUS']} ambiguous"
-    print(
+    print_text(
         f"\nSpeedups of FLuRKA, B against A: {gained}; {len(flipped)} flipped between FASTER and SLOWER"
     )
     _print_speedups(
@@ -128,6 +129,7 @@ def _print_cases(cases: "list[CaseChange]", everything: bool) -> None:
                 )
                 for case in shown
             ],
+            everything=everything,
         )
     if len(shown) < len(cases):
         print(f"... and {len(cases) - len(shown)} more (--all)")
@@ -154,6 +156,7 @@ def _print_speedups(changes: "list[SpeedupChange]", everything: bool) -> None:
                 )
                 for change in shown
             ],
+            everything=everything,
         )
     if len(shown) < len(changes):
         print(f"... and {len(changes) - len(shown)} more (--all)")

@@ -24,9 +24,10 @@ def doctor(
     Example: flurka-bench doctor --device cpu
     """
     from flurka_bench.devices import environment
-    from flurka_bench.devices.device import open_device
+    from flurka_bench.devices.probe import find_device
+    from flurka_bench.kinds import calibration
 
-    captured = environment.capture(open_device(device))
+    captured = calibration.environment_of(find_device(device).device)
     findings = environment.judge(captured)
     bad = sum(finding.judgement == "bad" for finding in findings)
     if json:

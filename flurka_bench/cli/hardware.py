@@ -8,6 +8,7 @@ import typer
 from flurka_bench.cli.common import (
     print_json,
     print_table,
+    print_text,
 )
 from flurka_bench.cli.targets import load_target
 from flurka_bench.words.units import format_bytes
@@ -93,7 +94,8 @@ def show(
     name: Annotated[
         str,
         typer.Argument(
-            help="A target's name or alias, the path of a profile (.toml), or cpu: this machine's, as calibrated in this"
+            help="A target's name or alias, the path of a profile (.toml), or cpu: this machine's, as"
+            " calibrated in this"
             " folder or as the system reports it."
         ),
     ],
@@ -134,10 +136,11 @@ def show(
             for key, figure in figures.items()
         ],
     )
-    print("\nSources: " + "; ".join(f"{key}: {text}" for key, text in profile.sources.items()))
+    print_text("\nSources: " + "; ".join(f"{key}: {text}" for key, text in profile.sources.items()))
     if not profile.is_calibrated:
-        print(
-            "\nNothing was measured on this target: predictions rest on the datasheet and on constants fitted on other devices."
+        print_text(
+            "\nNothing was measured on this target: predictions rest on the datasheet and on"
+            " constants fitted on other devices."
         )
         return
     about = "; ".join(f"{key}: {value}" for key, value in profile.measured_about.items())

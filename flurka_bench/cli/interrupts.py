@@ -1,10 +1,8 @@
 """Ctrl-C, SIGTERM and SIGHUP from the command's first moment: exit code 130 and one line. Imports
 next to nothing, so that it is in force before anything slow is imported."""
 
-import contextlib
 import os
 import signal
-from collections.abc import Iterator
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CODE = 130
@@ -31,16 +29,6 @@ def asked() -> bool:
 def finish() -> None:
     """From here on a signal ends the process at once: there is nothing left to clean up."""
     _State.over = True
-
-
-@contextlib.contextmanager
-def held() -> Iterator[None]:
-    """Signals wait, also across a restart of this process, until ``install`` lets them in."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, NUMBERS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _handle(number: int, frame: object) -> None:

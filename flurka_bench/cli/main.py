@@ -71,11 +71,6 @@ def _run(arguments: list[str] | None) -> int:
         if given and given[0] in VERBS and "_FLURKA_BENCH_COMPLETE" not in os.environ
         else None
     )
-    if only in ("calibrate", "doctor") and arguments is None:
-        from flurka_bench.devices import allocator
-
-        with interrupts.held():
-            allocator.restart_reusing()  # what they find must hold for a run's worker
     return build_app(only)(arguments, prog_name="flurka-bench", standalone_mode=False) or 0
 
 

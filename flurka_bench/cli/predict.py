@@ -17,6 +17,7 @@ from flurka_bench.cli.common import (
     positive_int,
     print_json,
     print_table,
+    print_text,
 )
 from flurka_bench.cli.targets import (
     HARDWARE_HELP,
@@ -26,7 +27,6 @@ from flurka_bench.cli.targets import (
     check_launch,
     load_targets,
 )
-from flurka_bench.words.errors import RequestError
 from flurka_bench.words.sizes import (
     CHOICES,
     SIZES,
@@ -110,9 +110,7 @@ def predict(
             if name == "dtype"
             else one_of(accepted[name], option)
         )
-        axes["pass_" if name == "pass" else name] = comma_list(
-            every[name] if text is None else text, convert, option
-        )
+        axes[name] = comma_list(every[name] if text is None else text, convert, option)
     given = {
         name: axes[name]
         for name, text in {"order": order, "rank": rank, "num_features": num_features}.items()
@@ -140,7 +138,8 @@ def predict(
         print_json(records)
     else:
         _print(records)
-        print("\n".join(bases))
+        for line in bases:
+            print_text(line)
 
 
 def _asked(
@@ -155,7 +154,7 @@ def _asked(
         fields = dict(zip(varying, values))
         if fields.get("order") == "best":  # at level core there is nothing to choose from
             fields["order"] = None
-        yield fields["mechanism"], not_applicable(Case(**fields))
+        yield fields["mechanism"], not_applicable(Case.of(fields))
 
 
 def predictions(
@@ -167,44 +166,23 @@ def predictions(
     Raises:
         RequestError: no combination can be computed; the first one's reason.
     """
-    from flurka_bench.cases.case import Case
-    from flurka_bench.cases.registry import (
-        canonical,
-        get,
-    )
+    from flurka_bench.cases.expand import expand
     from flurka_bench.cost.predict import predict as predict_cases
-    from flurka_bench.words.sizes import check_combinations
 
-    check_combinations("predict", axes.values(), mend="give fewer values")
-    wanted: dict[str, list[str]] = {}
-    cases: dict[str, Case] = {}
-    reasons: list[RequestError] = []
-    for values in itertools.product(*axes.values()):
-        fields = dict(zip(axes, values))
-        orders = [fields.pop("order")]
-        if orders == ["best"]:
-            orders = [None] if fields["level"] == "core" else list(get(fields["mechanism"]).orders)
-        try:
-            rivals = [canonical(Case(order=each, **fields)) for each in orders]
-        except RequestError as error:
-            reasons.append(error)
-            continue
-        ids = list(dict.fromkeys(case.case_id for case in rivals))
-        cases |= {case.case_id: case for case in rivals}
-        wanted.setdefault("|".join(ids), ids)
-    if not wanted:
-        raise reasons[0]
-    if reasons:
+    found = expand(axes, what="predict", mend="give fewer values")
+    if not found.groups:
+        raise found.impossible[0][1]
+    if found.impossible:
         print(
-            f"left out {len(reasons)} combinations that cannot be computed; the first: {reasons[0]}",
+            f"left out {len(found.impossible)} combinations that cannot be computed;"
+            f" the first: {found.impossible[0][1]}",
             file=sys.stderr,
         )
-    by_id = dict(
-        zip(cases, predict_cases(list(cases.values()), profile, launch=launch, cache=cache))
-    )
+    predicted = predict_cases(found.cases, profile, launch=launch, cache=cache)
+    by_case = dict(zip(found.cases, predicted, strict=True))
     return [
-        min((by_id[each] for each in ids), key=lambda prediction: prediction.seconds)
-        for ids in wanted.values()
+        min((by_case[case] for case in rivals), key=lambda prediction: prediction.seconds)
+        for rivals in found.groups
     ]
 
 

@@ -2,7 +2,6 @@
 against draws."""
 
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +10,14 @@ import typer
 from flurka_bench.cli.common import (
     SIZES_HELP,
     comma_list,
-    console,
     note,
     positive_int,
     print_json,
     print_table,
     refuse_given,
 )
+from flurka_bench.cli.progress import Progress
 from flurka_bench.cli.targets import check_knobs
-from flurka_bench.words.text import one_line
 
 if TYPE_CHECKING:
     from flurka_bench.answers.frontier import Summary
@@ -98,13 +96,12 @@ def error(
         ((item.mechanism, _without(item.mechanism)) for item in loaded.configurations),
         refuse=True,
     )
-    from flurka_bench.kinds.error import runner
+    from flurka_bench.kinds.error.kind import ErrorPlan
 
+    plan = ErrorPlan(suite=loaded)
     if dry_run:
         notes += [] if out is None else ["--out changes nothing in a dry run"]
-        cases = [
-            group.case_id(item) for group in runner.plan(loaded) for item in group.configurations
-        ]
+        cases = [case.case_id for case in plan.all_cases()]
         for each in notes:
             note(each)
         if json:
@@ -113,16 +110,12 @@ def error(
             print("\n".join([*cases, f"{len(cases)} cases"]))
         return
     from flurka_bench.answers.frontier import load_error_run
-    from flurka_bench.devices.device import CpuDevice
-    from flurka_bench.devices.environment import capture
+    from flurka_bench.bench import loop
+    from flurka_bench.bench.kind import RunOptions
 
-    with _Progress(quiet=json) as progress:
-        folder = runner.run(
-            loaded,
-            out or Path("results") / loaded.name,
-            environment=capture(CpuDevice()),
-            progress=progress.show,
-        )
+    folder = out or Path("results") / loaded.name
+    with Progress(quiet=json) as progress:
+        loop.run(plan, RunOptions(out=folder), on_event=progress.show)
     for each in notes:
         note(each)
     _print_summaries(load_error_run(folder).summaries, folder, as_json=json)
@@ -398,46 +391,3 @@ def _as_dict(item: "Summary") -> dict[str, Any]:
     values = asdict(item)
     low, median, high = values.pop("error")
     return values | {"error_low": low, "error_median": median, "error_high": high}
-
-
-class _Progress:
-    """A bar on a terminal, one line per input elsewhere."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.quiet, self.bar, self.last = quiet, None, ""
-
-    def __enter__(self) -> "_Progress":
-        if sys.stderr.isatty() and not self.quiet:
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            columns = (
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-            )
-            self.bar = Progress(*columns, console=console(stderr=True), transient=True)
-            self.bar.start()
-            self.task = self.bar.add_task("starting", total=None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def show(self, done: int, total: int, what: str) -> None:
-        """The runner's progress."""
-        what = one_line(what)
-        if self.bar is not None:
-            from rich.markup import escape
-
-            self.bar.update(self.task, completed=done, total=total, description=escape(what))
-        elif what != self.last and not self.quiet:
-            print(f"[{done}/{total}] {what}", file=sys.stderr, flush=True)
-        self.last = what

@@ -2,6 +2,7 @@
 several."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from flurka_bench.cli.common import (
     positive_int,
     print_json,
     print_table,
+    print_text,
     refuse_given,
 )
 from flurka_bench.cli.targets import (
@@ -28,6 +30,7 @@ from flurka_bench.cli.targets import (
     check_launch,
     load_targets,
 )
+from flurka_bench.words.blocks import Column
 from flurka_bench.words.errors import RequestError
 from flurka_bench.words.units import (
     format_bytes,
@@ -106,6 +109,12 @@ def recommend(
         Path | None, typer.Option(help="A run on this target: what it measured is not predicted.")
     ] = None,
     top: Annotated[str, typer.Option(help="How many to list.")] = "10",
+    all_: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Print all columns, the Pareto front, and how the answer moves."
+        ),
+    ] = False,
     json: Annotated[
         bool, typer.Option("--json", help="Print JSON: the ranking, best first.")
     ] = False,
@@ -162,6 +171,7 @@ def recommend(
             f"--run changes nothing: {run} has a time of none of the configurations that are ranked"
         )
     if json:
+        refuse_given({"--all": all_}, " to --json, which leaves nothing out")
         print_json([
             each.as_record() | {"hardware_basis": on.kind, "hardware_basis_words": on.line}
             for answer, on in zip(found, bases)
@@ -170,10 +180,16 @@ def recommend(
         return
     sizes = "" if errors is None else errors.sizes_in_words(inputs or "trained")
     for answer, on in zip(found, bases):
-        _print(answer, limit, on.line, sizes=sizes, source=error_run or ERROR_RUN)
+        _print(answer, limit, everything=all_)
+        _print_basis(answer, on.line, sizes=sizes, source=error_run or ERROR_RUN)
     if len(found) > 1:
-        _print_across(found)
-    print(f"\n{NO_DROP_IN}")
+        _print_across(found, everything=all_)
+    if not all_:
+        print_text(
+            "\n--all: every column, the Pareto front of time, memory and error, and how the answer"
+            " moves with the floor"
+        )
+    print_text(f"\n{NO_DROP_IN}")
 
 
 def _check(
@@ -219,134 +235,181 @@ def _records(folder: Path | None, target: Any) -> list[dict[str, Any]]:
     return records
 
 
-_HEADERS = (
-    "mechanism", "order", "backend", "heads x d", "k", "m", "time", "90 % band", "bound by",
-    "peak memory", "error", "against the fastest", "floors",
-)  # fmt: skip
+def _columns(*, errors: bool = False) -> list[Column]:
+    """Of a table of configurations; what is extra gives way on a narrow line, but errors stay
+    where they were asked for."""
+    identity = ("mechanism", "order", "backend", "heads x d", "k", "m")
+    return [
+        *(Column(title, "word") for title in identity),
+        Column("time"),
+        Column("90 % band", "word", extra=True),
+        Column("bound by", "word", extra=True),
+        Column("peak memory", extra=True),
+        Column("error", "word", extra=not errors),
+        Column("against the fastest", "word", extra=errors),
+        Column("floors", "word", extra=True),
+    ]
 
 
 def _row(each: "Candidate") -> tuple[str, ...]:
     from flurka_bench.answers.recommend import beside_floors
 
     found, case = each.prediction, each.prediction.case
-    error = (
+    return (
+        case.mechanism, case.order or "", case.backend, f"{case.num_heads} x {case.head_dim}",
+        str(case.rank or ""), str(case.num_features or ""), format_seconds(found.seconds),
+        _band(each), found.bound, format_bytes(found.peak_memory_bytes), _error(each),
+        each.verdict or "", beside_floors(case),
+    )  # fmt: skip
+
+
+def _band(each: "Candidate") -> str:
+    low, high = map(format_seconds, (each.prediction.seconds_low, each.prediction.seconds_high))
+    return f"{low} to {high}" + " (measured, 95 %)" * each.measured
+
+
+def _error(each: "Candidate") -> str:
+    return (
         "not measured"
         if each.error is None
         else f"{each.error.median:.2g} ({each.error.low:.2g} to {each.error.high:.2g})"
     )
-    return (
-        case.mechanism, case.order or "", case.backend, f"{case.num_heads} x {case.head_dim}", str(case.rank or ""),
-        str(case.num_features or ""), format_seconds(found.seconds),
-        f"{format_seconds(found.seconds_low)} to {format_seconds(found.seconds_high)}"
-        + " (measured, 95 %)" * each.measured,
-        found.bound, format_bytes(found.peak_memory_bytes), error, each.verdict or "",
-        beside_floors(case),
-    )  # fmt: skip
 
 
-def _short(each: "Candidate") -> tuple[str, ...]:
-    row = _row(each)
-    return (*row[:7], row[-1])
+def _in_words(each: "Candidate") -> str:
+    """``"low-rank-sdpa project_first compiled, 4 heads of 128, k = 256 (no features: softmax)"``."""
+    from flurka_bench.answers.recommend import beside_floors
+    from flurka_bench.answers.words import form, knobs
+
+    case = each.prediction.case
+    record = case.as_record()
+    beside = beside_floors(case)
+    heads = f"{case.num_heads} heads of {case.head_dim}"
+    return ", ".join([form(record), heads, *knobs(record)]) + (f" ({beside})" if beside else "")
 
 
-def _print(answer: "Recommendation", limit: int, basis: str, *, sizes: str, source: Path) -> None:
-    from flurka_bench.answers.recommend import (
-        because,
-        python_imports,
-        python_line,
-    )
+def _print(answer: "Recommendation", limit: int | None, *, everything: bool) -> None:
+    """The answer as a sentence, the ranking, and the fastest of each family with the reason."""
+    from flurka_bench.answers.recommend import because
 
     request = answer.request
-    print(f"\n{answer.hardware}: N = {request.seq_len}, D = {request.model_dim}, batch {request.batch}, {request.pass_},"
-          f" {request.dtype}, level layer; {answer.num_searched} configurations searched")  # fmt: skip
-    print(basis)
-    print(request.floor_in_words())
-    print(
-        "where nothing is compressed there is no rank, and softmax has no features: such a row meets"
-        " that floor as it is, and says so"
+    print_text(
+        f"\n{answer.hardware}: N = {request.seq_len}, D = {request.model_dim}, batch {request.batch},"
+        f" {request.pass_}, {request.dtype}, level layer; {answer.num_searched} configurations"
+        " searched"
+    )  # fmt: skip
+    errors = answer.request.max_error is not None or any(
+        each.error is not None and each.error.median for each in answer.candidates
     )
-    if sizes:
-        print("errors, here and below: median (10th to 90th percentile) over layers and seeds, E and F learned;"
-              f" measured at {sizes} in {source}")  # fmt: skip
-    if answer.num_without_error:
-        print(
-            f"{answer.num_without_error} of them are left out: no error was measured for them at N = {request.seq_len} and these"
-            " head widths, and none is extrapolated"
-        )
+    columns = _columns(errors=errors)
+
+    def show(title: str, candidates: "Sequence[Candidate]") -> None:
+        print_table(columns, map(_row, candidates), title=f"\n{title}", everything=everything)
+
     if answer.why_none:
         met = "Only exact attention is known to meet" if answer.candidates else "Nothing meets"
-        print(f"{met} what was asked: {answer.why_none}.")
+        print_text(f"{met} what was asked: {answer.why_none}.")
         if answer.nearest is not None:
-            print_table(_HEADERS, [_row(answer.nearest)])
+            show("Nearest to it", [answer.nearest])
     if not answer.candidates:
         return
     best = answer.candidates[0]
-    tied = sum(each.tied for each in answer.candidates)
-    print_table(_HEADERS, [_row(each) for each in answer.candidates[:limit]], title="\nFastest")
-    print(
-        f"{tied} others cannot be told from the fastest (AMBIGUOUS or SAME)."
-        if tied
-        else "Every other is SLOWER than the fastest."
+    found = best.prediction
+    print_text(
+        f"Fastest: {_in_words(best)}: {format_seconds(found.seconds)} ({_band(best)}),"
+        f" {found.bound}-bound, peak memory {format_bytes(found.peak_memory_bytes)}, error"
+        f" {_error(best)}. {_tied_words(answer)}"
     )
-    print(RULE)
+    show("Fastest", answer.candidates[:limit])
     families = answer.fastest_by_family()
-    print_table(_HEADERS, [_row(each) for each in families], title="\nFastest of each family")
+    show("Fastest of each family", families)
     for each in families[1:]:
-        print(because(best, each))
-    print_table(
-        _HEADERS,
-        [_row(each) for each in answer.front[:limit]],
-        title="\nPareto front of time, memory and error",
-    )
-    print_table(
-        ("floor", *_HEADERS[:7], _HEADERS[-1]),
-        [
-            (words, *(_short(each) if each is not None else ("nothing meets it", *[""] * 7)))
-            for words, each in answer.by_floor
-        ],
-        title="\nHow the answer moves with the floor",
-    )
-    if best.prediction.case.backend == "fused":
-        print(
-            "\nThe fused kernels are predicted; this project has not timed them on a GPU. Without them: --backend eager,compiled"
-        )
-    print(
-        f"\n{python_imports(best.prediction.case)}\nattention = {python_line(best.prediction.case)}"
+        print_text(because(best, each), indent="  ")
+    _print_beside([*answer.candidates[:limit], *families])
+    if everything:
+        show("Pareto front of time, memory and error", answer.front[:limit])
+        _print_floors(answer)
+    _print_python(best)
+
+
+def _tied_words(answer: "Recommendation") -> str:
+    tied = sum(each.tied for each in answer.candidates)
+    return (
+        f"{tied} others cannot be told from it (AMBIGUOUS or SAME)."
+        if tied
+        else "Every other is SLOWER."
     )
 
 
-def _print_across(found: "list[Recommendation]") -> None:
+def _print_beside(candidates: "Sequence[Candidate]") -> None:
+    """Which floors say nothing of a mechanism in the tables."""
+    from flurka_bench.answers.recommend import beside_floors
+
+    cases = [each.prediction.case for each in candidates]
+    told = {case.mechanism: beside_floors(case) for case in cases if beside_floors(case)}
+    if told:
+        print_text("floors: " + "; ".join(f"{name} ({words})" for name, words in told.items()))
+
+
+def _print_floors(answer: "Recommendation") -> None:
     rows = []
-    for answer in found:
-        for each in answer.candidates[:1]:
-            case = each.prediction.case
-            form = (
-                case.dtype,
-                case.mechanism,
-                case.order or "",
-                case.backend,
-                f"{case.num_heads} x {case.head_dim}",
-            )
-            knobs = (str(case.rank or ""), str(case.num_features or ""))
-            rows.append(
-                (
-                    answer.hardware,
-                    *form,
-                    *knobs,
-                    format_seconds(each.prediction.seconds),
-                    each.prediction.bound,
-                )
-            )
-    headers = (
-        "hardware",
-        "dtype",
-        "fastest",
-        "order",
-        "backend",
-        "heads x d",
-        "k",
-        "m",
-        "time",
-        "bound by",
+    for words, each in answer.by_floor:
+        row = ("nothing meets it", *[""] * 12) if each is None else _row(each)
+        rows.append((words, *row[:7], row[-1]))
+    columns = _columns()
+    print_table(
+        (Column("floor", "word"), *columns[:7], columns[-1]),
+        rows,
+        title="\nHow the answer moves with the floor",
+        everything=True,
     )
-    print_table(headers, rows, title="\nAcross hardware")
+
+
+def _print_python(best: "Candidate") -> None:
+    from flurka_bench.answers.recommend import python_imports, python_line
+
+    case = best.prediction.case
+    if case.backend == "fused":
+        print_text(
+            "\nThe fused kernels are predicted; this project has not timed them on a GPU."
+            " Without them: --backend eager,compiled"
+        )
+    print(f"\n{python_imports(case)}")
+    print_text(f"attention = {python_line(case)}", indent="    ")
+
+
+def _print_basis(answer: "Recommendation", basis: str, *, sizes: str, source: Path) -> None:
+    """What the numbers rest on, and what was left out."""
+    print()
+    print_text(basis)
+    print_text(answer.request.floor_in_words())
+    print_text(
+        "where nothing is compressed there is no rank, and softmax has no features: such a row meets"
+        " that floor as it is"
+    )
+    if sizes:
+        print_text(
+            "errors, here and below: median (10th to 90th percentile) over layers and seeds, E and F"
+            f" learned; measured at {sizes} in {source}"
+        )
+    if answer.num_without_error:
+        print_text(
+            f"{answer.num_without_error} of them are left out: no error was measured for them at"
+            f" N = {answer.request.seq_len} and these head widths, and none is extrapolated"
+        )
+    print_text(RULE)
+
+
+def _print_across(found: "list[Recommendation]", *, everything: bool) -> None:
+    columns = _columns()
+    print_table(
+        (Column("hardware", "word"), Column("dtype", "word", extra=True), Column("fastest", "word"),
+         *columns[1:7], Column("bound by", "word", extra=True)),
+        [
+            (answer.hardware, best.prediction.case.dtype, *_row(best)[:7], best.prediction.bound)
+            for answer in found
+            for best in answer.candidates[:1]
+        ],
+        title="\nAcross hardware",
+        everything=everything,
+    )  # fmt: skip

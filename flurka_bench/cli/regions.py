@@ -1,6 +1,7 @@
 """``regions``: where FLuRKA wins: by FLOPs in closed form, by prediction, or by a run; with
 crossovers and the reason."""
 
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from flurka_bench.cli.common import (
     positive_int,
     print_json,
     print_table,
+    print_text,
     refuse_given,
 )
 from flurka_bench.cli.targets import (
@@ -25,6 +27,7 @@ from flurka_bench.cli.targets import (
     check_launch,
     load_targets,
 )
+from flurka_bench.words.blocks import Column
 from flurka_bench.words.errors import RequestError
 from flurka_bench.words.sizes import (
     SIZES,
@@ -35,6 +38,8 @@ from flurka_bench.words.verdict import RULE
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from flurka_bench.answers.agreement import Agreement
 
 
 def regions(
@@ -107,6 +112,12 @@ def regions(
     latex: Annotated[
         bool, typer.Option("--latex", help="With --flops: the inequalities as LaTeX.")
     ] = False,
+    all_: Annotated[
+        bool,
+        typer.Option(
+            "--all", help="Print every baseline's reasons and crossovers, and tables in full."
+        ),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say where a subject beats each baseline, strong ones first: the region, the crossovers with
@@ -134,6 +145,8 @@ def regions(
             {name: predicted[name] for name in clocked} | mapped,
             " to --flops, which counts matmul FLOPs of pairs (--pair X,Y) per batch",
         )
+    if json:
+        refuse_given({"--all": all_}, " to --json, which leaves nothing out")
     if run:
         refuse_given(predicted, " to a run, which has its own: it is for predictions")
     launch, level, pass_ = launch or "eager", level or "layer", pass_ or "forward"
@@ -177,7 +190,17 @@ def regions(
                     f" got {option} {','.join(map(str, values))}"
                 )
         given = {name for name in ("--model-dim", "--head-dim") if predicted[name] is not None}
-        _flops(level, pass_, pair, {"D": widths[0], "d": heads[0]}, sizes, latex, json, given)
+        _flops(
+            level,
+            pass_,
+            pair,
+            {"D": widths[0], "d": heads[0]},
+            sizes,
+            latex,
+            json,
+            given,
+            everything=all_,
+        )
         return
     if run:
         frame, bases = _measured(run)
@@ -194,7 +217,11 @@ def regions(
         if sizes["num_features"] and any(head not in sizes["num_features"] for head in heads):
             note("kernel-elu and flurka-elu have m = head_dim features, whatever --num-features")
         frame, bases = _predicted(hardware or "h100", dtype, launch, axes, shapes)
-    _map(frame, subject or "flurka", baseline or "all", x, y, bool(run), bases, json)
+    answer = _answer(frame, subject or "flurka", baseline or "all", x, y, bool(run))
+    if json:
+        print_json(_as_json(answer, bases))
+    else:
+        _print(answer, bases, x, y, everything=all_)
 
 
 def _check_ranks(ranks: list[int] | None, lengths: list[int] | None) -> None:
@@ -246,6 +273,8 @@ def _flops(
     latex: bool,
     json: bool,
     asked: set[str],
+    *,
+    everything: bool,
 ) -> None:
     from flurka_bench.cases.registry import get
     from flurka_bench.cost.regions import conditions
@@ -277,20 +306,24 @@ def _flops(
     if json:
         print_json(rows)
         return
-    print(
+    print_text(
         f"Matmul FLOPs at level {level}, {pass_}; N seq_len, D model_dim, d head_dim, k rank, m num_features; k <= N."
     )
     if all(row["holds"] is None for row in rows):
-        print(
+        print_text(
             "Give one --seq-len, --rank and --num-features (and --model-dim, --head-dim) to see which hold."
         )
     print_table(
-        ("X", "order", "needs fewer than Y", "order", "where", "for k", "holds"),
+        [
+            Column(title, "word")
+            for title in ("X", "order", "needs fewer than Y", "order", "where", "for k", "holds")
+        ],
         [
             (row["x"], row["order_x"] or "", row["y"], row["order_y"] or "", row["inequality"], row["solved_for_k"] or "",
              {True: "yes", False: "no", None: ""}[row["holds"]])
             for row in rows
         ],
+        everything=everything,
     )  # fmt: skip
 
 
@@ -370,79 +403,127 @@ def _predicted(
     return frame, [{"hardware": on.hardware, "kind": on.kind, "line": on.line} for on in found]
 
 
-def _map(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """Where the subject wins: cells, answers and crossovers by baseline; ``judged`` says how far
+    the prediction of a run can be trusted."""
+
+    rows: "pd.DataFrame"
+    views: "dict[str, pd.DataFrame]"
+    told: "pd.DataFrame"
+    crossed: "dict[str, pd.DataFrame]"
+    judged: "Agreement | None"
+
+    @property
+    def prefix(self) -> str:
+        """Of the columns that hold the answer."""
+        return "" if self.judged is not None else "predicted_"
+
+
+def _answer(
     frame: "pd.DataFrame",
     subject: str,
     baseline: str,
     x: str | None,
     y: str | None,
     measured: bool,
-    bases: list[dict[str, str]],
-    json: bool,
-) -> None:
+) -> _Answer:
     from flurka_bench.answers import answer
-    from flurka_bench.answers.agreement import (
-        agreement,
-        tables,
-    )
+    from flurka_bench.answers.agreement import agreement
     from flurka_bench.answers.baselines import BASELINES
-    from flurka_bench.answers.crossover import (
-        crossovers,
-        in_words,
-    )
+    from flurka_bench.answers.crossover import crossovers
     from flurka_bench.answers.speedup import (
         prepare,
         speedups,
     )
-    from flurka_bench.answers.words import where
 
     rows = prepare(frame)
     names = list(BASELINES) if baseline == "all" else comma_list(baseline, str, "--baseline")
     views = {name: speedups(rows, subject, name) for name in names}
     axes = [axis for axis in dict.fromkeys((x, y)) if axis] or ["seq_len", "rank", "num_features"]
-    crossed = {name: crossovers(cells, *axes) for name, cells in views.items()}
-    told = answer.answers(views)
-    judged = agreement(rows, subject, views) if measured else None
-    if json:
-        print_json({
-            "kind": "measured" if measured else "predicted",
-            "basis": bases,
-            "answer": told.to_dict("records"),
-            "cells": {name: _cells(cells) for name, cells in views.items()},
-            "crossovers": {name: table.to_dict("records") for name, table in crossed.items()},
-            "agreement": None if judged is None else {
-                name: getattr(judged, name).to_dict("records") for name in ("signs", "times", "confusion", "bounds", "worst")
-            },
-        })  # fmt: skip
-        return
-    prefix = "" if measured else "predicted_"
-    print("\n".join(on["line"] for on in bases))
-    print(RULE)
-    for row in told.to_dict("records"):
-        print(
-            f"\n{row['device']}, level {row['level']}, {row['pass']}, {row['dtype']}: {' '.join(answer.in_words(row))}"
+    return _Answer(
+        rows=rows,
+        views=views,
+        told=answer.answers(views),
+        crossed={name: crossovers(cells, *axes) for name, cells in views.items()},
+        judged=agreement(rows, subject, views) if measured else None,
+    )
+
+
+def _as_json(found: _Answer, bases: list[dict[str, str]]) -> dict[str, Any]:
+    judged = found.judged
+    return {
+        "kind": "predicted" if judged is None else "measured",
+        "basis": bases,
+        "answer": found.told.to_dict("records"),
+        "cells": {name: _cells(cells) for name, cells in found.views.items()},
+        "crossovers": {name: table.to_dict("records") for name, table in found.crossed.items()},
+        "agreement": None if judged is None else {
+            name: getattr(judged, name).to_dict("records")
+            for name in ("signs", "times", "confusion", "bounds", "worst")
+        },
+    }  # fmt: skip
+
+
+def _print(
+    found: _Answer, bases: list[dict[str, str]], x: str | None, y: str | None, *, everything: bool
+) -> None:
+    """The answer in sentences and one table a slice; the map, the reasons and the crossovers over
+    the first baseline; of the others with ``everything``."""
+    from flurka_bench.answers.agreement import tables
+    from flurka_bench.answers.answer import answer_columns, answer_row, in_words, slices
+
+    for key, part in slices(found.told):
+        rows = part.to_dict("records")
+        print_text(f"{', '.join(map(str, key))}: {' '.join(in_words(rows[0]))}")
+        print_table(
+            answer_columns(short=not everything),
+            [answer_row(row, short=not everything) for row in rows],
+            everything=everything,
         )
-    for name, cells in views.items():
-        _why(rows, cells, name, prefix)
-    _print_map(views, x, y)
-    for name, table in crossed.items():
-        table = table[table[f"{prefix}wins"].notna()] if len(table) else table
-        if len(table):
-            crossing = table[f"{prefix}wins"].isin(
-                ["from", "up to", "in part"]
-            )  # these first: the others have no crossing
-            table = table.assign(_flat=~crossing).sort_values("_flat", kind="stable")
-            lines = [(where(row), in_words(row, prefix)) for row in table.to_dict("records")]
-            shown = lines[:12]
-            print_table(
-                ("along a line with", f"{subject} beats {name}"),
-                shown,
-                title=f"\nCrossovers over {name}",
-            )
-            if len(lines) > len(shown):
-                print(f"… and {len(lines) - len(shown)} lines more (--json has them all)")
-    for title, head, lines, _ in [] if judged is None else tables(judged):
-        print_table(head, lines, title=f"\nAgreement: {title}")
+        print()
+    for on in bases:
+        print_text(on["line"])
+    print_text(RULE)
+    first = next(iter(found.views))
+    _print_map(found.views[first], x, y)
+    for name in found.views if everything else [first]:
+        _why(found, name)
+        _print_crossings(found, name, everything)
+    for block in [] if found.judged is None or not everything else tables(found.judged):
+        print_table(block.columns, block.rows, f"\nAgreement: {block.caption}", everything=True)
+    if not everything and len(found.views) > 1:
+        print_text(
+            "\n--all: reasons and crossovers over every baseline"
+            + (", and the agreement of prediction and measurement" if found.judged else "")
+        )
+
+
+def _print_crossings(found: _Answer, name: str, everything: bool) -> None:
+    from flurka_bench.answers.crossover import in_words
+    from flurka_bench.answers.words import where
+
+    table, prefix = found.crossed[name], found.prefix
+    if not len(table):
+        return
+    table = table[table[f"{prefix}wins"].notna()]
+    # those with a crossing first: the others win or lose throughout
+    flat = ~table[f"{prefix}wins"].isin(["from", "up to", "in part"])
+    table = table.assign(_flat=flat).sort_values("_flat", kind="stable")
+    lines = [(where(row), in_words(row, prefix)) for row in table.to_dict("records")]
+    shown = lines if everything else lines[:12]
+    if shown:
+        print_table(
+            (
+                Column("along a line with", "word"),
+                Column(f"{found.told['subject'].iloc[0]} beats {name}", "long"),
+            ),
+            shown,
+            title=f"\nCrossovers over {name}",
+            everything=everything,
+        )
+    if len(shown) < len(lines):
+        print(f"... and {len(lines) - len(shown)} lines more (--all)")
 
 
 _CELL_KEYS = (
@@ -457,7 +538,7 @@ def _cells(cells: "pd.DataFrame") -> list[dict[str, Any]]:
     return [{key: row[key] for key in _CELL_KEYS if key in row} for row in cells.to_dict("records")]
 
 
-def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) -> None:
+def _why(found: _Answer, name: str) -> None:
     """The reason at the best and at the worst cell."""
     from flurka_bench.answers.stages import (
         flop_conditions,
@@ -465,30 +546,28 @@ def _why(rows: "pd.DataFrame", cells: "pd.DataFrame", name: str, prefix: str) ->
     )
     from flurka_bench.answers.words import place
 
-    known = cells[cells[f"{prefix}speedup"].notna()]
+    rows, column = found.rows, f"{found.prefix}speedup"
+    known = found.views[name][found.views[name][column].notna()]
     if not len(known):
         return
-    column = f"{prefix}speedup"
     picks = {"best": known.loc[known[column].idxmax()], "worst": known.loc[known[column].idxmin()]}
     for word, cell in picks.items():
-        pair = cell[f"{prefix}subject_row"], cell[f"{prefix}baseline_row"]
+        pair = cell[f"{found.prefix}subject_row"], cell[f"{found.prefix}baseline_row"]
         own, other = (rows.loc[index] for index in pair)
         condition = flop_conditions(rows, [pair])[0]
-        text = f"{format_ratio(cell[column])} over {name} at {place(cell)} ({word}): "
-        text += f"{own['mechanism']} against {other['mechanism']}: "
-        print(
-            text
-            + reason(own, other)
-            + (f"; fewer matmul FLOPs where {condition}" if condition else "")
+        print_text(
+            f"\n{word}: {format_ratio(cell[column])} over {name} at {place(cell)}, "
+            f"{own['mechanism']} against {other['mechanism']}: {reason(own, other)}"
+            + (f"; fewer matmul FLOPs where {condition}" if condition else ""),
+            indent="  ",
         )
 
 
-def _print_map(views: "dict[str, pd.DataFrame]", x: str | None, y: str | None) -> None:
+def _print_map(cells: "pd.DataFrame", x: str | None, y: str | None) -> None:
     from flurka_bench.cli.common import console
     from flurka_bench.render.figures.heatmap import map_axes
     from flurka_bench.render.figures.terminal import terminal_map
 
-    cells = next(iter(views.values()))
     for _, part in cells.groupby("device", sort=False):
         print()
         console().print(

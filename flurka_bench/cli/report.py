@@ -140,11 +140,13 @@ def report(
 
 
 def _rendered(content: "Content", suffix: str) -> bytes | str:
+    from flurka_bench.render.content import pictures, summary
+
     if suffix == ".pdf":
         from flurka_bench.render.pdf import pdf
 
-        return pdf(content)
+        return pdf([*summary(content), *pictures(content)])
     from flurka_bench.render.markdown import markdown
     from flurka_bench.render.page import page
 
-    return page(content) if suffix == ".html" else markdown(content)
+    return page(content) if suffix == ".html" else markdown(summary(content))

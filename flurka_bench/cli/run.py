@@ -13,15 +13,14 @@ from flurka_bench.cli.common import (
     BYTES_HELP,
     DEVICE_HELP,
     SECONDS_HELP,
-    console,
     note,
     one_of,
     print_json,
     print_table,
     refuse_given,
 )
+from flurka_bench.cli.progress import Progress
 from flurka_bench.words.errors import RequestError
-from flurka_bench.words.text import one_line
 from flurka_bench.words.units import (
     format_bytes,
     format_ratio,
@@ -31,15 +30,13 @@ from flurka_bench.words.units import (
 )
 
 if TYPE_CHECKING:
+    from flurka_bench.bench.kind import Event
+    from flurka_bench.bench.session import Summary
     from flurka_bench.cases.case import Case
     from flurka_bench.cases.suite import Suite
     from flurka_bench.devices.probe import FoundDevice
     from flurka_bench.hardware import Profile
-    from flurka_bench.kinds.timing.runner import (
-        Event,
-        Peaks,
-        Summary,
-    )
+    from flurka_bench.kinds.timing.judging import Peaks
 
 # Datasheet peaks hold at the boost clock; single boards clock a little above it. A CPU's clock is
 # what its system admits, which in virtual machines is the base clock.
@@ -121,27 +118,33 @@ def run(
             note(f"{', '.join(named)} changes nothing in a dry run")
         _print_plan(loaded, cases, predictions, kind=found.kind, as_json=json, budget_s=budget_s)
         return
-    from flurka_bench.kinds.timing.runner import run_suite
+    from flurka_bench.bench import loop
+    from flurka_bench.bench.kind import RunOptions
+    from flurka_bench.kinds.timing.kind import TimingPlan
 
     folder = (
         out
         or Path("results") / f"{loaded.name}-{found.device.removesuffix(':0').replace(':', '-')}"
     )
-    with _Progress(quiet=json) as progress:
-        summary = run_suite(
-            loaded,
-            device=found.device,
-            out=folder,
+    if not json:  # what the lines are made with: loaded now, not in the run's own time
+        import flurka_bench.answers.speedup  # noqa: F401
+    with Progress(quiet=json, headline=_news) as progress:
+        plan = TimingPlan(
+            suite=loaded,
             predict=lambda case: predictions.get(case.case_id, {}),
             peaks=_peaks(profile),
-            on_event=progress.show,
             seed=seed or 0,
             cache=cache,
             stages=stages,
-            budget_s=budget_s,
-            memory_limit_bytes=memory_limit_bytes,
             predicted_from=_predicted_from(profile, cache) if profile and predictions else None,
         )
+        options = RunOptions(
+            out=folder,
+            device=found.device,
+            budget_s=budget_s,
+            memory_limit_bytes=memory_limit_bytes,
+        )
+        summary = loop.run(plan, options, on_event=progress.show)
     _print_answer(folder, summary, as_json=json)
     if plot:
         _draw(folder, quiet=json)
@@ -210,7 +213,7 @@ def _peaks(profile: "Profile | None") -> "Callable[[Case], Peaks | None]":
     """What no case can exceed on this device: the datasheet's figures."""
 
     def peaks(case: "Case") -> "Peaks | None":
-        from flurka_bench.kinds.timing.runner import Peaks
+        from flurka_bench.kinds.timing.judging import Peaks
 
         if profile is None:
             return None
@@ -280,76 +283,8 @@ def _print_plan(
     )
 
 
-class _Progress:
-    """Shows a run's events: a bar with the case in hand on a terminal, plain lines elsewhere. Drawn
-    only when something
-    happens, because a bar that animates takes time from what is being timed."""  # fmt: skip
-
-    def __init__(self, *, quiet: bool) -> None:
-        self.bar: Any = None
-        self.quiet = quiet
-
-    def __enter__(self) -> "_Progress":
-        if not self.quiet:  # what the lines are made with: loaded now, not in the run's own time
-            import flurka_bench.answers.speedup  # noqa: F401
-        if sys.stderr.isatty() and not self.quiet:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-            from rich.table import Column
-
-            columns = (
-                BarColumn(bar_width=16),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[left]}"),
-                TextColumn(
-                    "{task.description}", table_column=Column(ratio=1, no_wrap=True)
-                ),  # gives way in a narrow terminal
-            )
-            self.bar = Progress(
-                *columns,
-                console=console(stderr=True),
-                auto_refresh=False,
-                transient=True,
-                expand=True,
-            )
-            self.bar.start()
-            self.task = self.bar.add_task("starting", total=None, left="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def show(self, event: "Event") -> None:
-        """Draw one event."""
-        lines = []
-        if event.kind == "note":
-            lines = [f"note: {event.text}"]
-        elif event.kind == "record" and event.record and event.record["status"] != "ok":
-            lines = [
-                f"{event.record['status']}: {event.record['case_id']}: {event.record['error']}"
-            ]
-        elif event.kind == "group" and not self.quiet:
-            lines = [f"[{event.num_done}/{event.num_cases}] {headline(event.records)}"]
-        lines = [one_line(line) for line in lines]
-        if self.bar is None:
-            for line in lines if not self.quiet else []:
-                print(line, file=sys.stderr, flush=True)
-            return
-        from rich.markup import escape
-
-        for line in lines:
-            self.bar.console.print(escape(line), highlight=False)
-        left = f"{format_seconds(math.ceil(event.left_s), 2)} left" if event.left_s else ""
-        case, _, phase = event.text.rpartition(
-            ": "
-        )  # the phase first: a narrow terminal cuts the end off
-        fields = (
-            {"description": escape(one_line(f"{phase} {case}"))} if event.kind == "phase" else {}
-        )
-        self.bar.update(
-            self.task, total=event.num_cases, completed=event.num_done, left=left, **fields
-        )
-        self.bar.refresh()
+def _news(event: "Event") -> str:
+    return headline(event.records) if event.records else event.text
 
 
 def headline(records: "tuple[dict[str, Any], ...]") -> str:

@@ -164,9 +164,17 @@ class CpuModel:
 
 
 def cpu_terms(
-    op: Op, profile: Profile, l2_share: Any, launch: str, length: int, *,
-    constants: CpuConstants | None = None, residual: Residual | None = None, faulting: Any = None, real: type = np.float32,
-) -> Terms:  # fmt: skip
+    op: Op,
+    profile: Profile,
+    l2_share: Any,
+    launch: str,
+    length: int,
+    *,
+    constants: CpuConstants | None = None,
+    residual: Residual | None = None,
+    faulting: Any = None,
+    real: type = np.float32,
+) -> Terms:
     """Seconds of one op whose sizes are numbers or arrays of ``length``.
 
     Args:
@@ -206,9 +214,14 @@ def cpu_terms(
     )
     waking = np.where(threads > 1, real(c.parallel_s), real(0))
     return Terms(
-        kernel=working + faults + waking, launch=0.0 if launch == "none" else c.dispatch_s, overlap=0.0,
-        compute=compute, special=np.zeros_like(compute), memory=memory + faults, latency=waking,
-    )  # fmt: skip
+        kernel=working + faults + waking,
+        launch=0.0 if launch == "none" else c.dispatch_s,
+        overlap=0.0,
+        compute=compute,
+        special=np.zeros_like(compute),
+        memory=memory + faults,
+        latency=waking,
+    )
 
 
 def reuses_memory(profile: Profile) -> bool:

@@ -8,9 +8,10 @@ function of the shape (``Residual``).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,9 +75,8 @@ def rows_of(table: Table) -> list[Rows]:
     if missing:
         raise lacks(table, f"the columns {', '.join(missing)}")
     cells = {name: table.column(name) for name in table.header}
-    devices = cells.get("device", [""] * len(table.rows))
     places: dict[tuple[str, str, str], list[int]] = {}
-    for place, key in enumerate(zip(cells["op"], cells["dtype"], devices)):
+    for place, key in enumerate(zip(cells["op"], cells["dtype"], table.devices)):
         if key[1] not in DTYPES:
             raise table.wrong(place, "dtype", f"one of {', '.join(DTYPES)}", key[1])
         places.setdefault(key, []).append(place)
@@ -100,6 +100,21 @@ def rows_of(table: Table) -> list[Rows]:
             )
         )
     return groups
+
+
+def rows_of_records(records: Iterable[Mapping[str, Any]]) -> list[Rows]:
+    """Rows as ``calibrate`` measures them (the columns of operator files), by op and dtype."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault((record["op"], record["dtype"]), []).append(record)
+    found = []
+    for (op, dtype), group in sorted(groups.items()):
+        names = [name for name in group[0] if name in SHAPE]
+        columns = {name: np.array([float(each[name]) for each in group]) for name in names}
+        seconds = np.array([each["latency_ms"] for each in group]) * 1e-3
+        device = group[0]["device"]
+        found.append(Rows(op=op, dtype=dtype, device=device, columns=columns, seconds=seconds))
+    return found
 
 
 def fit_log(

@@ -77,24 +77,46 @@ class GpuModel:
             return self._attention_terms(op, launch, length)
         if op.kind == "softmax":
             return softmax_terms(
-                self.profile, _column(op.batch * op.rows, length), op.cols, itemsize=DTYPE_BYTES[op.dtype],
-                bytes_read=_column(op.bytes_read, length), bytes_written=_column(op.bytes_written, length),
-                passes=3 if op.phase == "forward" else 2, l2_share=l2_share, launch=launch,
+                self.profile,
+                _column(op.batch * op.rows, length),
+                op.cols,
+                itemsize=DTYPE_BYTES[op.dtype],
+                bytes_read=_column(op.bytes_read, length),
+                bytes_written=_column(op.bytes_written, length),
+                passes=3 if op.phase == "forward" else 2,
+                l2_share=l2_share,
+                launch=launch,
                 constants=self.softmax,
-            )  # fmt: skip
+            )
         return elementwise_terms(
-            self.profile, _column(op.bytes_read + op.bytes_written, length), vector_flops=op.vector_flops,
-            special_flops=op.special_flops, l2_share=l2_share, launch=launch, constants=self.elementwise,
-        )  # fmt: skip
+            self.profile,
+            _column(op.bytes_read + op.bytes_written, length),
+            vector_flops=op.vector_flops,
+            special_flops=op.special_flops,
+            l2_share=l2_share,
+            launch=launch,
+            constants=self.elementwise,
+        )
 
     def _matmul_terms(self, op: Op, l2_share: np.ndarray, launch: str, length: int) -> Terms:
         layout = "linear" if isinstance(op.batch, int) and op.batch == 1 else "batched"
         c = self.matmul(op.dtype, layout)
         least = np.float32(SMALLEST_MISS)
         return matmul_terms(
-            self.profile, op.dtype, _column(op.batch, length), op.rows, op.cols, op.inner,
-            layout=layout, launch="none", l2_share=np.clip(l2_share, least, 1 - least), constants=c,
-        ).launched(launch_of(c, launch)["launch"], self.elementwise.host_overlap if launch == "eager" else 0.0)  # fmt: skip
+            self.profile,
+            op.dtype,
+            _column(op.batch, length),
+            op.rows,
+            op.cols,
+            op.inner,
+            layout=layout,
+            launch="none",
+            l2_share=np.clip(l2_share, least, 1 - least),
+            constants=c,
+        ).launched(
+            launch_of(c, launch)["launch"],
+            self.elementwise.host_overlap if launch == "eager" else 0.0,
+        )
 
     def _attention_terms(self, op: Op, launch: str, length: int) -> Terms:
         if op.dtype not in self._attention:

@@ -22,6 +22,7 @@ import numpy as np
 from flurka_bench.cost.fitting import Residual
 from flurka_bench.cost.terms import (
     Terms,
+    dram_bandwidth_bytes_per_s,
     l2_bandwidth_bytes_per_s,
     launch_of,
     missed_share,
@@ -225,7 +226,7 @@ class _Product:
         self.real = batch.dtype.type
         self.itemsize = DTYPE_BYTES[dtype]
         self.peak = profile.peak_flops[profile.matmul_unit(dtype)]
-        self.bandwidth = profile.memory_bandwidth_bytes_per_s * constants.dram_efficiency
+        self.bandwidth = dram_bandwidth_bytes_per_s(profile, constants.dram_efficiency)
         self.flops = 2 * batch * rows * cols * inner
         self.moved = self.itemsize * batch * (rows * inner + inner * cols + rows * cols)
 

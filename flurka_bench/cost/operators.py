@@ -55,7 +55,8 @@ class Operator:
     the shipped constants. ``constants(profile, rows, table)`` gives the values that calibration
     starts from, by name; ``prior_sd`` how far in log units each may move, learnt from the devices
     whose rows ship. What is found is stored in the profile's ``measured`` as the group
-    ``group(rows)``; ``launch_of(rows)`` names the launch among them. ``features`` (n, f) are logs that say
+    ``group(rows)``; ``launch_of(rows)`` names the launch among them. ``features`` (n, f) are logs that
+    say
     where in the space of shapes a row lies; ``noise`` the log-residuals' scale on one device.
     """
 
@@ -87,10 +88,19 @@ def _predict_matmul(profile: Profile, rows: Rows, table: Mapping[str, Any] | Non
     touched = operand_sets * DTYPE_BYTES[rows.dtype] * batch * (m * inner + inner * cols + m * cols)
     constants = constants_of(profile, rows.dtype, _matmul_layout(rows), table)
     return matmul_terms(
-        profile, rows.dtype, batch, m, cols, inner, layout=_matmul_layout(rows), launch=launch,
-        l2_share=1 - missed_share(touched, profile.l2_bytes * constants.l2_capacity, constants.l2_sharpness),
-        constants=constants, real=np.float64,
-    ).seconds  # fmt: skip
+        profile,
+        rows.dtype,
+        batch,
+        m,
+        cols,
+        inner,
+        layout=_matmul_layout(rows),
+        launch=launch,
+        l2_share=1
+        - missed_share(touched, profile.l2_bytes * constants.l2_capacity, constants.l2_sharpness),
+        constants=constants,
+        real=np.float64,
+    ).seconds
 
 
 def _matmul_constants(
@@ -269,7 +279,8 @@ def operator_of(rows: Rows) -> Operator:
             missing = [name for name in operator.columns if name not in rows.columns]
             if missing:
                 raise RequestError(
-                    f"rows of op {rows.op!r} need the columns {', '.join(operator.columns)}; missing: {', '.join(missing)}"
+                    f"rows of op {rows.op!r} need the columns {', '.join(operator.columns)};"
+                    f" missing: {', '.join(missing)}"
                 )
             if rows.dtype not in DTYPE_BYTES:
                 raise unknown("dtype", rows.dtype, DTYPE_BYTES)

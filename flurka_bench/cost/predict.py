@@ -143,9 +143,15 @@ def predict_ops(
 
 
 def predict_lowered(
-    ops: Sequence[Op], case: Case, model: Model, *, length: int = 1, launch: str = "eager", cache: str = "warm",
+    ops: Sequence[Op],
+    case: Case,
+    model: Model,
+    *,
+    length: int = 1,
+    launch: str = "eager",
+    cache: str = "warm",
     own: Lowered | None = None,
-) -> Predictions:  # fmt: skip
+) -> Predictions:
     """Predictions for an op list, by default one for which sizes are numbers; ``case`` says whose
     list it is.
 
@@ -167,12 +173,17 @@ def predict_lowered(
 
     peak = peak_live_bytes(own.ops, own.leaves, own.held_until, num_threads=model.num_threads)
     return Predictions(
-        seconds=clock.total, seconds_low=low, seconds_high=high,
+        seconds=clock.total,
+        seconds_low=low,
+        seconds_high=high,
         bound=np.stack([clock.waits[name] for name in BOUNDS]).argmax(axis=0).astype(np.int8),
         stages={name: np.broadcast_to(value, (length,)) for name, value in clock.stages.items()},
-        flops=column(sum(op.flops for op in ops)), bytes=column(sum(op.bytes_read + op.bytes_written for op in ops)),
-        peak_memory_bytes=column(peak), log_scale=scale, log_shape=shape,
-    )  # fmt: skip
+        flops=column(sum(op.flops for op in ops)),
+        bytes=column(sum(op.bytes_read + op.bytes_written for op in ops)),
+        peak_memory_bytes=column(peak),
+        log_scale=scale,
+        log_shape=shape,
+    )
 
 
 class _Clock:
@@ -303,12 +314,20 @@ def predict(
 def _row(case: Case, profile: Profile, part: Predictions, row: int) -> Prediction:
     peak = float(part.peak_memory_bytes[row])
     return Prediction(
-        case=case, hardware=profile.name, seconds=float(part.seconds[row]), seconds_low=float(part.seconds_low[row]),
-        seconds_high=float(part.seconds_high[row]), bound=BOUNDS[part.bound[row]],
-        stages={name: float(values[row]) for name, values in part.stages.items()}, flops=float(part.flops[row]),
-        bytes=float(part.bytes[row]), peak_memory_bytes=peak, fits_in_memory=peak <= profile.memory_bytes,
-        log_scale=float(part.log_scale[row]), log_shape=float(part.log_shape[row]),
-    )  # fmt: skip
+        case=case,
+        hardware=profile.name,
+        seconds=float(part.seconds[row]),
+        seconds_low=float(part.seconds_low[row]),
+        seconds_high=float(part.seconds_high[row]),
+        bound=BOUNDS[part.bound[row]],
+        stages={name: float(values[row]) for name, values in part.stages.items()},
+        flops=float(part.flops[row]),
+        bytes=float(part.bytes[row]),
+        peak_memory_bytes=peak,
+        fits_in_memory=peak <= profile.memory_bytes,
+        log_scale=float(part.log_scale[row]),
+        log_shape=float(part.log_shape[row]),
+    )
 
 
 def speedup(a: Prediction, b: Prediction) -> uncertainty.Speedup:

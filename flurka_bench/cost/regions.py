@@ -70,19 +70,35 @@ def symbols() -> dict[str, Expr]:
 
 @lru_cache(maxsize=512)
 def flops(
-    name: str, level: str = "layer", order: str | None = None, *, pass_: str = "forward", share_kv: bool = False,
-    share_heads: bool = True, compression: str = "dense",
-) -> Expr:  # fmt: skip
+    name: str,
+    level: str = "layer",
+    order: str | None = None,
+    *,
+    pass_: str = "forward",
+    share_kv: bool = False,
+    share_heads: bool = True,
+    compression: str = "dense",
+) -> Expr:
     """Matmul FLOPs of a mechanism for one batch (at level core: and one head), as an expanded
     expression."""
     import sympy
 
     of = symbols()
     case = Case(
-        mechanism=name, level=level, order=order, pass_=pass_, batch=1, share_kv=share_kv, share_heads=share_heads,
-        compression=compression, num_heads=1 if level == "core" else of["D"] / of["d"], head_dim=of["d"],
-        seq_len=of["N"], rank=of["k"], num_features=of["m"],
-    )  # fmt: skip
+        mechanism=name,
+        level=level,
+        order=order,
+        pass_=pass_,
+        batch=1,
+        share_kv=share_kv,
+        share_heads=share_heads,
+        compression=compression,
+        num_heads=1 if level == "core" else of["D"] / of["d"],
+        head_dim=of["d"],
+        seq_len=of["N"],
+        rank=of["k"],
+        num_features=of["m"],
+    )
     return sympy.expand(total(lower(case, "cuda"), "matmul_flops"))
 
 

@@ -1,5 +1,7 @@
-"""CSV files that somebody else wrote, as cells of text with their place: each fault is one line with
-the file, the line, the column, what was expected and what was got."""
+"""CSV files that somebody else wrote, as cells of text with their place.
+
+Each fault is one line with the file, the line, the column, what was expected and what was got.
+"""
 
 import csv
 import gzip
@@ -7,12 +9,15 @@ import io
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
+from flurka_bench.hardware.profile import Profile
 from flurka_bench.words.errors import RequestError
 from flurka_bench.words.sizes import LARGEST_SIZE
 
@@ -43,6 +48,11 @@ class Table:
         """The cells under a name of the header."""
         at = self.header.index(name)
         return [row[at] for row in self.rows]
+
+    @property
+    def devices(self) -> list[str]:
+        """The device of each row; empty text where the file names none."""
+        return self.column("device") if "device" in self.header else [""] * len(self.rows)
 
     def wrong(self, row: int, name: str, expected: str, got: str) -> RequestError:
         """The error for a cell, by its row's place in ``rows``."""
@@ -129,6 +139,26 @@ def read_table(path: str | Path) -> Table:
                 f" columns {header.index(name) + 1} and {place + 1}"
             )
     return Table(path=path, header=header, rows=rows[1:], lines=lines[1:])
+
+
+def of_device(profile: Profile, devices: Sequence[str]) -> tuple[np.ndarray, str | None]:
+    """Mask of the rows to take: this device's where any is named so, all where one other device or
+    none is; and that other device.
+
+    Raises:
+        RequestError: several devices, and none of them this one.
+    """
+    own = {profile.name, *profile.aliases, *profile.device_names}
+    mine = np.array([device in own for device in devices])
+    found = sorted(set(devices))
+    if mine.any():
+        return mine, None
+    if len(found) > 1:
+        shown = ", ".join(repr(name[:60]) for name in found[:20])
+        raise RequestError(
+            f"no row is of {profile.name!r}; the rows are of {shown} (choose one with --hardware)"
+        )
+    return np.ones(len(devices), dtype=bool), found[0] or None
 
 
 def lacks(table: Table, names: str) -> RequestError:

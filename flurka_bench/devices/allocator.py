@@ -55,17 +55,6 @@ def worker_variables() -> dict[str, str]:
     return {"GLIBC_TUNABLES": settings} if _ours() else {}
 
 
-def restart_reusing() -> None:
-    """Start this command again, in the same process, as a worker starts: glibc reads its settings
-    at the start only.
-
-    (``mallopt`` tells a running process all but the caches of small pieces, and then some results
-    still are mapped anew.)
-    """
-    if variables := worker_variables():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables})
-
-
 def give_back() -> None:
     """Return free pages to the system, as ``torch.cuda.empty_cache`` does: what follows starts from
     the same heap."""

@@ -253,6 +253,26 @@ def capture(device: Device, *, watch_s: float = 0.3) -> dict[str, Any]:
     }
 
 
+def introduce(device: Device) -> dict[str, Any]:
+    """What a worker says first: its device by its own name, the memory and the last-level cache
+    there, the environment, and what in it disturbs a measurement."""
+    import torch
+
+    if device.is_queue:
+        properties = torch.cuda.get_device_properties(device.name)
+        name, memory_bytes = properties.name, properties.total_memory
+    else:
+        name, memory_bytes = cpu_name(), psutil.virtual_memory().available
+    seen = capture(device)
+    return {
+        "device": name,
+        "memory_bytes": memory_bytes,
+        "cache_bytes": device.cache_bytes,
+        "environment": seen,
+        "warnings": warnings(seen),
+    }
+
+
 def stamp(device: Device) -> dict[str, Any]:
     """What may change between two cases; a millisecond's work, one flat table."""
     now: dict[str, Any] = {

@@ -110,15 +110,22 @@ def _operands(torch: Any, device: Device, probe: Probe) -> Callable[[], Any]:
             out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
             backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
             return lambda: backward(out, q, k, v, out, sums, 0.0, False)
-    return _streaming(torch, probe.op, tensor(size["B"], size["H"]))
+    return _streaming(torch, probe.op, tensor, size["B"], size["H"])
 
 
-def _streaming(torch: Any, op: str, x: Any) -> Callable[[], Any]:
-    """A call of an operator of ``hardware.rows.STREAMING`` on x (B, H)."""
+def _streaming(
+    torch: Any, op: str, tensor: Callable[..., Any], b: int, h: int
+) -> Callable[[], Any]:
+    """A call of an operator of ``hardware.rows.STREAMING`` on x (b, h); ``tensor`` makes random
+    operands."""
     functional = torch.nn.functional
-    y = torch.randn_like(x) if STREAMING[op].reads.count("BH") == 2 else x
-    column, row = x[:, :1].clone() * 1e-9, x[:1].clone()
-    result, mask = torch.empty_like(x), x > 0
+    known = STREAMING[op]
+    x = tensor(b, h)
+    shapes = {"BH": (b, h), "B": (b, 1), "H": (1, h)}
+    y: Any = tensor(*shapes[known.reads[1]]) if len(known.reads) == 2 else None
+    mask = x > 0 if known.reads[0] == "mask" else None
+    result = torch.empty_like(x) if op == "exp_" else None
+    small = y * 1e-9 if op == "sub_column_" else None  # again and again
     calls: dict[str, Callable[[], Any]] = {
         "add": lambda: torch.add(x, y),
         "mul": lambda: torch.mul(x, y),
@@ -132,9 +139,9 @@ def _streaming(torch: Any, op: str, x: Any) -> Callable[[], Any]:
         "tanh": lambda: torch.tanh(x),
         "addu_": lambda: x.add_(1e-9),
         "exp_": lambda: torch.exp(x, out=result),  # in place again and again it would overflow
-        "sub_column_": lambda: x.sub_(column),
-        "mul_row": lambda: x * row,
-        "div_column": lambda: x / column,
+        "sub_column_": lambda: x.sub_(small),
+        "mul_row": lambda: x * y,
+        "div_column": lambda: x / y,
         "sum": lambda: x.sum(-1, keepdim=True),
         "amax": lambda: x.amax(-1, keepdim=True),
         "amax_columns": lambda: x.view(8, -1, x.shape[1]).amax(1, keepdim=True),

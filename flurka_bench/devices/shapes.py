@@ -79,12 +79,9 @@ def matmul_probes(dtype: str, *, max_flops: float, count: int, seed: int = 0) ->
         ]
         batched.append(Probe(op="bmm", dtype=dtype, shape={"B": heads, "M": m, "N": n, "K": k}))
 
-    def flops(probe: Probe) -> float:
-        return 2.0 * math.prod(probe.shape.values())
-
     return [
-        *_stratified(linear, flops, max_flops / 2000, max_flops, count),
-        *_stratified(batched, flops, max_flops / 2000, max_flops, count),
+        *_stratified(linear, _flops, max_flops / 2000, max_flops, count),
+        *_stratified(batched, _flops, max_flops / 2000, max_flops, count),
     ]
 
 
@@ -139,86 +136,80 @@ def cpu_probes(dtype: str, seed: int = 0) -> list[Probe]:
     size from which an allocator may map results anew.
     """
     rng = np.random.default_rng(seed)
-
-    def pick(*choices: int) -> int:
-        return int(rng.choice(choices))
-
-    candidates = []
-    for _ in range(600):
-        heads, length, width = (
-            pick(1, 2, 4, 8, 16, 32),
-            _log_uniform(rng, 256, 8192, 16),
-            pick(32, 64, 96, 128),
-        )
-        other, model = pick(16, 32, 48, 64, 128, 256), pick(128, 256, 512, 1024)
-        for m, n, k in (
-            (length, width, other),
-            (length, other, width),
-            (other, length, width),
-            (length, width, length),
-            (length, length, width),
-        ):  # fmt: skip
-            candidates.append(
-                Probe(op="bmm", dtype=dtype, shape={"B": heads, "M": m, "N": n, "K": k})
-            )
-        shape = {"B": max(2, heads), "M": other, "N": length, "K": width}
-        candidates.append(Probe(op="bmm_shared", dtype=dtype, shape=shape))
-        for m, n, k in (
-            (other, length, model),
-            (length, other * heads, model),
-            (length, model, model),
-        ):
-            candidates.append(
-                Probe(op="bmm", dtype=dtype, shape={"B": pick(1, 2, 4), "M": m, "N": n, "K": k})
-            )
-        for n, k in ((model, model), (width, other), (model, other * heads)):
-            shape = {"B": 1, "M": length * (heads if n == width else 1), "N": n, "K": k}
-            candidates.append(Probe(op="linear", dtype=dtype, shape=shape))
-
-    def flops(probe: Probe) -> float:
-        return 2.0 * math.prod(probe.shape.values())
-
-    candidates = [
-        candidates[index] for index in rng.permutation(len(candidates))
-    ]  # equal costs: any of the forms
-    found = [each for op, count in (("bmm", 52), ("bmm_shared", 10), ("linear", 24)) for each in _stratified(
-        [probe for probe in candidates if probe.op == op and probe.num_bytes < 4e8], flops, 2e5, 6e9, count
-    )]  # fmt: skip
-    # Few features or a small head: what streams from memory decides, where the sizes above are
-    # bound by arithmetic.
-    skinny = [
-        probe
-        for probe in candidates
-        if min(probe.shape[side] for side in "MNK") <= 64 and flops(probe) < 2e9
-    ]
-    skinny = [probe for probe in skinny if probe.op != "bmm_shared" and probe not in found]
-    found += _stratified(skinny, lambda probe: probe.num_bytes, 1e7, 1.2e8, 16)
+    found = _cpu_products(rng, dtype)
     for op in CPU_ROWS:
+        widths: tuple[int, ...] = (16, 24, 64) if op == "amax_columns" else (16, 32, 64, 128)
+        if op.startswith("softmax"):
+            widths = (32, 64, 128, 256, 1024, 4096)
         # Small only as far as calls in attention are; the fourth leaves the cache, the last is
         # mapped.
         for footprint in np.array([2e5, 3e6, 1e7, 2.3e7, 6e7]) * rng.uniform(0.7, 1.3, 5):
-            widths = (
-                (32, 64, 128, 256, 1024, 4096) if op.startswith("softmax") else (16, 32, 64, 128)
-            )
-            width = pick(*(widths if op != "amax_columns" else (16, 24, 64)))
+            width = _pick(rng, *widths)
             rows = max(16, int(footprint / DTYPE_BYTES[dtype] / width) // 16 * 16)
             found.append(Probe(op=op, dtype=dtype, shape={"B": rows, "H": width}))
     for op, count in (("attention", 14), ("attention_backward", 6)):
         for at in range(count):
             length = _log_uniform(rng, 256, 8192 if at % 2 else 1500, 16)
             shape = {
-                "batch": pick(1, 2),
-                "num_heads": pick(2, 4, 8),
+                "batch": _pick(rng, 1, 2),
+                "num_heads": _pick(rng, 2, 4, 8),
                 "seq_len": length,
-                "head_dim": pick(32, 64, 96, 128),
+                "head_dim": _pick(rng, 32, 64, 96, 128),
+                "num_keys": _pick(rng, 32, 64, 128, 256) if at % 2 else length,
             }
-            found.append(
-                Probe(
-                    op=op,
-                    dtype=dtype,
-                    shape=shape | {"num_keys": pick(32, 64, 128, 256) if at % 2 else length},
-                )
-            )
+            found.append(Probe(op=op, dtype=dtype, shape=shape))
+    return found
+
+
+def _pick(rng: np.random.Generator, *choices: int) -> int:
+    return int(rng.choice(choices))
+
+
+def _flops(probe: Probe) -> float:
+    return 2.0 * math.prod(probe.shape.values())
+
+
+def _cpu_products(rng: np.random.Generator, dtype: str) -> list[Probe]:
+    """Products spread by their FLOPs, and some with few features or a small head: there what
+    streams from memory decides, where the others are bound by arithmetic."""
+    candidates = [probe for _ in range(600) for probe in _one_heads_products(rng, dtype)]
+    # equal costs: any of the forms
+    candidates = [candidates[index] for index in rng.permutation(len(candidates))]
+    found: list[Probe] = []
+    for op, count in (("bmm", 52), ("bmm_shared", 10), ("linear", 24)):
+        own = [probe for probe in candidates if probe.op == op and probe.num_bytes < 4e8]
+        found += _stratified(own, _flops, 2e5, 6e9, count)
+    skinny = [
+        probe
+        for probe in candidates
+        if min(probe.shape[side] for side in "MNK") <= 64 and _flops(probe) < 2e9
+    ]
+    skinny = [probe for probe in skinny if probe.op != "bmm_shared" and probe not in found]
+    return found + _stratified(skinny, lambda probe: probe.num_bytes, 1e7, 1.2e8, 16)
+
+
+def _one_heads_products(rng: np.random.Generator, dtype: str) -> list[Probe]:
+    """The products of a layer at one drawn size: in heads, of the compression, of projections."""
+    heads, length = _pick(rng, 1, 2, 4, 8, 16, 32), _log_uniform(rng, 256, 8192, 16)
+    width, other = _pick(rng, 32, 64, 96, 128), _pick(rng, 16, 32, 48, 64, 128, 256)
+    model = _pick(rng, 128, 256, 512, 1024)
+    found: list[Probe] = []
+
+    def add(op: str, b: int, m: int, n: int, k: int) -> None:
+        found.append(Probe(op=op, dtype=dtype, shape={"B": b, "M": m, "N": n, "K": k}))
+
+    for m, n, k in (
+        (length, width, other), (length, other, width), (other, length, width),
+        (length, width, length), (length, length, width),
+    ):  # fmt: skip
+        add("bmm", heads, m, n, k)
+    add("bmm_shared", max(2, heads), other, length, width)
+    for m, n, k in (
+        (other, length, model), (length, other * heads, model), (length, model, model),
+    ):  # fmt: skip
+        add("bmm", _pick(rng, 1, 2, 4), m, n, k)
+    for n, k in ((model, model), (width, other), (model, other * heads)):
+        add("linear", 1, length * (heads if n == width else 1), n, k)
     return found
 
 

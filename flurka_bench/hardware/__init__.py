@@ -4,6 +4,7 @@ from flurka_bench.hardware.files import (
     load,
     names,
     parse_profile,
+    write_calibration,
     write_profile,
 )
 from flurka_bench.hardware.profile import (
@@ -11,4 +12,12 @@ from flurka_bench.hardware.profile import (
     Profile,
 )
 
-__all__ = ["Figure", "Profile", "load", "names", "parse_profile", "write_profile"]
+__all__ = [
+    "Figure",
+    "Profile",
+    "load",
+    "names",
+    "parse_profile",
+    "write_calibration",
+    "write_profile",
+]

@@ -42,7 +42,8 @@ def basis(profile: Profile) -> Basis:
         return Basis(
             hardware=profile.name,
             kind=DEFAULT,
-            words="a default: no profile for this CPU was found, and its memory bandwidth is assumed",
+            words="a default: no profile for this CPU was found, and its memory bandwidth is"
+            " assumed",
             next_step="run 'flurka-bench calibrate' on it",
         )
     return Basis(

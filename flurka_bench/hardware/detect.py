@@ -7,8 +7,10 @@ No torch here: whoever holds the device passes its properties in as plain number
 import os
 import platform
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from flurka_bench.hardware.files import (
     FOLDER,
@@ -18,6 +20,7 @@ from flurka_bench.hardware.profile import (
     Figure,
     Profile,
 )
+from flurka_bench.words.errors import RequestError
 
 # float32 lanes of one core: two fused multiply-add units (one where the entry says so) of the
 # widest vectors. Source: uops.info and the vendors' optimisation manuals; a part with one 512-bit
@@ -160,9 +163,15 @@ def detect_cpu(num_threads: int | None = None) -> Profile:
 
 
 def from_cuda_properties(
-    name: str, capability: tuple[int, int], num_sms: int, clock_hz: float, memory_bytes: float, l2_bytes: float,
-    bandwidth_bytes_per_s: float, shared_memory_per_sm_bytes: float,
-) -> Profile:  # fmt: skip
+    name: str,
+    capability: tuple[int, int],
+    num_sms: int,
+    clock_hz: float,
+    memory_bytes: float,
+    l2_bytes: float,
+    bandwidth_bytes_per_s: float,
+    shared_memory_per_sm_bytes: float,
+) -> Profile:
     """A profile for a GPU that does not ship: from the driver's properties alone, and saying so in
     every source.
 
@@ -173,9 +182,15 @@ def from_cuda_properties(
         capability[0], "blackwell"
     )
     lanes = _CUDA_LANES.get(capability, 128)
-    rate = {"volta": 1024, "turing": 1024,
-            "ampere": 2048 if capability == (8, 0) else 1024, "ada": 1024, "hopper": 4096, "blackwell": 8192,
-            "blackwell-rtx": 1024}.get(architecture)  # fmt: skip
+    rate = {
+        "volta": 1024,
+        "turing": 1024,
+        "ampere": 2048 if capability == (8, 0) else 1024,
+        "ada": 1024,
+        "hopper": 4096,
+        "blackwell": 8192,
+        "blackwell-rtx": 1024,
+    }.get(architecture)
 
     def figure(value: float, unit: str) -> Figure:
         return Figure(value=float(value), unit=unit, source="driver")
@@ -196,7 +211,8 @@ def from_cuda_properties(
         attention_kernel=_ATTENTION_KERNEL.get(architecture, "none"),
         device_names=(name,),
         sources={
-            "driver": "device properties as the driver reports them; rates an SM by compute capability"
+            "driver": "device properties as the driver reports them; rates an SM by compute"
+            " capability"
         },
         datasheet={
             "num_sms": figure(num_sms, "count"),
@@ -210,3 +226,32 @@ def from_cuda_properties(
         },
         peaks={"vector.float32": figure(2 * num_sms * lanes * clock_hz, "FLOP/s"), **tensor},
     )
+
+
+def profile_of(name: str, properties: Mapping[str, Any], figures: Mapping[str, float]) -> Profile:
+    """The shipped profile of the device of that name, or one from what it reports of itself.
+
+    Args:
+        name: the driver's, or a CPU's.
+        properties: ``num_threads`` of a CPU; of a GPU the arguments of ``from_cuda_properties``.
+        figures: measured on it: the bandwidth of a copy stands in where the driver reports none.
+
+    Raises:
+        RequestError: a GPU that no profile knows and that does not report its clock.
+    """
+    if "num_threads" in properties:
+        return detect_cpu(properties["num_threads"])
+    shipped = recognise(name)
+    if shipped is not None:
+        return shipped
+    if not properties["clock_hz"]:
+        raise RequestError(
+            f"{name} does not report its clock: write a profile for it and pass --hardware FILE"
+        )
+    copied = figures.get("copy_bandwidth_bytes_per_s", 0.0)
+    reported = {
+        **properties,
+        "capability": tuple(properties["capability"]),
+        "bandwidth_bytes_per_s": properties["bandwidth_bytes_per_s"] or copied / 0.9,
+    }
+    return from_cuda_properties(name, **reported)

@@ -8,7 +8,7 @@ and spaces, or the error offers the nearest.
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ def _figures(where: str, table: Any) -> dict[str, Figure]:
             "note",
         }:
             raise RequestError(
-                f"{here} must be {{ value = …, unit = …, source = … }} (note is optional), got {short(entry)}"
+                f"{here} must be {{ value = …, unit = …, source = … }} (note is optional),"
+                f" got {short(entry)}"
             )
         if (
             isinstance(entry["value"], bool)
@@ -77,6 +78,31 @@ def _as_floats(value: Any) -> Any:
     return float(value) if is_measured(value) else value
 
 
+_OVERLAY = ("measured", "measured_about")
+
+
+def _overlay(data: Mapping[str, Any], where: str) -> Profile:
+    """A shipped profile with the measured numbers of a file instead of its own."""
+    accepted = ("schema", "base", *_OVERLAY)
+    for key in data:
+        if key not in accepted:
+            raise unknown(f"{where}: key beside base", key, accepted)
+    if data["base"] not in names():
+        raise unknown(f"{where}: base", str(data["base"]), names())
+    _check_tables(data, _OVERLAY, where)
+    return load(data["base"]).with_measured(_measured(data), data.get("measured_about", {}))
+
+
+def _check_tables(data: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    for key in keys:
+        kind = _TABLES[key]
+        if not isinstance(data.get(key, kind()), kind):
+            raise RequestError(
+                f"{where}: {key} must be a {'list' if kind is list else 'table'}, got"
+                f" {short(data[key])}"
+            )
+
+
 def _measured(data: Mapping[str, Any]) -> Measured:
     return Measured({name: _as_floats(value) for name, value in data.get("measured", {}).items()})
 
@@ -86,6 +112,8 @@ def parse_profile(text: str, where: str) -> Profile:
     data = parse_toml(text, where)
     if isinstance(data.get("schema"), bool) or data.get("schema") != SCHEMA:
         raise RequestError(f"{where}: schema must be {SCHEMA}, got {short(data.get('schema'))}")
+    if "base" in data:
+        return _overlay(data, where)
     accepted = ("schema", *_WORDS, *_TABLES)
     for key in data:
         if key not in accepted:
@@ -95,11 +123,7 @@ def parse_profile(text: str, where: str) -> Profile:
         if not isinstance(data.get(key), str) or not data[key]:
             raise RequestError(f"{where}: {key} must be text, got {short(data.get(key))}")
         words[key] = data[key]
-    for key, kind in _TABLES.items():
-        if not isinstance(data.get(key, kind()), kind):
-            raise RequestError(
-                f"{where}: {key} must be a {'list' if kind is list else 'table'}, got {short(data[key])}"
-            )
+    _check_tables(data, _TABLES, where)
     datasheet = dict(data.get("datasheet", {}))
     peaks = _figures(f"{where}: [datasheet.peak_flops]", datasheet.pop("peak_flops", {}))
     for key in ("aliases", "device_names"):
@@ -231,22 +255,29 @@ def write_profile(profile: Profile) -> str:
         "[datasheet.peak_flops]",
         *[_figure_line(name, figure) for name, figure in profile.peaks.items()],
     ]
-    if profile.measured:
-        lines += [
-            "",
-            "[measured]",
-            *[
-                f"{_toml_value(key)} = {_toml_value(value if isinstance(value, (list, tuple)) else float(value))}"
-                for key, value in profile.measured.items()
-            ],
-        ]
-    if profile.measured_about:
-        lines += [
-            "",
-            "[measured_about]",
-            *[
-                f"{_toml_value(key)} = {_toml_value(value)}"
-                for key, value in profile.measured_about.items()
-            ],
-        ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_measured_lines(profile)]) + "\n"
+
+
+def write_calibration(profile: Profile) -> str:
+    """The profile as TOML text: where one ships that differs in measured numbers alone, its name
+    and these numbers; else the whole."""
+    if profile.name in names():
+        base = load(profile.name)
+        if base.with_measured(profile.measured, profile.measured_about) == profile:
+            lines = [f"schema = {SCHEMA}", f"base = {_toml_value(profile.name)}"]
+            return "\n".join([*lines, *_measured_lines(profile)]) + "\n"
+    return write_profile(profile)
+
+
+def _measured_lines(profile: Profile) -> list[str]:
+    """The tables of what was measured; none that is empty."""
+    numbers = {
+        name: value if isinstance(value, (list, tuple)) else float(value)
+        for name, value in profile.measured.items()
+    }
+    lines: list[str] = []
+    for title, table in (("measured", numbers), ("measured_about", profile.measured_about)):
+        if table:
+            own = [f"{_toml_value(key)} = {_toml_value(value)}" for key, value in table.items()]
+            lines += ["", f"[{title}]", *own]
+    return lines

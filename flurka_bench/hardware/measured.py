@@ -1,4 +1,4 @@
-"""What may stand in a profile's ``[measured]`` table: every name, its unit, its shape and its range.
+"""What may stand in a profile's ``[measured]`` table: every name, its unit, shape and range.
 
 A name is a family and a figure: ``matmul.bfloat16.linear.launch_eager_s`` is the figure
 ``launch_eager_s`` of the family ``matmul``, for a dtype and a layout. The figures are the constants

@@ -260,7 +260,8 @@ def _check(profile: Profile) -> None:
             raise wrong(f"peak {name} must be in FLOP/s, got {figure.unit!r}")
         if not PEAK_RANGE_FLOPS[0] <= figure.value <= PEAK_RANGE_FLOPS[1]:
             raise wrong(
-                f"peak {name} must lie between {PEAK_RANGE_FLOPS[0]:g} and {PEAK_RANGE_FLOPS[1]:g} FLOP/s"
+                f"peak {name} must lie between {PEAK_RANGE_FLOPS[0]:g} and"
+                f" {PEAK_RANGE_FLOPS[1]:g} FLOP/s"
             )
         if not figure.source:
             raise wrong(f"peak {name} needs a source")
@@ -268,7 +269,8 @@ def _check(profile: Profile) -> None:
     quoted = profile.peaks["vector.float32"].value
     if abs(lanes_peak / quoted - 1) > PEAK_TOLERANCE:
         raise wrong(
-            f"SMs x lanes x 2 x clock gives {lanes_peak:.4g} FLOP/s, but vector.float32 says {quoted:.4g}"
+            f"SMs x lanes x 2 x clock gives {lanes_peak:.4g} FLOP/s, but vector.float32"
+            f" says {quoted:.4g}"
         )
     for name, value in profile.measured.items():
         try:
@@ -281,5 +283,6 @@ def _check(profile: Profile) -> None:
     for name, value in profile.measured_about.items():
         if not _is_told(value):
             raise wrong(
-                f"measured_about {name!r} must be text, a flag, a finite number or a list of them, got {short(value)}"
+                f"measured_about {name!r} must be text, a flag, a finite number or a list"
+                f" of them, got {short(value)}"
             )

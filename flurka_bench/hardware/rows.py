@@ -11,6 +11,7 @@ SHAPES = {
     "attention": ("batch", "num_heads", "seq_len", "head_dim"),
     "cross": ("batch", "num_heads", "seq_len", "head_dim", "num_keys"),
 }
+NUM_FITTED = 20  # rows of an op and dtype that a GPU's fit may see; the rest judge it
 MATMULS = ("linear", "bmm", "bmm_shared")  # the last on a CPU alone
 ATTENTION = ("attention", "attention_backward")  # the last on a CPU alone
 

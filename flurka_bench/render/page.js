@@ -1,23 +1,21 @@
 "use strict";
-// The page's script: reads the embedded columns, draws the maps and the same cells as a table, answers hover, click and keys.
-// No text from the records is ever parsed as HTML: it goes in by textContent, or escaped into the plot's labels.
+// The page's script: reads the embedded columns, draws the maps and the same cells as a table,
+// answers hover, click and keys. Words, formatted numbers, limits and colours come with the data
+// (payload.py); here they are put in their places. No text from the records is ever parsed as
+// HTML: it goes in by textContent, or escaped into the plot's labels.
 (() => {
   const D = JSON.parse(document.getElementById("page-data").textContent);
   const $ = (id) => document.getElementById(id);
-  const SYMBOL = { seq_len: "N", rank: "k", num_features: "m", head_dim: "d", num_heads: "h", batch: "b" };
-  const AXES = Object.keys(SYMBOL);
-  const SLICE = ["device", "level", "pass", "dtype"];
-  const NAMES = { ...SYMBOL, pass: "pass", compression: "compression", share_kv: "E = F", share_heads: "E shared by heads",
-    num_layers: "layers", ffn_dim: "ffn width", vocab_size: "vocabulary" };
-  const STAGES = { project: "#0072B2", compress: "#E69F00", features: "#009E73", scores: "#D55E00", key_value: "#CC79A7",
-    output: "#56B4E9", merge: "#999999", ffn: "#b8a800", other: "#777777" };
-  const LIGHT = ["#543005", "#8c510a", "#bf812d", "#dfc27d", "#f6e8c3", "#f5f5f5", "#c7eae5", "#80cdc1", "#35978f", "#01665e", "#003c30"];
-  const DARK = ["#ffd99a", "#e0a850", "#b07a2c", "#785220", "#4a3a26", "#2e3236", "#21443f", "#236b63", "#35978f", "#6cc9be", "#b4f0e7"];
+  const W = D.words, SYMBOL = W.symbols, AXES = Object.keys(W.axes), SLICE = W.slice, NAMES = W.names;
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const expand = (c, n) => c.values || (c.codes ? c.codes.map((i) => c.words[i]) : new Array(n).fill(c.words[0]));
   const R = Object.fromEntries(Object.entries(D.records).map(([k, c]) => [k, expand(c, D.count)]));
-  const P = { ...D.pairs, verdict: expand(D.pairs.verdict, D.pairs.own.length), flops: expand(D.pairs.flops, D.pairs.own.length) };
+  const P = { ...D.pairs, verdict: expand(D.pairs.verdict, D.pairs.own.length) };
+  const T = Object.fromEntries(Object.entries(D.texts).map(([k, c]) => [k, expand(c, D.count)]));
+  const REASONS = D.reasons.map((c) => expand(c, P.ratio.length));
   const rec = (name, i) => (R[name] ? R[name][i] : null);
+  const say = (name, i) => (T[name] && T[name][i] !== null ? T[name][i] : W.unknown);
+  const fill = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
   const el = (tag, text, attributes = {}) => {
     const e = document.createElement(tag);
     if (text !== undefined && text !== null) e.textContent = text;
@@ -25,15 +23,10 @@
     return e;
   };
   const escapeLabel = (s) => String(s).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const digits = (v, n = 3) => Number(v.toPrecision(n)).toString();
-  const seconds = (s) => s == null ? "n/a" : s >= 1 ? digits(s) + " s" : s >= 1e-3 ? digits(s * 1e3) + " ms" : s >= 1e-6 ? digits(s * 1e6) + " µs" : digits(s * 1e9) + " ns";
-  const bytes = (b) => b == null ? "n/a" : b >= 1e9 ? digits(b / 1e9) + " GB" : b >= 1e6 ? digits(b / 1e6) + " MB" : digits(b / 1e3) + " kB";
-  const ratio = (r) => r == null ? "?" : r >= 100 ? r.toFixed(0) + "×" : r >= 10 ? r.toFixed(1) + "×" : r.toFixed(2) + "×";
-  const interval = (p) => P.high[p] == null ? "interval unknown" : `${ratio(P.low[p])} to ${ratio(P.high[p])}`;
 
   // ---- the chosen view -------------------------------------------------------------------------------------------------
   const S = { fixed: {} };
-  let view, grid, missing, shown; // shown: {xs, ys, at: Map "x|y" -> cell}
+  let view, grid, missing, short, off, limits, shown; // shown: {xs, ys, at: Map "x|y" -> cell}
   const at = (side, i) => (i === undefined || !view[side].length ? -1 : view[side][i]);
   const gridColumns = D.grids.map((g) => g);
   const gridCache = new Map();
@@ -68,7 +61,7 @@
     box.append(select("baseline", "over", Object.keys(D.baselines).map((b) => [b, D.baselines[b]]), S.baseline, (v) => { S.baseline = v; }));
     view = D.views[S.subject][S.baseline];
     grid = columnsOf(view);
-    missing = view.missing ? expand(view.missing, view.count) : [];
+    [missing, short, off, limits] = ["missing", "short", "off", "limit"].map((c) => (view[c] ? expand(view[c], view.count) : []));
     let cells = [...Array(view.count).keys()];
     const narrow = (name) => {
       if (!grid[name]) return;
@@ -84,9 +77,8 @@
     const best = [...AXES].sort((a, b) => counts[b] - counts[a]);
     if (!AXES.includes(S.x) || (!S.chosenX && counts[S.x] < 2)) S.x = counts.seq_len > 1 ? "seq_len" : best[0];
     if (!AXES.includes(S.y) || S.y === S.x || (!S.chosenY && counts[S.y] < 2)) S.y = best.find((a) => a !== S.x);
-    const words = { seq_len: "N, sequence length", rank: "k, rank", num_features: "m, num_features", head_dim: "d, head_dim", num_heads: "h, num_heads", batch: "b, batch" };
-    box.append(select("x", "across", AXES.map((a) => [a, `${words[a]} (${counts[a]})`]), S.x, (v) => { S.chosenX = true; if (v === S.y) S.y = S.x; S.x = v; }));
-    box.append(select("y", "up", AXES.map((a) => [a, `${words[a]} (${counts[a]})`]), S.y, (v) => { S.chosenY = true; if (v === S.x) S.x = S.y; S.y = v; }));
+    box.append(select("x", "across", AXES.map((a) => [a, `${W.axes[a]} (${counts[a]})`]), S.x, (v) => { S.chosenX = true; if (v === S.y) S.y = S.x; S.x = v; }));
+    box.append(select("y", "up", AXES.map((a) => [a, `${W.axes[a]} (${counts[a]})`]), S.y, (v) => { S.chosenY = true; if (v === S.x) S.x = S.y; S.y = v; }));
     Object.keys(NAMES).filter((n) => n !== S.x && n !== S.y && !SLICE.includes(n)).forEach(narrow);
     if (focus && $(focus)) $(focus).focus();
     shown = { xs: distinct(cells.map((i) => grid[S.x][i])), ys: distinct(cells.map((i) => grid[S.y][i])), at: new Map() };
@@ -104,51 +96,34 @@
     return new Map([...held].filter(([, s]) => s.size && s.size < most).map(([v, s]) => [v, [...s].sort().join(", ")]));
   }
   function thinWords() {
-    const said = new Map();
-    for (const [name, values] of [[S.y, shown.ys], [S.x, shown.xs]]) for (const [v, text] of shown.thin[name]) said.set(SYMBOL[name] + "|" + text, [...(said.get(SYMBOL[name] + "|" + text) || []), v]);
-    return [...said].map(([key, values]) => `* at ${key.split("|")[0]} = ${values.join(", ")}: ${key.split("|")[1]} only`).join("; ");
+    const said = new Map(); // one note for all lines of an axis that hold the same mechanisms
+    for (const [name, values] of [[S.y, shown.ys], [S.x, shown.xs]]) for (const [v, names] of shown.thin[name]) {
+      const key = JSON.stringify([SYMBOL[name], names]);
+      said.set(key, [...(said.get(key) || []), v]);
+    }
+    return [...said].map(([key, values]) => {
+      const [symbol, names] = JSON.parse(key);
+      return fill(W.thin, { symbol, names, values: values.join(", ") });
+    }).join("; ");
   }
 
   // ---- one cell in words -----------------------------------------------------------------------------------------------
   const place = (x, y) => `${SYMBOL[S.x]} = ${x}, ${SYMBOL[S.y]} = ${y}`;
-  const hole = (i, x, y) => {
-    if (i === undefined) {
-      const at = { ...S.fixed, [S.x]: x, [S.y]: y };
-      return Number(at.rank) > Number(at.seq_len) ? "k > N: impossible" : "not in this run";
-    }
-    return missing[i] || "no time";
+  const impossible = (x, y) => {
+    const at = { ...S.fixed, [S.x]: x, [S.y]: y };
+    return (D.impossible[at.rank] || []).includes(Number(at.seq_len));
   };
-  const bound = (i) => (rec("limited_by", i) || rec("bound", i) || "").replace("-bound", "");
-  function reason(p) {
-    const [a, b] = [P.own[p], P.other[p]], parts = [];
-    for (const [name, word] of [["stages_s", "measured"], ["predicted_stages_s", "predicted"]]) {
-      const mine = rec(name, a), theirs = rec(name, b);
-      if (!mine || !theirs) continue;
-      const stages = [...new Set([...Object.keys(mine), ...Object.keys(theirs)])];
-      const gap = (s) => (theirs[s] || 0) - (mine[s] || 0);
-      const won = stages.reduce((t, s) => t + gap(s), 0) > 0;
-      const stage = stages.sort((s, t) => (won ? gap(t) - gap(s) : gap(s) - gap(t)))[0];
-      parts.push(`${won ? "saves" : "loses"} most in ${stage} (${seconds(mine[stage] || 0)} against ${seconds(theirs[stage] || 0)}, ${word})`);
-      break;
-    }
-    if (bound(a) && bound(b)) parts.push(bound(a) === bound(b) ? `both ${bound(a)}-bound` : `${bound(a)}-bound, the other ${bound(b)}-bound`);
-    if (rec("flops", a) && rec("flops", b)) parts.push(`needs ${ratio(rec("flops", a) / rec("flops", b))} the FLOPs`);
-    if (P.flops[p]) parts.push(`fewer matmul FLOPs where ${P.flops[p]}`);
-    return parts.join("; ");
-  }
-  const off = (i) => { // predicted over measured speedup, where both are known
-    const [m, p] = [at("measured", i), at("predicted", i)];
-    return m < 0 || p < 0 ? null : P.ratio[p] / P.ratio[m];
-  };
-  const offWords = (i) => off(i) === null ? "" : `predicted ${ratio(P.ratio[at("predicted", i)])}, measured ${ratio(P.ratio[at("measured", i)])}: ${off(i) >= 1 ? "+" : "−"}${(100 * Math.abs(off(i) - 1)).toFixed(1)} %`;
-  const form = (i) => [rec("mechanism", i), rec("order", i), rec("backend", i)].filter(Boolean).join(" ");
+  const hole = (i, x, y) => (i !== undefined ? missing[i] || W.no_time : impossible(x, y) ? W.impossible : W.absent);
+  const holeLabel = (i, x, y) => (i !== undefined ? short[i] || "–" : impossible(x, y) ? W.impossible_short : "–");
+  const reason = (p) => REASONS.map((c) => c[p]).filter(Boolean);
+  const offWords = (i) => !off[i] ? "" : fill(W.off, { predicted: P.text[at("predicted", i)], measured: P.text[at("measured", i)], off: off[i] });
+  const form = (i) => say("form", i);
   function lines(side, i, x, y) {
     const p = at(side, i);
-    if (p < 0) return [place(x, y), side === "measured" ? hole(i, x, y) : "no prediction"];
-    const time = (r) => side === "measured" ? `${seconds(rec("median_s", r))} (${(rec("samples_s", r) || []).length} samples)`
-      : `${seconds(rec("predicted_s", r))} (${seconds(rec("predicted_low_s", r))} to ${seconds(rec("predicted_high_s", r))})`;
-    return [`${place(x, y)}: ${ratio(P.ratio[p])} (${interval(p)}) ${P.verdict[p]}`, `${form(P.own[p])}: ${time(P.own[p])}`,
-      `${form(P.other[p])}: ${time(P.other[p])}`, offWords(i), ...reason(p).split("; ")].filter(Boolean);
+    if (p < 0) return [place(x, y), side === "measured" ? hole(i, x, y) : W.no_prediction];
+    const time = (r) => side === "measured" ? `${say("median", r)} (${say("samples", r)})` : `${say("predicted", r)} (${say("band", r)})`;
+    return [`${place(x, y)}: ${P.text[p]} (${P.interval[p]}) ${P.verdict[p]}`, `${form(P.own[p])}: ${time(P.own[p])}`,
+      `${form(P.other[p])}: ${time(P.other[p])}`, offWords(i), ...reason(p)].filter(Boolean);
   }
 
   const fold = (text, most) => text.split(" ").reduce((done, word) => { // hover labels do not wrap by themselves
@@ -157,17 +132,11 @@
   }, []);
 
   // ---- the maps --------------------------------------------------------------------------------------------------------
-  function scale() {
-    const all = ["measured", "predicted"].flatMap((side) => [...shown.at.values()].map((i) => at(side, i)).filter((p) => p >= 0).map((p) => Math.abs(Math.log2(P.ratio[p]))));
-    all.sort((a, b) => a - b);
-    const most = all.length ? all[Math.floor(0.9 * (all.length - 1))] : 1;
-    return [1, 2, 3, 4].find((limit) => limit >= most) || 4;
-  }
   function draw() {
-    const limit = scale(), sides = ["measured", "predicted"].filter((side) => view[side].some((p) => p >= 0));
-    const ramp = dark.matches ? DARK : LIGHT;
+    const limit = limits[shown.at.values().next().value], sides = ["measured", "predicted"].filter((side) => view[side].some((p) => p >= 0));
+    const ramp = dark.matches ? D.colours.dark : D.colours.light;
     $("ramp").style.background = `linear-gradient(to right, ${ramp.join(",")})`;
-    $("ramp-low").textContent = `1/${2 ** limit}×`; $("ramp-high").textContent = `${2 ** limit}×`;
+    [$("ramp-low").textContent, $("ramp-high").textContent] = W.ramp.map((text) => fill(text, { limit }));
     $("caption").textContent = `Speedup of ${S.subject} over ${D.baselines[S.baseline]}: ` +
       [...SLICE, ...Object.keys(NAMES).filter((n) => ![S.x, S.y, "pass", "num_layers", "ffn_dim", "vocab_size", "share_kv", "share_heads", "compression"].includes(n))]
         .map((n) => SLICE.includes(n) ? S.fixed[n] : S.fixed[n] ? `${SYMBOL[n] || n} = ${S.fixed[n]}` : "").filter(Boolean).join(" · ");
@@ -221,11 +190,11 @@
     const pair = (x, y) => at(side, cell(x, y));
     const label = (x, y) => lines(side, cell(x, y), x, y).flatMap((line) => fold(line, innerWidth < 760 ? 40 : 90)).map(escapeLabel).join("<br>");
     const small = xs.length * ys.length <= (innerWidth < 760 ? 64 : 240);
-    const heat = { type: "heatmap", z: numbers(side), x: xs.map((_, c) => c), y: ys.map((_, r) => r), zmin: -limit, zmax: limit, xgap: 1, ygap: 1, showscale: false,
+    const heat = { type: "heatmap", z: numbers(side), x: xs.map((_, c) => c), y: ys.map((_, r) => r), zmin: -Math.log2(limit), zmax: Math.log2(limit), xgap: 1, ygap: 1, showscale: false,
       colorscale: ramp.map((colour, i) => [i / (ramp.length - 1), colour]), customdata: ys.map((y) => xs.map((x) => label(x, y))), hoverongaps: false,
-      hovertemplate: "%{customdata}<extra></extra>", text: ys.map((y) => xs.map((x) => (pair(x, y) < 0 ? "" : ratio(P.ratio[pair(x, y)]).replace("×", "")))),
+      hovertemplate: "%{customdata}<extra></extra>", text: ys.map((y) => xs.map((x) => (pair(x, y) < 0 ? "" : P.text[pair(x, y)].replace("×", "")))),
       texttemplate: small ? "%{text}" : "", textfont: { size: 11 } };
-    const hatch = { type: "scatter", mode: "lines", x: [], y: [], hoverinfo: "skip", line: { color: dark.matches ? "rgba(255,255,255,0.35)" : "rgba(40,40,40,0.35)", width: 1 }, showlegend: false };
+    const hatch = { type: "scatter", mode: "lines", x: [], y: [], hoverinfo: "skip", line: { color: style.getPropertyValue("--hatch").trim(), width: 1 }, showlegend: false };
     const holes = { type: "scatter", mode: "text", x: [], y: [], text: [], customdata: [], hovertemplate: "%{customdata}<extra></extra>", textfont: { size: 9, color: style.getPropertyValue("--soft").trim() }, showlegend: false };
     const shapes = [];
     ys.forEach((y, r) => xs.forEach((x, c) => {
@@ -233,9 +202,8 @@
       if (p < 0) {
         shapes.push({ type: "rect", layer: "below", x0: c - 0.49, x1: c + 0.49, y0: r - 0.49, y1: r + 0.49, line: { width: 0 }, fillcolor: style.getPropertyValue("--hole").trim() });
         holes.x.push(c); holes.y.push(r); holes.customdata.push(label(x, y));
-        const why = hole(cell(x, y), x, y), status = /: (oom|timeout|crashed|incorrect|invalid|skipped|unsupported)/.exec(why);
-        holes.text.push(!small ? "" : status ? status[1] : why.startsWith("k > N") ? "k > N" : "–");
-      } else if (P.verdict[p] === "AMBIGUOUS" || P.verdict[p] === "SAME") {
+        holes.text.push(small ? holeLabel(cell(x, y), x, y) : "");
+      } else if (W.undecided.includes(P.verdict[p])) {
         for (const o of [-0.5, 0, 0.5]) { // three strokes of slope one, clipped to the cell
           const from = Math.max(-0.48, -0.48 - o), to = Math.min(0.48, 0.48 - o);
           hatch.x.push(c + from, c + to, null);
@@ -244,10 +212,10 @@
       }
     }));
     const contours = ["measured", "predicted"].filter((s) => view[s].some((p) => p >= 0)).flatMap((s) => {
-      const pairs = ys.map((y) => xs.map((x) => { const p = at(s, cell(x, y)); return p < 0 ? "" : [P.own[p], P.other[p]].map((r) => [rec("mechanism", r), rec("order", r), rec("backend", r)].join(" ")).join("|"); }));
+      const pairs = ys.map((y) => xs.map((x) => { const p = at(s, cell(x, y)); return p < 0 ? "" : form(P.own[p]) + "|" + form(P.other[p]); }));
       const lines = evenLines(numbers(s), pairs), x = [], y = [];
       lines.forEach(([[x0, y0], [x1, y1]]) => { x.push(x0, x1, null); y.push(y0, y1, null); });
-      return lines.length ? [[4.5, dark.matches ? "#15181b" : "#ffffff"], [2, ink]].map(([width, color]) => ({ type: "scatter", mode: "lines", name: `1x ${s}`, x, y, hoverinfo: "skip", showlegend: false,
+      return lines.length ? [[4.5, style.getPropertyValue("--ground").trim()], [2, ink]].map(([width, color]) => ({ type: "scatter", mode: "lines", name: `1x ${s}`, x, y, hoverinfo: "skip", showlegend: false,
         line: { width, color, dash: s === "measured" ? "solid" : "dash" } })) : [];
     });
     const axis = (values, title, size, name) => ({ tickvals: values.map((_, i) => i), ticktext: values.map((v) => (v === 0 ? "none" : String(v)) + (shown.thin[name].has(v) ? "*" : "")), title: { text: title, standoff: 6 }, range: [-0.5, values.length - 0.5],
@@ -282,8 +250,8 @@
         row.append(el("th", y === 0 ? "none" : String(y), { scope: "row" }));
         shown.xs.forEach((x) => {
           const i = shown.at.get(x + "|" + y), p = at(side, i);
-          const sign = p < 0 ? "" : { FASTER: "+", SLOWER: "−", SAME: "=", AMBIGUOUS: "~" }[P.verdict[p]];
-          const button = el("button", p < 0 ? "–" : sign + ratio(P.ratio[p]), { type: "button", tabindex: first ? "0" : "-1", "aria-label": lines(side, i, x, y).join(". "), "aria-pressed": "false" });
+          const sign = p < 0 ? "" : W.signs[P.verdict[p]];
+          const button = el("button", p < 0 ? "–" : sign + P.text[p], { type: "button", tabindex: first ? "0" : "-1", "aria-label": lines(side, i, x, y).join(". "), "aria-pressed": "false" });
           if (p < 0) button.className = "hole";
           button.addEventListener("click", () => { press(button); showDetail(side, i, x, y); });
           first = false;
@@ -317,15 +285,13 @@
       box.append(el("p", x === undefined ? "Choose a cell, in the map or in the table, to see its times, stages and samples." : lines(side, i, x, y).join(": ")));
       return;
     }
-    box.append(el("h3", `${place(x, y)}: ${ratio(P.ratio[p])} (${interval(p)}), ${P.verdict[p]}, ${side}`));
-    box.append(el("p", reason(p)));
+    box.append(el("h3", `${place(x, y)}: ${P.text[p]} (${P.interval[p]}), ${P.verdict[p]}, ${side}`));
+    box.append(el("p", reason(p).join("; ")));
     if (offWords(i)) box.append(el("p", `The speedup here: ${offWords(i)}`));
     const table = el("table"), sides = [P.own[p], P.other[p]];
-    for (const [name, value] of [["", form], ["median of samples", (r) => seconds(rec("median_s", r))], ["samples", (r) => String((rec("samples_s", r) || []).length)],
-      ["predicted", (r) => seconds(rec("predicted_s", r))], ["band", (r) => `${seconds(rec("predicted_low_s", r))} to ${seconds(rec("predicted_high_s", r))}`],
-      ["bound", (r) => bound(r) || "n/a"], ["peak memory", (r) => bytes(rec("peak_memory_bytes", r))], ["GFLOP", (r) => rec("flops", r) == null ? "n/a" : digits(rec("flops", r) / 1e9)], ["case", (r) => rec("case_id", r)]]) {
+    for (const [title, name] of D.details) {
       const row = el("tr");
-      row.append(el("th", name, { class: "word" }), ...sides.map((r) => el("td", value(r), { class: "word" })));
+      row.append(el("th", title, { class: "word" }), ...sides.map((r) => el("td", say(name, r), { class: "word" })));
       table.append(row);
     }
     const scroll = el("div", null, { class: "scroll" });
@@ -333,23 +299,25 @@
     stages(box, sides); samples(box, sides);
   }
   function stages(box, sides) {
-    const bars = sides.flatMap((r) => [["measured", rec("stages_s", r)], ["predicted", rec("predicted_stages_s", r)]].filter(([, t]) => t).map(([w, t]) => [rec("mechanism", r), w, t]));
+    const bars = sides.flatMap((r) => [["measured", "stages"], ["predicted", "predicted_stages"]].filter(([, name]) => rec(name + "_s", r))
+      .map(([word, name]) => [rec("mechanism", r), word, rec(name + "_s", r), T[name][r]]));
     if (!bars.length) { box.append(el("p", "No time by stage, measured or predicted, in these records.", { class: "soft" })); return; }
     const total = (t) => Object.values(t).reduce((a, b) => a + b, 0), most = Math.max(...bars.map(([, , t]) => total(t)));
     const list = el("div", null, { class: "stages" }), used = new Set();
-    for (const [mechanism, word, table] of bars) {
-      const bar = el("div", null, { class: "bar " + word, role: "img", "aria-label": Object.entries(table).map(([s, t]) => `${s} ${seconds(t)}`).join(", ") });
-      for (const stage of Object.keys(STAGES)) {
+    for (const [mechanism, word, table, texts] of bars) {
+      const told = Object.fromEntries(Object.keys(table).map((stage, i) => [stage, texts[i + 1]])); // the first one is the sum
+      const bar = el("div", null, { class: "bar " + word, role: "img", "aria-label": Object.entries(told).map(([s, t]) => `${s} ${t}`).join(", ") });
+      for (const stage of Object.keys(D.colours.stages)) {
         if (!table[stage]) continue;
         used.add(stage);
-        const part = el("span", null, { title: `${stage}: ${seconds(table[stage])}` });
-        part.style.width = (100 * table[stage]) / most + "%"; part.style.background = STAGES[stage];
+        const part = el("span", null, { title: `${stage}: ${told[stage]}` });
+        part.style.width = (100 * table[stage]) / most + "%"; part.style.background = D.colours.stages[stage];
         bar.append(part);
       }
-      list.append(el("span", `${mechanism}, ${word}`), bar, el("span", seconds(total(table))));
+      list.append(el("span", `${mechanism}, ${word}`), bar, el("span", texts[0]));
     }
     const key = el("p", null, { class: "key" });
-    for (const stage of used) { const s = el("span"), w = el("span", null, { class: "swatch" }); w.style.background = STAGES[stage]; s.append(w, stage); key.append(s); }
+    for (const stage of used) { const s = el("span"), w = el("span", null, { class: "swatch" }); w.style.background = D.colours.stages[stage]; s.append(w, stage); key.append(s); }
     box.append(el("h3", "Time by stage"), list, key);
   }
   function samples(box, sides) {
@@ -360,9 +328,9 @@
     sides.forEach((r, n) => {
       const svg = document.createElementNS(ns, "svg");
       svg.setAttribute("class", "samples"); svg.setAttribute("width", "100%"); svg.setAttribute("height", "22"); svg.setAttribute("role", "img");
-      svg.setAttribute("aria-label", `${all[n].length} samples of ${rec("mechanism", r)}`);
+      svg.setAttribute("aria-label", `${say("samples", r)} of ${rec("mechanism", r)}`);
       for (const s of all[n]) { const c = document.createElementNS(ns, "circle"); c.setAttribute("cx", at(s) + "%"); c.setAttribute("cy", "11"); c.setAttribute("r", "4"); svg.append(c); }
-      box.append(el("div", `${rec("mechanism", r)}: ${all[n].length ? `${seconds(Math.min(...all[n]))} to ${seconds(Math.max(...all[n]))}` : "none"}`, { class: "soft" }), svg);
+      box.append(el("div", `${rec("mechanism", r)}: ${say("spread", r)}`, { class: "soft" }), svg);
     });
   }
 
@@ -393,8 +361,9 @@
     let text = v === null || v === undefined ? "" : typeof v === "object" ? JSON.stringify(v) : String(v);
     return /[",\n\r]/.test(text) ? '"' + text.replace(/"/g, '""') + '"' : text;
   };
+  const G = Object.fromEntries(Object.entries(D.guarded).map(([k, c]) => [k, expand(c, D.count)])); // safe for a spreadsheet
   const everyRecord = () => [...Array(D.count).keys()].map(record);
-  const csv = () => [Object.keys(R).join(","), ...everyRecord().map((r) => Object.values(r).map(csvField).join(","))].join("\r\n") + "\r\n";
+  const csv = () => [Object.keys(R).join(","), ...everyRecord().map((r, i) => Object.keys(r).map((k) => csvField(G[k] ? G[k][i] : r[k])).join(","))].join("\r\n") + "\r\n";
   function download(name, type, text) {
     const link = el("a", null, { href: URL.createObjectURL(new Blob([text], { type })), download: name });
     document.body.append(link); link.click(); link.remove();

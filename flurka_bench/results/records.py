@@ -149,7 +149,7 @@ FIELDS: dict[str, Field] = {
     "stop_reason": Field(
         kind="text",
         meaning="why no more samples were taken",
-        accepted=("interval", "budget", "max_rounds"),
+        accepted=("interval", "budget", "max_rounds", "worker_died"),
     ),
     "ratio_error": Field(
         kind="number",

@@ -56,8 +56,9 @@ def error_records(folder: Path) -> list[dict[str, Any]]:
 
 def go_on(folder: Path, text: str, device: str) -> int:
     """Run a suite's text into a folder with the fake worker; how many cases had a record before."""
+    from running import run_suite
+
     from flurka_bench.cases.suite import parse_suite
-    from flurka_bench.kinds.timing.runner import run_suite
 
     before = dict(os.environ)
     paths = os.pathsep.join((str(REPOSITORY), str(TESTS)))
@@ -77,13 +78,14 @@ def go_on(folder: Path, text: str, device: str) -> int:
 def _serve() -> int:
     from fake_worker import open_tools
 
-    from flurka_bench.kinds.timing.worker import serve
+    from flurka_bench.bench.worker import serve
+    from flurka_bench.kinds.timing.bench import TimingBench
 
-    def renamed(device_name: str) -> Any:
+    def renamed(_: str, device_name: str) -> Any:
         tools, hello = open_tools(device_name)
-        return tools, {**hello, "device": os.environ[DEVICE_VARIABLE]}
+        return TimingBench(tools, {**hello, "device": os.environ[DEVICE_VARIABLE]})
 
-    return serve(renamed)
+    return serve(open_bench=renamed)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def attention(q: Tensor, k: Tensor) -> Tensor:
 
 
 # --- Compression
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def spectral_tail(singular_values: Tensor, rank: int) -> float:
@@ -133,11 +133,12 @@ def mean_pool_rows(q: Tensor, k: Tensor, v: Tensor, rank: int) -> Tensor:
     distance = torch.cdist(weights @ means, means)
     M = (weights * eta.cosh()).sum(-1, keepdim=True)
     shift = torch.maximum(eta.cosh() - 1, (1 - 1 / M).expand_as(eta))
-    return (weights * (eta.sinh() * sigma + shift * distance)).sum(-1)
+    bound: Tensor = (weights * (eta.sinh() * sigma + shift * distance)).sum(-1)
+    return bound
 
 
 # --- FAVOR+
-# --------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def kummer(a: float, b: float, z: float) -> float:
@@ -233,7 +234,7 @@ def flurka_row_bound(
 
 
 # --- Other kernels
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def relu_kernel(x: Tensor, y: Tensor, num_features: int) -> Tensor:
@@ -248,11 +249,12 @@ def relu_kernel(x: Tensor, y: Tensor, num_features: int) -> Tensor:
     cosine = (x @ y.mT / (a * b)).clamp(-1, 1)
     angle = cosine.acos()
     arc = a * b * (angle.sin() + (math.pi - angle) * cosine) / (2 * math.pi)
-    return (
+    kernel: Tensor = (
         arc
         + RELU_EPSILON * math.sqrt(num_features / (2 * math.pi)) * (a + b)
         + num_features * RELU_EPSILON**2
     )
+    return kernel
 
 
 def expected_relu_attention(q: Tensor, k: Tensor, num_features: int) -> Tensor:

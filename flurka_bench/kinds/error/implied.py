@@ -55,14 +55,15 @@ class Similarity:
     def factors(self) -> tuple[Callable[[Tensor], Tensor], Tensor | None]:
         """``left(q)`` (h, n, r) and ``right`` (h, r, L), None for the identity; left @ right is the
         attention's rows."""
-        if self.features is None:
+        features = self.features
+        if features is None:
             scaled = self.keys.mT / math.sqrt(self.keys.shape[-1])
             return (lambda q: torch.softmax(q @ scaled, dim=-1)), None
-        phi_k, shift = self.features.key_features(self.keys.unsqueeze(0))
+        phi_k, shift = features.key_features(self.keys.unsqueeze(0))
         total = phi_k.sum(-2, keepdim=True)
 
         def left(q: Tensor) -> Tensor:
-            phi_q = self.features.query_features(q.unsqueeze(0), shift)
+            phi_q = features.query_features(q.unsqueeze(0), shift)
             return (phi_q / (phi_q * total).sum(-1, keepdim=True)).squeeze(0)
 
         return left, phi_k.squeeze(0).mT
@@ -108,6 +109,7 @@ def _core(
 def uncompressed(draw: Draw, features: FeatureMap) -> Candidate:
     """A kernel mechanism: features of all N keys."""
     left, right = Similarity(draw.k, features).factors()
+    assert right is not None  # features have a right factor
     return Candidate(lambda q, _: left(q), right, _core(draw, features), is_distribution=True)
 
 

@@ -7,6 +7,7 @@ documents.
 
 import zlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -102,7 +103,8 @@ class Gaussian(_Synthetic):
     def _tensors(
         self, shape: tuple[int, ...], source: torch.Generator
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return tuple(_normal(shape, source) * self.scale for _ in "qkv")
+        q, k, v = (_normal(shape, source) * self.scale for _ in "qkv")
+        return q, k, v
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +125,8 @@ class LowRankPlusNoise(_Synthetic):
         _positive("scale", self.scale)
         if self.noise < 0 or self.decay < 0:
             raise RequestError(
-                f"low-rank inputs: noise and decay must be at least 0, got noise {self.noise}, decay {self.decay}"
+                "low-rank inputs: noise and decay must be at least 0, got noise"
+                f" {self.noise}, decay {self.decay}"
             )
         object.__setattr__(
             self, "label", f"low-rank-{self.decay:g}-noise-{self.noise:g}-scale-{self.scale:g}"
@@ -164,7 +167,8 @@ class Clustered(_Synthetic):
         _positive("scale", self.scale)
         if self.clusters < 1 or self.spread < 0:
             raise RequestError(
-                f"clustered inputs: clusters at least 1 and spread at least 0, got {self.clusters} and {self.spread}"
+                "clustered inputs: clusters at least 1 and spread at least 0, got"
+                f" {self.clusters} and {self.spread}"
             )
         tail = "-contiguous" if self.contiguous else ""
         object.__setattr__(
@@ -180,9 +184,10 @@ class Clustered(_Synthetic):
         member = torch.randint(self.clusters, (N,), generator=source)
         member = member.sort().values if self.contiguous else member
         centres = (_normal((h, self.clusters, d), source)[:, member] for _ in "qkv")
-        return tuple(
+        q, k, v = (
             self.scale * (centre + self.spread * _normal(shape, source)) for centre in centres
         )
+        return q, k, v
 
 
 class Trained:
@@ -200,7 +205,7 @@ class Trained:
         there."""
         self.label = "trained"
         self.documents = (
-            (texts.read_text(text),) if text else texts.docstrings()
+            (texts.read_text(Path(text)),) if text else texts.docstrings()
         )  # before the model, which takes seconds
         self.encoder = Encoder(model)
         self.source = str(text) if text else "standard library docstrings"
@@ -212,7 +217,7 @@ class Trained:
                 f"layer {bad[0]} is not one of the encoder's {num_layers} (0 to {num_layers - 1})"
             )
         self._tokens: list[list[int]] | None = None
-        self._cache: dict[tuple, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self._cache: dict[tuple[int, bool, int], list[tuple[Tensor, Tensor, Tensor]]] = {}
 
     def pieces(self, seq_len: int, *, train: bool) -> list[list[int]]:
         """The stretches of ``seq_len`` tokens that this side of the split may use, one per document
@@ -233,7 +238,8 @@ class Trained:
         (None: for training)."""
         if seq_len > self.encoder.config.max_seq_len:
             raise RequestError(
-                f"the encoder takes up to {self.encoder.config.max_seq_len} tokens, got seq_len {seq_len}"
+                f"the encoder takes up to {self.encoder.config.max_seq_len} tokens, got"
+                f" seq_len {seq_len}"
             )
         num_pieces, needed = (
             len(self.pieces(seq_len, train=seed is None)),
@@ -242,7 +248,8 @@ class Trained:
         if num_pieces < needed:
             side = "training" if seed is None else "testing"
             raise RequestError(
-                f"the text ({self.source}) has {num_pieces} stretches of {seq_len} tokens for {side}, and {needed} are needed; "
+                f"the text ({self.source}) has {num_pieces} stretches of {seq_len} tokens"
+                f" for {side}, and {needed} are needed; "
                 "give a longer --text, a smaller --seq-len or fewer --seeds"
             )
 
@@ -272,6 +279,7 @@ class Trained:
                 list(self._cache.items())[-11:]
             )  # a few encodings: the training set and the seeds in turn
             self._cache[key] = self.encoder.queries_keys_values(pieces[seed % len(pieces)])
+        assert layer is not None, "trained inputs are of a layer"
         return Draw(*self._cache[key][layer])
 
 
@@ -299,14 +307,15 @@ def family(name: str, **parameters: Any) -> Family:
             raise unknown(f"parameter of the {name} inputs", parameter, accepted)
     for parameter, value in parameters.items():
         _check_parameter(name, parameter, value, kind)
-    return kind(**parameters)
+    found: Family = kind(**parameters)
+    return found
 
 
 LARGEST_PARAMETER = 1e6  # of scales and spreads, whose logits are their squares
 LARGEST_COUNT = 2**20  # clusters: each has a row of its own
 
 
-def _check_parameter(name: str, parameter: str, value: Any, kind: type) -> None:
+def _check_parameter(name: str, parameter: str, value: Any, kind: Any) -> None:
     """Raise RequestError unless a parameter has the type of its default, and is in range."""
     if kind is Trained:
         if parameter == "layers":

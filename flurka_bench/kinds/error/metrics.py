@@ -80,7 +80,8 @@ class Reference:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(h, N, d)."""
-        return tuple(self.q.shape)
+        h, N, d = self.q.shape
+        return h, N, d
 
     @property
     def fits(self) -> bool:
@@ -253,15 +254,15 @@ def measure(
     return [
         Errors(
             matrix_frobenius=(sum_.matrix / norm).sqrt(),
-            matrix_spectral=spectra[j] / spectra[0] if spectral else None,
+            matrix_spectral=None if spectra is None else spectra[j] / spectra[0],
             kl_nats=(sum_.kl / N).clamp_min(0) if candidate.is_distribution else None,
             output_frobenius=(sum_.output / full_square).sqrt(),
             output_cosine=sum_.cosine / N,
             output_error=math.sqrt(float(sum_.output.sum()) / total),
             factor_mismatch=math.sqrt(sum_.mismatch / total),
             parents={
-                name: tuple(math.sqrt(value / total) for value in errors)
-                for name, errors in sum_.parents.items()
+                name: (math.sqrt(error / total), math.sqrt(step / total))
+                for name, (error, step) in sum_.parents.items()
             },
         )
         for j, (candidate, sum_) in enumerate(zip(candidates, sums), 1)
@@ -281,4 +282,5 @@ class _Sums:
 
 def _square(x: Tensor) -> Tensor:
     """Squared Frobenius norm by head, (h, n, c) -> (h,)."""
-    return torch.linalg.vector_norm(x, dim=(1, 2)).square()
+    norms: Tensor = torch.linalg.vector_norm(x, dim=(1, 2))
+    return norms.square()

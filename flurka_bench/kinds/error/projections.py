@@ -12,7 +12,7 @@ optimal      no E at all: the best rank-k matrix there is (SVD of the attention 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,9 @@ def check(projection: str, rank: int, seq_len: int) -> None:
 
 def gaussian(rank: int, seq_len: int, source: torch.Generator) -> Tensor:
     """(k, N) with independent N(0, 1/k) entries."""
-    return torch.randn(rank, seq_len, generator=source, dtype=torch.float64) / rank**0.5
+    entries = torch.randn(rank, seq_len, generator=source, dtype=torch.float64)
+    root: float = rank**0.5
+    return entries / root
 
 
 def orthonormal(rank: int, seq_len: int, source: torch.Generator) -> Tensor:
@@ -54,7 +56,8 @@ def orthonormal(rank: int, seq_len: int, source: torch.Generator) -> Tensor:
     basis, upper = torch.linalg.qr(
         torch.randn(seq_len, rank, generator=source, dtype=torch.float64)
     )
-    return (basis * upper.diagonal().sign()).mT.contiguous()
+    signed: Tensor = basis * upper.diagonal().sign()
+    return signed.mT.contiguous()
 
 
 def mean_pool(rank: int, seq_len: int) -> Tensor:
@@ -77,7 +80,9 @@ def draw(
 
 
 def least_squares(
-    training: list[Reference], compressed_attention: list[Callable[[Tensor], Tensor]], start: Tensor
+    training: Sequence[Reference],
+    compressed_attention: Sequence[Callable[[Tensor], Tensor]],
+    start: Tensor,
 ) -> Tensor:
     """F (k, N) that minimises the sum over training inputs and heads of |A - C F|² + ridge |F -
     start|².
@@ -108,7 +113,8 @@ def least_squares(
         if math.isinf(ridge):
             return start
         damped = gram + ridge * gram.diagonal().mean() * torch.eye(rank, dtype=torch.float64)
-        return start + torch.linalg.solve(damped, cross - gram @ start)
+        step: Tensor = torch.linalg.solve(damped, cross - gram @ start)
+        return start + step
 
     def error(ridge: float) -> float:
         return float(
@@ -175,9 +181,8 @@ def right_singular_vectors(reference: Reference, rank: int, source: torch.Genera
     h, N, _ = reference.shape
     if reference.fits:
         ((_, A),) = reference.blocks()
-        _, vectors = torch.linalg.eigh(
-            A.mT @ A
-        )  # ascending; the square costs half the digits, and errors need fewer
+        # Ascending; the square costs half the digits, and errors need fewer.
+        vectors: Tensor = torch.linalg.eigh(A.mT @ A)[1]
         return vectors.flip(-1)[..., :rank].mT.contiguous()
     basis = torch.randn(h, N, min(N, rank + 10), generator=source, dtype=torch.float64)
     for _ in range(3):
@@ -187,8 +192,11 @@ def right_singular_vectors(reference: Reference, rank: int, source: torch.Genera
             start=torch.zeros_like(basis),
         )
     basis = torch.linalg.qr(basis)[0]
-    gram = sum(
-        (image.mT @ image for image in (block @ basis for _, block in reference.blocks())), start=0
-    )
-    rotation = torch.linalg.eigh(gram)[1].flip(-1)[..., :rank]  # Ritz vectors, largest first
-    return (basis @ rotation).mT.contiguous()
+    images = (block @ basis for _, block in reference.blocks())
+    width = basis.shape[-1]
+    gram = sum((image.mT @ image for image in images), start=basis.new_zeros(h, width, width))
+    rotation: Tensor = torch.linalg.eigh(gram)[1].flip(-1)[
+        ..., :rank
+    ]  # Ritz vectors, largest first
+    found: Tensor = basis @ rotation
+    return found.mT.contiguous()

@@ -9,44 +9,36 @@ configurations.
     training_inputs = 8     # other inputs of the family, for the learned projection; at least 3
     spectral = true         # the spectral norm costs about as much as everything else together
 
-    [[inputs]]              # a family with its parameters; see quality.inputs
+    [[inputs]]              # a family with its parameters; see ``kinds.error.inputs``
     family = "gaussian"
     scale = 1.0
     seq_len = [512]
     head_dim = [64]         # the trained family has its model's head_dim and num_heads
     num_heads = 2
 
-    [[mechanisms]]          # every combination of the lists; impossible ones (rank > seq_len) fall
-    away mechanism = ["low-rank", "flurka-relu"] projection = ["mean-pool", "learned"] rank = [32,
-    128] num_features = [64]
+    [[mechanisms]]          # every combination; impossible ones (rank > seq_len) fall away
+    mechanism = ["low-rank", "flurka-relu"]
+    projection = ["mean-pool", "learned"]
+    rank = [32, 128]
+    num_features = [64]
 """
 
 import json
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from flurka_bench.cases import registry
+from flurka_bench.cases.expand import combinations, distinct
+from flurka_bench.cases.suite import suite_name
 from flurka_bench.kinds.error import projections
-from flurka_bench.words.errors import (
-    RequestError,
-    short,
-    unknown,
-)
-from flurka_bench.words.sizes import (
-    LARGEST_SIZE,
-    check_combinations,
-)
-from flurka_bench.words.toml import (
-    parse_toml,
-    read_text,
-)
+from flurka_bench.words.errors import RequestError, unknown
+from flurka_bench.words.sizes import check_combinations
+from flurka_bench.words.toml import Reader, parse_toml, read_text
 
-SHIPPED = (
-    Path(__file__).parent / "suites"
-)  # beside the code that reads them: `flurka-bench run` has its own
+# beside the code that reads them: `flurka-bench run` has its own
+SHIPPED = Path(__file__).parent / "suites"
 MECHANISMS = (
     "low-rank",
     "kernel-favor",
@@ -66,9 +58,7 @@ _KEYS = (
     "inputs",
     "mechanisms",
 )
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # it becomes the name of a folder
 MAX_TRAINING_INPUTS = 10_000
-_MECHANISM_KEYS = ("mechanism", "projection", "share_kv", "rank", "num_features")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,16 +208,12 @@ class ErrorSuite:
     def at(self, seq_len: int, head_dim: int) -> list[Configuration]:
         """The configurations that exist at this size, each once. Raises RequestError, saying why,
         where none does."""
-        found: dict[Configuration, None] = {}
-        problem: RequestError | None = None
-        for wanted in self.configurations:
-            try:
-                found[wanted.canonical(seq_len, head_dim)] = None
-            except RequestError as error:
-                problem = problem or error
-        if not any(item.rank for item in found) and problem is not None:
-            raise problem
-        return list(found)
+        found, impossible = distinct(
+            self.configurations, lambda wanted: wanted.canonical(seq_len, head_dim)
+        )
+        if impossible and not any(item.rank for item in found):
+            raise impossible[0][1]
+        return found
 
 
 def shipped() -> list[str]:
@@ -248,100 +234,56 @@ def load(name_or_path: str) -> ErrorSuite:
 def parse(text: str, *, name: str = "error") -> ErrorSuite:
     """An error suite from its text. Raises RequestError for malformed TOML, unknown keys, names and
     values."""
-    data = parse_toml(text, f"suite {name!r}")
-    for key in data:
-        if key not in _KEYS:
-            raise unknown("key of an error suite", key, _KEYS)
-    if data.get("kind") != "error":
+    reader = Reader(parse_toml(text, f"suite {name!r}"), "an error suite").only(_KEYS)
+    if reader.table.get("kind") != "error":
         raise RequestError(
             f'suite {name!r} has no kind = "error": it is for `flurka-bench run`, not for errors'
         )
-    spectral = data.get("spectral", True)
-    if not isinstance(spectral, bool):
-        raise RequestError(f"spectral must be true or false, got {short(spectral)}")
-    name, description = data.get("name", name), data.get("description", "")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise RequestError(
-            f"a suite's name has up to 64 letters, digits, '-', '_' and '.', got {short(name)}"
-        )
-    if not isinstance(description, str):
-        raise RequestError(f"description must be a text, got {short(description)}")
     suite = ErrorSuite(
-        name=name,
-        description=description,
+        name=suite_name(reader, name),
+        description=reader.text("description", ""),
         text=text,
-        seeds=_count(data.get("seeds", 3), "seeds"),
-        training_inputs=_count(data.get("training_inputs", 8), "training_inputs", least=3),
-        spectral=spectral,
-        inputs=tuple(_inputs(table) for table in _tables(data, "inputs")),
+        seeds=reader.count("seeds", 3),
+        training_inputs=reader.count("training_inputs", 8, least=3),
+        spectral=reader.flag("spectral", True),
+        inputs=tuple(map(_inputs, _tables(reader, "inputs"))),
         configurations=tuple(
-            item for table in _tables(data, "mechanisms") for item in _configurations(table)
+            item for table in _tables(reader, "mechanisms") for item in _configurations(table)
         ),
     )
     suite.check_size()
     return suite
 
 
-def _tables(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    tables = data.get(key)
-    if (
-        not isinstance(tables, list)
-        or not tables
-        or not all(isinstance(table, dict) for table in tables)
-    ):
+def _tables(reader: Reader, key: str) -> list[Reader]:
+    tables = reader.readers(key)
+    if not tables:
         raise RequestError(f"an error suite needs at least one [[{key}]] table")
     return tables
 
 
-def _inputs(table: dict[str, Any]) -> Inputs:
-    parameters = dict(table)
-    family = parameters.pop("family", None)
-    if not isinstance(family, str):
-        raise RequestError('every [[inputs]] table needs family = "..."')
+def _inputs(table: Reader) -> Inputs:
+    family = table.text("family")
     trained = family == "trained"
-    sizes = {"seq_len": parameters.pop("seq_len", 512)}
-    if not trained:
-        sizes |= {
-            "head_dim": parameters.pop("head_dim", 64),
-            "num_heads": parameters.pop("num_heads", 1),
-        }
+    sizes = ("family", "seq_len") if trained else ("family", "seq_len", "head_dim", "num_heads")
     return Inputs(
         family=family,
-        parameters=parameters,
-        seq_len=tuple(_count(value, "seq_len", least=2) for value in _list(sizes["seq_len"])),
-        head_dim=(None,)
-        if trained
-        else tuple(_count(value, "head_dim") for value in _list(sizes["head_dim"])),
-        num_heads=None if trained else _count(sizes["num_heads"], "num_heads"),
+        parameters={key: value for key, value in table.table.items() if key not in sizes},
+        seq_len=tuple(table.counts("seq_len", 512, least=2)),
+        head_dim=(None,) if trained else tuple(table.counts("head_dim", 64)),
+        num_heads=None if trained else table.count("num_heads", 1),
     )
 
 
-def _configurations(table: dict[str, Any]) -> list[Configuration]:
-    for key in table:
-        if key not in _MECHANISM_KEYS:
-            raise unknown("key of a [[mechanisms]] table", key, _MECHANISM_KEYS)
-    if "mechanism" not in table:
-        raise RequestError("every [[mechanisms]] table needs mechanism = [...]")
-    axes = {key: _list(value) for key, value in table.items()}
-    for key in ("rank", "num_features"):
-        for value in axes.get(key, []):
-            _count(value, key)
-    for value in axes.get("projection", []):
-        if value not in projections.PROJECTIONS:
-            raise unknown("projection", value, projections.PROJECTIONS)
-    if not all(isinstance(value, bool) for value in axes.get("share_kv", [])):
-        raise RequestError(f"share_kv takes true and false, got {short(axes['share_kv'])}")
+def _configurations(table: Reader) -> list[Configuration]:
+    read: dict[str, Callable[[str], list[Any]]] = {
+        "mechanism": table.values,
+        "projection": lambda key: table.choices(key, projections.PROJECTIONS),
+        "share_kv": table.flags,
+        "rank": table.counts,
+        "num_features": table.counts,
+    }
+    table.only(read).values("mechanism")
+    axes = {key: read[key](key) for key in table.table}
     check_combinations("a [[mechanisms]] table", axes.values(), mend="shorten its lists")
-    return [Configuration(**dict(zip(axes, values))) for values in product(*axes.values())]
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _count(value: Any, name: str, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= LARGEST_SIZE:
-        raise RequestError(
-            f"{name} must be a whole number from {least} to 2^40, got {short(value)}"
-        )
-    return value
+    return [Configuration(**values) for values in combinations(axes)]

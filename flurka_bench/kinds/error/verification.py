@@ -8,6 +8,7 @@ its stated probability.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -70,6 +71,7 @@ def _favor_output(
     are orthogonal)."""
     d = q.shape[-1]
     features = FavorFeatures(head_dim=d, num_features=num_features, dtype=torch.float64)
+    assert features.omega is not None
     features.omega.copy_(
         torch.randn(d, num_features, generator=source, dtype=torch.float64) * d**-0.25
     )
@@ -158,6 +160,10 @@ def _compression(num_draws: int) -> Iterator[Row]:
         measured,
         limit=1.1,
     )
+    yield from _pooled(num_draws)
+
+
+def _pooled(num_draws: int) -> Iterator[Row]:
     for spread, rank in ((0.05, 32), (0.2, 32), (0.2, 8)):
         limits, errors, held = [], [], []
         for seed in range(num_draws):
@@ -183,6 +189,15 @@ def _compression(num_draws: int) -> Iterator[Row]:
         )
 
 
+def _favor_rows(
+    name: str, qkv: tuple[Tensor, Tensor, Tensor], full: Tensor, num_features: int, seed: int
+) -> Tensor:
+    """Errors by row (n,) of one draw of features."""
+    output = _favor_output(*qkv, num_features, generator(name, num_features, seed))
+    errors: Tensor = (output - full).norm(dim=-1)
+    return errors
+
+
 def _favor(num_draws: int) -> Iterator[Row]:
     q, k, v = _head(Gaussian(scale=0.5).draw(0, num_heads=1, seq_len=64, head_dim=16))
     full = bounds.attention(q, k) @ v
@@ -194,9 +209,7 @@ def _favor(num_draws: int) -> Iterator[Row]:
             f"gaussian-0.5, N 64, d 16, m {num_features}",
             limit,
             full,
-            lambda seed, m=num_features: (
-                _favor_output(q, k, v, m, generator("favor", m, seed)) - full
-            ).norm(dim=-1),
+            partial(_favor_rows, "favor", (q, k, v), full, num_features),
             num_draws,
         )
     pooled = projections.mean_pool(16, 64)
@@ -209,9 +222,7 @@ def _favor(num_draws: int) -> Iterator[Row]:
             f"gaussian-0.5, N 64, d 16, k 16, m {num_features}",
             limit,
             full,
-            lambda seed, m=num_features: (
-                _favor_output(q, keys, values, m, generator("flurka", m, seed)) - full
-            ).norm(dim=-1),
+            partial(_favor_rows, "flurka", (q, keys, values), full, num_features),
             num_draws,
         )
 

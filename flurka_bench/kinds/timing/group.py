@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from flurka_bench.bench.protocol import (
+from flurka_bench.bench.outcomes import (
     LATE,
     NOBODY,
     is_out_of_memory,
     is_poisoned,
     one_line,
 )
+from flurka_bench.bench.protocol import Beat, Say
 from flurka_bench.cases.case import Case
 from flurka_bench.devices.device import Device
 from flurka_bench.devices.timers import (
@@ -34,6 +35,7 @@ from flurka_bench.kinds.timing.race import (
 )
 
 _PHASE_INTERVAL_S = 0.5
+_MEMORY_METHOD = "inputs, parameters and gradients, and the allocator's peak of one call above them"
 _KEPT_ON_FAILURE = (
     "peak_memory_bytes",
     "warmup_s",
@@ -77,17 +79,13 @@ class GroupRun:
         self,
         tools: Tools,
         options: Options,
-        say: Callable[[dict], None],
-        beat: Callable[[int], None],
+        say: Say,
+        beat: Beat,
     ) -> None:
         self.tools, self.options, self.say, self.beat = tools, options, say, beat
-        self.calls_s: dict[str, float] = {
-            "gate": 0.0,
-            "warmup": 0.0,
-            "memory": 0.0,
-            "timed": 0.0,
-            "extra": 0.0,
-        }
+        self.calls_s = dict.fromkeys(("gate", "warmup", "memory", "timed", "extra"), 0.0)
+        self._racing: list[Competitor] = []
+        self._again: list[tuple[int, Case]] = []  # did not fit in memory beside the others
         self._inner_s = 0.0
         self._started = time.monotonic()
         self._last_phase = -math.inf
@@ -97,38 +95,34 @@ class GroupRun:
     def measure(self, cases: list[Case]) -> None:
         """Measure all cases and say an outcome for each. Lets a poisoned context's exception
         through."""
-        competitors: list[Competitor] = []
-        again: list[tuple[int, Case]] = []
-        last_s = 0.0
+        alone, last_s = len(cases) == 1, 0.0
         for index, case in enumerate(cases):
             # The next takes at least as long as the last, and what is entered must still get
             # through its rounds.
-            rounds_s = MIN_ROUNDS * sum(competitor.block_s for competitor in competitors)
+            rounds_s = MIN_ROUNDS * sum(competitor.block_s for competitor in self._racing)
             if index and self._is_late(last_s + rounds_s):
                 self._say_failure(index, "skipped", LATE, {})
                 continue
             entered = time.monotonic()
-            competitor = self._enter(index, case, alone=len(cases) == 1)
+            self._enter(index, case, alone=alone)
             last_s = time.monotonic() - entered
-            if isinstance(competitor, Competitor):
-                competitors.append(competitor)
-            elif competitor is not None:
-                again.append((index, case))
-        race(competitors, self.options, self._started, self._sample)
-        for competitor in competitors:
-            self._finish(competitor)
-        competitors.clear()
-        for index, case in again:  # what did not fit beside the others may fit alone, unpaired
+        self._race()
+        for index, case in self._again:
             self.tools.release()
             if self._is_late(0.0):
                 self._say_failure(index, "skipped", LATE, {})
                 continue
-            competitor = self._enter(index, case, alone=True)
-            if isinstance(competitor, Competitor):
-                race([competitor], self.options, self._started, self._sample)
-                self._finish(competitor)
+            self._enter(index, case, alone=True)
+            self._race()
         self.tools.release()
         self.beat(NOBODY)
+
+    def _race(self) -> None:
+        """Time those that were entered, and let them go."""
+        race(self._racing, self.options, self._started, self._sample)
+        for competitor in self._racing:
+            self._finish(competitor)
+        self._racing.clear()
 
     def _is_late(self, needed_s: float) -> bool:
         """Whether what takes ``needed_s`` would end after the deadline."""
@@ -137,9 +131,9 @@ class GroupRun:
             self.options.deadline_s is not None and elapsed_s + needed_s > self.options.deadline_s
         )
 
-    def _enter(self, index: int, case: Case, *, alone: bool) -> Competitor | str | None:
-        """Build, check and warm up; None when an outcome was said, "again" when memory was short
-        beside the others."""
+    def _enter(self, index: int, case: Case, *, alone: bool) -> None:
+        """Build, check and warm up. Where that fails an outcome is said, or, when memory was short
+        beside the others, the case waits to be tried alone, unpaired."""
         self.beat(index)
         outcome: dict[str, Any] = {}
         device = self.tools.device
@@ -163,19 +157,23 @@ class GroupRun:
                     built.run, warmup_budget_s=self.options.case_time_s / 8, called=True
                 )
         except Exception as error:
-            return self._refused(index, error, outcome, alone)
-        return Competitor(index=index, case=case, built=built, outcome=outcome, prepared=prepared)
+            if is_out_of_memory(error) and not alone:
+                error.__traceback__ = None  # its frames hold the tensors that did not fit
+                self.tools.release()
+                self._again.append((index, case))
+            else:
+                self._refuse(index, error, outcome)
+            return
+        self._racing.append(
+            Competitor(index=index, case=case, built=built, outcome=outcome, prepared=prepared)
+        )
 
-    def _refused(
-        self, index: int, error: Exception, outcome: dict[str, Any], alone: bool
-    ) -> str | None:
+    def _refuse(self, index: int, error: Exception, outcome: dict[str, Any]) -> None:
         if is_poisoned(error):
             raise error
         error.__traceback__ = None  # its frames hold the tensors that did not fit
         if is_out_of_memory(error):
             self.tools.release()
-            if not alone:
-                return "again"
             self._say_failure(index, "oom", one_line(error), outcome)
         elif isinstance(error, self.tools.incorrect):
             self._say_failure(index, "incorrect", str(error), outcome)
@@ -183,7 +181,6 @@ class GroupRun:
             self._say_failure(index, "unsupported", str(error), outcome)
         else:
             self._say_failure(index, "crashed", one_line(error), outcome)
-        return None
 
     def _sample(self, competitor: Competitor, round_id: int) -> None:
         self.beat(competitor.index)
@@ -195,7 +192,7 @@ class GroupRun:
             if is_poisoned(error):
                 raise
             competitor.stop_reason = "failed"
-            self._refused(competitor.index, error, competitor.outcome, alone=True)
+            self._refuse(competitor.index, error, competitor.outcome)
             return
         spent_s = time.monotonic() - started
         self.calls_s["timed"] += spent_s
@@ -205,29 +202,24 @@ class GroupRun:
         if competitor.stop_reason == "failed":
             return  # its outcome was said
         self.beat(competitor.index)
-        prepared, outcome = competitor.prepared, competitor.outcome
-        outcome |= {
-            "warmup_s": prepared.warmup_s,
+        outcome = competitor.outcome | {
+            "warmup_s": competitor.prepared.warmup_s,
             "num_dropped": len(competitor.dropped_s),
-            "dropped_s": competitor.dropped_s,
-            "dropped_round_ids": competitor.dropped_round_ids,
-            "drop_reason": competitor.drop_reason,
+            **competitor.seen(),
         }
         if not competitor.samples_s:
-            why = f"all {len(competitor.dropped_s)} samples were dropped, the last as {competitor.drop_reason}"
+            why = (
+                f"all {len(competitor.dropped_s)} samples were dropped,"
+                f" the last as {competitor.drop_reason}"
+            )
             self._say_failure(competitor.index, "invalid", why, outcome)
             return
         outcome |= {
-            "samples_s": competitor.samples_s,
-            "round_ids": competitor.round_ids,
             "median_s": statistics.median(competitor.samples_s),
-            "timer": f"{self.timer.name}, {'cold' if self.timer.cold else 'warm'} cache",
-            "num_calls": prepared.num_calls,
-            "num_warmup": 1 + len(prepared.warmup_s) * prepared.num_calls,
-            "overhead_fraction": _finite(prepared.overhead_fraction),
+            **self._facts(competitor),
             "stop_reason": competitor.stop_reason,
             "ratio_error": _finite(competitor.ratio_error),
-            "memory_method": "inputs, parameters and gradients, and the allocator's peak of one call above them",
+            "memory_method": _MEMORY_METHOD,
             "stamp": self.tools.stamp(),
         }
         try:
@@ -241,6 +233,16 @@ class GroupRun:
                 raise
             outcome["error"] = one_line(error)
         self.say({"say": "outcome", "index": competitor.index, "status": "ok", **outcome})
+
+    def _facts(self, competitor: Competitor) -> dict[str, Any]:
+        """How the samples are taken."""
+        prepared = competitor.prepared
+        return {
+            "timer": f"{self.timer.name}, {'cold' if self.timer.cold else 'warm'} cache",
+            "num_calls": prepared.num_calls,
+            "num_warmup": 1 + len(prepared.warmup_s) * prepared.num_calls,
+            "overhead_fraction": _finite(prepared.overhead_fraction),
+        }
 
     def _other_latencies(self, competitor: Competitor) -> dict[str, Any]:
         """Graph replay and profiler device time of a call, where the device has them, with their
@@ -278,10 +280,29 @@ class GroupRun:
         )
 
     def _phase(self, case: Case, phase: str) -> None:
+        """Say what is being done; in the race not at each sample, and then also what was seen: if
+        this process dies, the others keep it."""
         now = time.monotonic()
-        if phase != "timing" or now - self._last_phase > _PHASE_INTERVAL_S:
-            self._last_phase = now
-            self.say({"say": "phase", "case_id": case.case_id, "phase": phase})
+        if phase == "timing":
+            if now - self._last_phase <= _PHASE_INTERVAL_S:
+                return
+            for competitor in self._racing:
+                self._say_partial(competitor)
+        self._last_phase = now
+        self.say({"say": "phase", "case_id": case.case_id, "phase": phase})
+
+    def _say_partial(self, competitor: Competitor) -> None:
+        """Say what the last such message of the competitor did not."""
+        news = competitor.seen(since_last=True) | {"stop_reason": competitor.stop_reason}
+        if not competitor.is_known:
+            competitor.is_known = True
+            news |= {
+                **competitor.outcome,
+                "warmup_s": competitor.prepared.warmup_s,
+                **self._facts(competitor),
+                "memory_method": _MEMORY_METHOD,
+            }
+        self.say({"say": "partial", "index": competitor.index, **news})
 
     @contextlib.contextmanager
     def _counting(self, what: str) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What the runner knows of a case without a clock: whether to try it, what its record holds, which
+"""What the parent knows of a case without a clock: whether to try it, what its record holds, which
 times are impossible."""
 
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from flurka_bench.bench.kind import Place
 from flurka_bench.cases.case import Case
 from flurka_bench.devices.timers import diagnose
 from flurka_bench.lowering import (
@@ -27,7 +28,7 @@ class Peaks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """What the runner wants to know of a case's op list."""
+    """What the parent wants to know of a case's op list."""
 
     flops: float
     matmul_flops: float
@@ -57,7 +58,7 @@ def figures(case: Case, device: str) -> Figures:
 
 
 def reason_to_skip(
-    case: Case, too_large: Sequence[Case], memory_bytes: int | None, device: str
+    case: Case, too_large: Sequence[Case], memory_bytes: float | None, device: str
 ) -> str | None:
     """Why not to try a case: a smaller one of its family ran out of memory, or it needs more than
     ``memory_bytes``."""
@@ -68,7 +69,10 @@ def reason_to_skip(
             return f"skipped: larger than an OOM ({other.case_id})"
     needed = figures(case, device).peak_bytes
     if memory_bytes is not None and needed > memory_bytes:
-        return f"skipped: needs about {needed / 1e9:.3g} GB, the suite's memory budget is {memory_bytes / 1e9:.3g} GB"
+        return (
+            f"skipped: needs about {needed / 1e9:.3g} GB, the suite's memory budget is"
+            f" {memory_bytes / 1e9:.3g} GB"
+        )
     return None
 
 
@@ -76,20 +80,19 @@ def make_record(
     case: Case,
     outcome: dict[str, Any],
     *,
-    device: str,
-    hello: dict[str, Any],
+    place: Place,
     seed: int,
     predict: Callable[[Case], dict[str, Any]] | None,
     peaks: Callable[[Case], Peaks | None] | None,
 ) -> dict[str, Any]:
     """A case's final record: the worker's outcome, its prediction beside it, invalid if it beats
     physics."""
-    found = figures(case, device)
+    found = figures(case, place.kind)
     record: dict[str, Any] = {
         "case_id": case.case_id,
         "status": outcome["status"],
         **case.as_record(),
-        "device": hello["device"],
+        "device": place.device,
         "seed": seed,
         "samples_s": [],
         "round_ids": [],
@@ -104,9 +107,7 @@ def make_record(
     record |= outcome
     limits = peaks(case) if peaks is not None and record["status"] == "ok" else None
     if limits is not None:
-        if impossible := _impossible(
-            found, record["median_s"], limits, float(hello.get("cache_bytes", 0))
-        ):
+        if impossible := _impossible(found, record["median_s"], limits, place.cache_bytes):
             record |= {"status": "invalid", "error": impossible}
         if limits.bandwidth_bytes_per_s is not None:
             record["limited_by"] = diagnose(
@@ -123,7 +124,10 @@ def make_record(
 def _impossible(found: Figures, seconds: float, peaks: Peaks, cache_bytes: float) -> str | None:
     """By which physical bound the measured time is too short, if any."""
     if found.matmul_flops / seconds > peaks.margin * peaks.flops_per_s:
-        return f"faster than peak FLOPs: {found.matmul_flops / seconds:.3g} FLOP/s, the device has {peaks.flops_per_s:.3g}"
+        return (
+            f"faster than peak FLOPs: {found.matmul_flops / seconds:.3g} FLOP/s, the"
+            f" device has {peaks.flops_per_s:.3g}"
+        )
     # What must come from memory at least once: inputs and parameters, less what the cache may still
     # hold.
     moved = found.resident_bytes - cache_bytes
@@ -131,7 +135,10 @@ def _impossible(found: Figures, seconds: float, peaks: Peaks, cache_bytes: float
         peaks.bandwidth_bytes_per_s is not None
         and moved / seconds > peaks.margin * peaks.bandwidth_bytes_per_s
     ):
-        return f"faster than peak bandwidth: {moved / seconds:.3g} B/s, the device has {peaks.bandwidth_bytes_per_s:.3g}"
+        return (
+            f"faster than peak bandwidth: {moved / seconds:.3g} B/s, the device has"
+            f" {peaks.bandwidth_bytes_per_s:.3g}"
+        )
     return None
 
 

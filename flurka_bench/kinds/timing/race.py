@@ -65,6 +65,24 @@ class Competitor:
     spent_s: float = 0.0
     ratio_error: float = math.inf
     stop_reason: str | None = None
+    is_known: bool = False  # its outcome so far was said, and of its samples so many:
+    num_told: int = 0
+    num_dropped_told: int = 0
+
+    def seen(self, *, since_last: bool = False) -> dict[str, Any]:
+        """Samples and dropped samples, as a record has them; ``since_last``: only those that no
+        such call has given yet."""
+        first, first_dropped = 0, 0
+        if since_last:
+            first, self.num_told = self.num_told, len(self.samples_s)
+            first_dropped, self.num_dropped_told = self.num_dropped_told, len(self.dropped_s)
+        return {
+            "samples_s": self.samples_s[first:],
+            "round_ids": self.round_ids[first:],
+            "dropped_s": self.dropped_s[first_dropped:],
+            "dropped_round_ids": self.dropped_round_ids[first_dropped:],
+            "drop_reason": self.drop_reason,
+        }
 
     @property
     def block_s(self) -> float:
@@ -98,7 +116,7 @@ def race(
     """
     if not competitors:
         return
-    reference = _choose_reference(competitors)
+    reference = _choose_reference(competitors, competitors)
     racing = list(competitors)
     rng = random.Random(options.seed)
     num_rounds, next_look = 0, _FIRST_LOOK
@@ -113,7 +131,7 @@ def race(
         num_rounds += 1
         racing = [competitor for competitor in racing if competitor.stop_reason is None]
         if reference.stop_reason is not None and racing:  # it failed: go on without
-            reference = _choose_reference(racing)
+            reference = _choose_reference(racing, competitors)
         now = time.monotonic()
         overdue = (now - racing_since > budget_s and num_rounds >= MIN_ROUNDS) or now > deadline
         if overdue or num_rounds >= MAX_ROUNDS:
@@ -128,17 +146,15 @@ def race(
             next_look = math.ceil(num_rounds * _LOOK_AGAIN)
             racing = _retire(racing, reference, options)
     _look(reference, reference, options)
+
+
+def _choose_reference(racing: list[Competitor], competitors: list[Competitor]) -> Competitor:
+    """The fastest FLuRKA that races, or the fastest of all; all competitors note it."""
+    flurkas = [each for each in racing if registry.get(each.case.mechanism).is_flurka]
+    reference = min(flurkas or racing, key=lambda competitor: min(competitor.prepared.warmup_s))
     for competitor in competitors:
         competitor.outcome["reference"] = reference.case.case_id
-
-
-def _choose_reference(competitors: list[Competitor]) -> Competitor:
-    flurkas = [
-        competitor
-        for competitor in competitors
-        if registry.get(competitor.case.mechanism).is_flurka
-    ]
-    return min(flurkas or competitors, key=lambda competitor: min(competitor.prepared.warmup_s))
+    return reference
 
 
 def _too_slow(competitor: Competitor, racing: list[Competitor], options: Options) -> bool:

@@ -1,5 +1,6 @@
 """The map of the regions: speedup over any two axes, measured and predicted side by side."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -26,15 +27,8 @@ from flurka_bench.words.errors import (
 from flurka_bench.words.sizes import SIZES
 from flurka_bench.words.units import format_ratio
 
-# Brown to blue-green through white: the two ends differ in hue and equally in lightness for every
-# common colour vision.
-COLOURS = "BrBG"
-LIMITS = (
-    2,
-    4,
-    8,
-    16,
-)  # where colours saturate: the least that holds nine cells in ten; the figures in the cells go on
+COLOURS = "BrBG"  # style.RAMP, by matplotlib's name
+LIMITS = (2, 4, 8, 16)  # where colours saturate; the figures in the cells go on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,8 +134,7 @@ def heat_map(
         for side in ("", "predicted_")
     }
     sides = [side for side in ratios if ratios[side]] or [""]
-    most = np.quantile(np.exp(np.abs(np.log(sum(ratios.values(), [1.0])))), 0.9)
-    limit = next((limit for limit in LIMITS if limit >= most), LIMITS[-1])
+    limit = colour_limit([ratio for known in ratios.values() for ratio in known])
     width = 1.9 + len(sides) * max(3.2, 0.62 * len(grid.xs) + 1.0)
     thin, note = thin_lines(grid)
     fig = style.figure(max(width, 6.5), max(3.6, 0.36 * len(grid.ys) + 2.3) + (0.2 if note else 0))
@@ -177,6 +170,12 @@ def heat_map(
     ]
     fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return fig
+
+
+def colour_limit(ratios: Sequence[float]) -> int:
+    """Where the colours of a map saturate: the least of LIMITS that holds nine ratios in ten."""
+    most = np.quantile(np.abs(np.log2([1.0, *ratios])), 0.9)
+    return next((limit for limit in LIMITS if np.log2(limit) >= most), LIMITS[-1])
 
 
 def caption(fixed: dict[str, object]) -> str:

@@ -26,8 +26,14 @@ FAMILY_COLOURS = {
     "kernel": "#D55E00",
     "flurka": "#009E73",
 }
+# Brown to blue-green through white (ColorBrewer's BrBG, matplotlib's too): the two ends differ in hue
+# and equally in lightness for every common colour vision. On a dark ground the middle is dark.
+RAMP = ("#543005", "#8c510a", "#bf812d", "#dfc27d", "#f6e8c3", "#f5f5f5", "#c7eae5", "#80cdc1", "#35978f",
+        "#01665e", "#003c30")  # fmt: skip
+DARK_RAMP = ("#ffd99a", "#e0a850", "#b07a2c", "#785220", "#4a3a26", "#2e3236", "#21443f", "#236b63", "#35978f",
+             "#6cc9be", "#b4f0e7")  # fmt: skip
 STAGE_COLOURS = {"project": "#0072B2", "compress": "#E69F00", "features": "#009E73", "scores": "#D55E00", "key_value": "#CC79A7",
-                 "output": "#56B4E9", "merge": "#999999", "ffn": "#F0E442", "other": "#DDDDDD"}  # fmt: skip
+                 "output": "#56B4E9", "merge": "#999999", "ffn": "#b8a800", "other": "#777777"}  # fmt: skip
 LINES = {"full-math": ("--", "s"), "full-sdpa": ("-", "s"), "low-rank": ("--", "o"), "low-rank-sdpa": ("-", "o"),
          "kernel-favor": ("--", "^"), "kernel-relu": ("-", "^"), "kernel-elu": (":", "^"),
          "flurka-favor": ("--", "D"), "flurka-relu": ("-", "D"), "flurka-elu": (":", "D")}  # fmt: skip

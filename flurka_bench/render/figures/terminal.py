@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flurka_bench.answers.words import SYMBOLS, UNDECIDED
+from flurka_bench.render.figures import style
 from flurka_bench.render.figures.heatmap import (
     Grid,
     caption,
@@ -16,17 +17,11 @@ from flurka_bench.render.figures.heatmap import (
 from flurka_bench.words.text import legible
 from flurka_bench.words.units import format_ratio
 
-# The same brown to blue-green as the pictures, by steps of log2: below 1/4, 1/2, 1/1.2, 1, 1.2, 2,
-# 4.
-STEPS = (
-    (0.25, "#8c510a", "white"),
-    (0.5, "#bf812d", "black"),
-    (0.833, "#dfc27d", "black"),
-    (1.0, "#f6e8c3", "black"),
-    (1.2, "#c7eae5", "black"),
-    (2.0, "#80cdc1", "black"),
-    (4.0, "#35978f", "black"),
-    (float("inf"), "#01665e", "white"),
+# The pictures' colours by steps of log2, each below so much; the darkest two take white letters.
+_BELOW = (0.25, 0.5, 0.833, 1.0, 1.2, 2.0, 4.0, float("inf"))
+STEPS = tuple(
+    (below, colour, "white" if below in (0.25, float("inf")) else "black")
+    for below, colour in zip(_BELOW, style.RAMP[1:5] + style.RAMP[6:10])
 )
 WIDTH = 8
 
