@@ -499,6 +499,15 @@ def test_omega_is_orthogonal_in_blocks_with_gaussian_norms():
     )  # columns are N(0, I)
 
 
+def test_omega_prefers_no_direction():
+    """Householder's QR alone would make every diagonal entry of the basis negative."""
+    generator = torch.Generator().manual_seed(1)
+    draws = torch.stack([orthogonal_gaussian(8, 8, generator) for _ in range(400)])
+    corners = draws.diagonal(dim1=1, dim2=2)  # N(0, 1) each
+    assert float(corners.mean(0).abs().max()) < 5 / 400**0.5
+    assert float((corners > 0).double().mean(0).sub(0.5).abs().max()) < 2.5 / 400**0.5
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
     "name", [name for name in NAMES if name.endswith(("favor", "relu", "elu"))]

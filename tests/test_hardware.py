@@ -33,6 +33,7 @@ from flurka_bench.cost.softmax import SoftmaxConstants
 from flurka_bench.cost.terms import shipped_table
 from flurka_bench.devices.probe import FoundDevice
 from flurka_bench.hardware import (
+    detect,
     load,
     names,
     write_calibration,
@@ -407,7 +408,7 @@ def mangled(draw):
     return text
 
 
-@settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(mangled())
 def test_mangled_profiles_give_clean_errors(text):
     try:
@@ -464,3 +465,31 @@ def test_bandwidth_is_the_bus_times_the_data_rate(name):
     # 8 TB/s of Blackwell is quoted rounded
     tolerance = 0.025 if name in ("b200-sxm", "b300-sxm", "gb200") else 0.01
     assert load(name).memory_bandwidth_bytes_per_s == pytest.approx(expected, rel=tolerance)
+
+
+CPUFREQ = "/sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq"
+CACHE = "/sys/devices/system/cpu/cpu0/cache/index{}/size"
+
+
+@pytest.mark.parametrize(
+    ("files", "clock_hz"),
+    [
+        ({CPUFREQ: "3600000\n", "/proc/cpuinfo": "cpu MHz\t\t: 2400.0\n"}, 3.6e9),  # in kHz
+        ({"/proc/cpuinfo": "model name\t: X\ncpu MHz\t\t: 2400.5\n"}, 2.4005e9),
+        ({CPUFREQ: "<unknown>\n"}, 2.5e9),
+        ({}, 2.5e9),
+    ],
+)
+def test_a_clock_is_read_in_the_units_of_its_file(monkeypatch, files, clock_hz):
+    monkeypatch.setattr(detect, "_read", lambda path: files.get(path, ""))
+    assert detect._clock_hz()[0] == pytest.approx(clock_hz)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "bytes_"),
+    [(("32K", "512K", "16M"), 16 * 2**20), (("48K", "1G"), 2**30), (("", "x", "9"), 8 * 2**20)],
+)
+def test_the_last_cache_is_read_in_binary_units(monkeypatch, sizes, bytes_):
+    files = {CACHE.format(index): text for index, text in enumerate(sizes)}
+    monkeypatch.setattr(detect, "_read", lambda path: files.get(path, ""))
+    assert detect.last_level_cache_bytes()[0] == bytes_

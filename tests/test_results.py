@@ -356,7 +356,7 @@ JUNK = st.sampled_from(
 )
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(data=st.data())
 def test_mangled_records_give_clean_errors(data, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "mangled"

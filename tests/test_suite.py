@@ -347,7 +347,7 @@ FRAGMENTS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_mangled_suites_give_clean_errors(data):
     lines = BASIC.splitlines(keepends=True)
