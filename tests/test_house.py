@@ -144,8 +144,7 @@ LINES = 60
 LONG = {
     "attention/fused/kernels.py": {"key_side", "query_side"},
     "cli/plot.py": {"_figures"},
-    "cli/recommend.py": {"_print"},
-    "cli/regions.py": {"regions", "_map"},
+    "cli/regions.py": {"regions"},
     "cli/report.py": {"report"},
     "cost/attention.py": {"attention_terms"},
     "cost/matmul.py": {"matmul_terms"},

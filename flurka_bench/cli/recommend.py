@@ -150,12 +150,25 @@ def recommend(
         ])  # fmt: skip
         return
     sizes = "" if errors is None else errors.sizes_in_words(fields["inputs"])
-    for answer, on in zip(found, bases):
-        _print(answer, top, everything=all_)
-        _print_basis(answer, on.line, sizes=sizes, source=error_run or ERROR_RUN)
+    rests = [(on.line, sizes, error_run or ERROR_RUN) for on in bases]
+    _print_all(found, rests, top, everything=all_)
+
+
+def _print_all(
+    found: "list[Recommendation]",
+    rests: list[tuple[str, str, Path]],
+    limit: int | None,
+    *,
+    everything: bool,
+) -> None:
+    """Each target's answer, and what it ``rests`` on: its basis, the sizes at which errors were
+    measured, and where."""
+    for answer, (basis, sizes, source) in zip(found, rests):
+        _print(answer, limit, everything=everything)
+        _print_basis(answer, basis, sizes=sizes, source=source)
     if len(found) > 1:
-        _print_across(found, everything=all_)
-    if not all_:
+        _print_across(found, everything=everything)
+    if not everything:
         print_text(
             "\n--all: every column, the Pareto front of time, memory and error, and how the answer"
             " moves with the floor"
