@@ -28,8 +28,8 @@ from flurka_bench.answers.speedup import (
     speedups,
 )
 from flurka_bench.answers.words import percent
-from flurka_bench.cli.plot import plot
-from flurka_bench.cli.report import report
+from flurka_bench.cli.main import build_app
+from flurka_bench.cli.plot import draw
 from flurka_bench.cli.run import _print_answer
 from flurka_bench.cost.predict import speedup
 from flurka_bench.hardware import load
@@ -71,7 +71,7 @@ def pictures() -> None:
         heatmap.heat_map(cells, "seq_len", "rank", which=place), IMAGES / "layer-heatmap", ["png"]
     )
     with redirect_stdout(StringIO()):
-        plot([QUICK], kind="heatmap,scaling,predicted")
+        draw([QUICK], ["heatmap", "scaling", "predicted"], folder=QUICK / "plots")
     error = REFERENCE / "error"
     for arguments in (
         [error, "--timing", REFERENCE / "error-time-cpu-1-thread"],
@@ -89,8 +89,9 @@ def pictures() -> None:
 def pages() -> None:
     """The page of the layer run, and that of predictions for GPUs that this project has not run
     on."""
-    report([LAYER])
-    report(None, out=REFERENCE / "predicted-four-gpus.html", hardware=GPUS)
+    page = str(REFERENCE / "predicted-four-gpus.html")
+    for words in ([str(LAYER)], ["--out", page, "--hardware", GPUS]):
+        build_app("report")(["report", *words], standalone_mode=False)
 
 
 def quick_block() -> str:

@@ -279,7 +279,7 @@ def test_tiles_are_powers_of_two_that_hold_a_head():
                 size >= 16 and size & (size - 1) == 0
                 for size in (tile.rows, tile.features, tile.head_dim)
             )
-        with pytest.raises(RequestError, match="--backend eager"):
+        with pytest.raises(RequestError, match="the eager layer takes it"):
             tiles(most + 1, 24, dtype)
     with pytest.raises(RequestError, match="float64"):
         tiles(64, 24, torch.float64)

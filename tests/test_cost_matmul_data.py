@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from flurka_bench.cli.validate import validate
+from flurka_bench.cli.main import build_app
 from flurka_bench.cost.calibration import calibrate
 from flurka_bench.cost.fitting import (
     Rows,
@@ -215,8 +215,9 @@ def test_a_byte_order_mark_and_line_ends_of_other_systems_change_nothing(tmp_pat
         assert repr(read_rows(tmp_path / "b.csv")) == repr(plain)
 
 
-def judged(path, **options):
-    validate(path, "h200-sxm", **options)
+def judged(path, *options):
+    words = ["validate", str(path), "--hardware", "h200-sxm", *options]
+    build_app("validate")(words, standalone_mode=False)
 
 
 CASE_HEADER = ["mechanism", "dtype", "batch", "rank", "share_kv", "vocab", "latency_ms"]
@@ -224,7 +225,7 @@ CASE_HEADER = ["mechanism", "dtype", "batch", "rank", "share_kv", "vocab", "late
 
 def test_whole_cases_are_read_as_strictly(tmp_path, capsys):
     good = ["low-rank", "bfloat16", "4", "128", "true", "0", "1.0"]
-    judged(write(tmp_path / "good.csv", CASE_HEADER, [good]), json=True)
+    judged(write(tmp_path / "good.csv", CASE_HEADER, [good]), "--json")
     assert json.loads(capsys.readouterr().out)[0]["count"] == 1
     for name in CASE_HEADER:
         for cell in ["magic", ""] if name == "mechanism" else [*NUMBERS[1:], "abc"]:

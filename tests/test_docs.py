@@ -68,6 +68,8 @@ COMMANDS: dict[str, Trial] = {
     "doctor": as_written(exit_codes=(0, 1)),
     "export RUN --out data.csv": as_written(),
     # CONTRIBUTING and docs
+    "run --mechanism flurka-relu,full-sdpa --seq-len 1024 --rank 128 --budget 20s": DRY,
+    "run quick --only \"rank <= 64 and order == 'absorbed'\"": DRY,
     "doctor --json": PARSE,
     "report": MENTION,
     "compare": MENTION,

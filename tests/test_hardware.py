@@ -308,7 +308,7 @@ def test_this_machine_is_what_calibrate_left_here(tmp_path, monkeypatch):
     assert not own_profile().is_calibrated and own_profile("no such GPU") is None
     calibrated = detect_cpu().with_measured({"cpu.float32.dispatch_s": 1e-6}, {"source": "a test"})
     calibrated_file(calibrated).write_text(write_profile(calibrated), encoding="utf-8")
-    assert load_targets("cpu,cpu") == [calibrated] == [own_profile()]
+    assert load_targets(["cpu", "cpu"]) == [calibrated] == [own_profile()]
 
 
 def test_a_profile_must_be_of_the_kind_of_device_that_is_timed(capsys):

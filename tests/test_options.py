@@ -49,7 +49,7 @@ REGIONS = (
     [
         ("--hardware", "a100"),
         ("--mechanism", "full-math"),
-        ("--level", "layer"),
+        ("--level", "core"),
         ("--pass", "train"),
         ("--backend", "compiled"),
         ("--batch", "2"),
@@ -57,7 +57,7 @@ REGIONS = (
         ("--seq-len", "2048"),
         ("--head-dim", "32"),
         ("--rank", "64"),
-        ("--dtype", "bfloat16"),
+        ("--dtype", "float32"),
         ("--launch", "graph"),
         ("--launch", "eager"),
         ("--cache", "cold"),

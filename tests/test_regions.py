@@ -142,12 +142,12 @@ def test_a_predicted_map_has_cells_crossovers_and_a_reason():
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--baseline", "strong-ful"], "strong-full"),
-        (["--subject", "flurk"], "flurka"),
+        (["--hardware", "h100", "--baseline", "strong-ful"], "strong-full"),
+        (["--hardware", "h100", "--subject", "flurk"], "flurka"),
         (["--x", "rnk"], "rank"),
         (["--level", "model"], "layer"),
         (["--launch", "graphs"], "graph"),
-        (["--flops", "--head-dim", "32,64"], "one --model-dim"),
+        (["--flops", "--head-dim", "32,64"], "--head-dim with --flops takes one value"),
         (["--flops", "--pair", "flurka-relu"], "two mechanisms"),
         (["--flops", "--pair", "flurka-relu,lowrank"], "low-rank"),
         (["--model-dim", "100"], "--head-dim"),

@@ -4,6 +4,7 @@ of any verb is passed over in silence."""
 import csv
 import functools
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +35,7 @@ CORE = f"predict --hardware h100 --mechanism full-sdpa,flurka-relu {SMALL} --jso
 RECOMMEND = "recommend --hardware h100 --seq-len 512 --model-dim 128 --head-dim 64 --top 3 --json"
 REGIONS = "regions --hardware h100 --seq-len 1024 --rank 64 --num-features 16 --json"
 FLOPS = "regions --flops --pair flurka-relu,low-rank --level core --json"
+PLAN = "run --mechanism flurka-relu,low-rank --seq-len 512 --rank 64 --device cpu --dry-run --json"
 DRY = "run tiny.toml --device cpu --dry-run --json"
 ERROR = "quality error error-quick --dry-run --json"
 CALIBRATE = "calibrate --from rows.csv --hardware l4 --json --out base.toml"
@@ -47,7 +49,7 @@ TRACED: dict[str, list[str]] = {
     PREDICT: [
         "--hardware l4", "--mechanism kernel-relu,flurka-relu", "--level model", "--pass train", "--backend compiled",
         "--order project_first", "--batch 2", "--num-heads 4", "--seq-len 1k", "--head-dim 32", "--rank 32",
-        "--num-features 32", "--dtype bf16", "--launch none", "--cache cold",
+        "--num-features 32", "--dtype fp32", "--launch none", "--cache cold",
     ],
     PREDICT.removesuffix(" --json"): ["--json"],
     CORE: ["--order absorbed", "--rank 32", "--num-features 32"],
@@ -77,7 +79,12 @@ TRACED: dict[str, list[str]] = {
     ],
     DRY: [
         "--device cuda:99", "--out elsewhere", "--stages", "--plot", "--hardware h100", "--seed 3", "--cache cold",
-        "--budget 5s", "--budget 5", "--memory-limit 8GB", "--memory-limit 8",
+        "--budget 5s", "--budget 5", "--memory-limit 8GB", "--memory-limit 8", "--only rank<=8", "--only rnak<=8",
+    ],
+    PLAN: [
+        "--mechanism kernel-relu", "--level core", "--pass train", "--backend compiled", "--order project_first",
+        "--batch 2", "--num-heads 4", "--seq-len 1k", "--head-dim 32", "--rank 32", "--num-features 32",
+        "--dtype bf16", "--only order=='absorbed'",
     ],
     "run tiny.toml --device cpu": [
         "--device cuda:99", "--out elsewhere", "--stages", "--plot", "--hardware h100", "--seed 3", "--cache cold",
@@ -153,6 +160,57 @@ def test_every_option_of_every_verb_is_tried():
         if option.startswith("-") and option not in ELSEWHERE
     }
     assert there - tried == set() and {verb.split()[0] for verb, _ in there} == set(VERBS)
+
+
+# Options that one verb declares otherwise than the others, each with the reason. The type of a
+# value is the same everywhere.
+OTHERWISE = {
+    "--out": "a run writes a folder, a picture's verb a folder of pictures, others one file",
+    ("predict", "--cache"): "it answers for a loop, as recommend and regions do; a run has a timer",
+    ("plot", "--hardware"): "a roofline is of the device that the run was measured on",
+    ("recommend", "--head-dim"): "it searches head splits",
+    ("recommend", "--backend"): "it searches backends",
+    ("recommend", "--inputs"): "an answer rests on one family",
+    ("regions", "--baseline"): "it answers for each baseline; a picture has one",
+    ("regions", "--seq-len"): "it maps a sweep",
+    ("regions", "--rank"): "it maps a sweep",
+    ("regions", "--num-features"): "it maps a sweep",
+    ("calibrate", "--dtype"): "it measures every dtype that the device has",
+    ("calibrate", "--budget"): "there is no suite to say it",
+    ("quality error", "--mechanism"): "the suite's own values are narrowed or replaced",
+    ("quality error", "--rank"): "the suite's own values are narrowed or replaced",
+    ("quality error", "--num-features"): "the suite's own values are narrowed or replaced",
+    ("quality error", "--seq-len"): "the suite's own values are narrowed or replaced",
+    ("quality plot", "--seq-len"): "the suite that is timed beside errors has 512",
+    ("quality plot", "--level"): "the suite that is timed beside errors times the core",
+}
+
+
+def test_an_option_of_one_name_is_the_same_in_every_verb():
+    """One type, one help and one default, but for the exceptions, and each of these is one."""
+    declared: dict[str, dict[str, tuple]] = {}
+    for verb, command in COMMANDS.items():
+        for option in command.params:
+            if option.opts[0].startswith("--"):
+                default = option.default() if callable(option.default) else option.default
+                text = str(option.help).partition(" [default")[0]
+                about = (
+                    option.metavar or type(option.type).__name__,
+                    option.multiple,
+                    option.is_flag,
+                )
+                declared.setdefault(option.opts[0], {})[verb] = (about, text, option.help, default)
+    used = set()
+    for name, verbs in declared.items():
+        usual = Counter(each for verb, each in verbs.items() if (verb, name) not in OTHERWISE)
+        assert len({about for about, *_ in verbs.values()}) == 1, name
+        for verb, each in verbs.items():
+            if name not in OTHERWISE:
+                assert each[1] == next(iter(verbs.values()))[1], f"{verb} {name}: another help"
+            if each != usual.most_common(1)[0][0]:
+                used |= {key for key in (name, (verb, name)) if key in OTHERWISE}
+                assert name in OTHERWISE or (verb, name) in OTHERWISE, f"{verb} {name}: {each}"
+    assert used == set(OTHERWISE)
 
 
 @pytest.fixture(scope="module")

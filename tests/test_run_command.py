@@ -79,7 +79,8 @@ def test_a_run_is_predicted_again_from_the_profile_it_keeps(command, tmp_path):
     (kept,) = read_run(tmp_path / "run").meta["predicted_from"]
     assert hashlib.sha256(kept["profile"].encode()).hexdigest() == kept["sha256"]
     (tmp_path / f"hardware-{kept['hardware']}.toml").write_text("")  # and nobody reads this
-    arguments = ("--mechanism", "full-math", "--seq-len", "128", "--num-heads", "2")
+    core = ("--level", "core", "--mechanism", "full-math")
+    arguments = (*core, "--seq-len", "128", "--num-heads", "2")
     again = command("predict", "--hardware", "run", *arguments, "--json")
     assert again.returncode == 0, again.stderr
     (predicted,) = [
@@ -181,7 +182,9 @@ def test_the_end_table_where_flurka_was_skipped(tmp_path, capsys):
 
 
 def test_the_map_goes_where_the_json_is_not(monkeypatch, capsys):
-    monkeypatch.setattr("flurka_bench.cli.plot.plot", lambda folders, kind: print(folders, kind))
+    monkeypatch.setattr(
+        "flurka_bench.cli.plot.draw", lambda folders, kinds, **_: print(folders, kinds)
+    )
     _draw(Path("a"), quiet=True)
     said = capsys.readouterr()
     assert "heatmap" in said.err and not said.out

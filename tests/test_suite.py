@@ -1,5 +1,6 @@
 """Suites: what a file says becomes canonical cases, or one clear line."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flurka_bench.cases import registry
+from flurka_bench.cases.asked import part_of, suite_of_axes
 from flurka_bench.cases.suite import (
     AXES,
     load_suite,
@@ -20,6 +22,7 @@ from flurka_bench.cli.main import main
 from flurka_bench.words import sizes
 from flurka_bench.words.errors import RequestError
 from flurka_bench.words.expression import Expression
+from flurka_bench.words.sizes import ORDERS
 from flurka_bench.words.units import format_seconds
 
 REPOSITORY = Path(__file__).parents[1]
@@ -443,3 +446,38 @@ def test_a_range_reaches_its_end(factor, steps):
     suite = parse_suite(f'axes = {{mechanism = "full-math", seq_len = {axis}}}')
     sizes = [case.seq_len for case in suite.cases()]
     assert sizes == [round(64 * factor**step) for step in range(steps + 1)]
+
+
+AXES_ASKED = {
+    "mechanism": ("flurka-relu", "full-sdpa"), "level": ("layer",), "pass": ("forward",),
+    "order": ("best",), "seq_len": (256,), "rank": (32, 64), "num_features": (16,),
+}  # fmt: skip
+
+
+def test_axes_given_as_options_are_a_suite_like_any_other():
+    suite = suite_of_axes(AXES_ASKED, ["mechanism", "rank"], "cpu")
+    again = parse_suite(suite.text)
+    assert (again.name, again.cases()) == (suite.name, suite.cases())
+    ours = [case for case in suite.cases() if case.mechanism == "flurka-relu"]
+    assert {(case.order, case.rank) for case in ours} == set(itertools.product(ORDERS, (32, 64)))
+    assert len(suite.cases()) == len(ours) + 1
+    other = suite_of_axes(AXES_ASKED | {"rank": (32,)}, ["mechanism"], "cpu")
+    assert other.name != suite.name  # and so another folder
+    exact = suite_of_axes(AXES_ASKED | {"mechanism": ("full-sdpa",)}, ["seq_len"], "cpu")
+    assert "rank" not in exact.text and exact.idle_axes() == []  # nobody asked for a rank
+
+
+def test_a_part_of_a_suite_holds_the_condition_and_says_so():
+    whole = load_suite("quick")
+    part = part_of(whole, "rank <= 64 and pass == 'forward'")
+    wanted = [
+        case
+        for case in whole.cases()
+        if case.rank is not None and case.rank <= 64 and case.pass_ == "forward"
+    ]
+    assert part.cases() == wanted and 0 < len(wanted) < len(whole.cases())
+    assert part.name != whole.name and part.text != whole.text
+    assert {part_of(whole, text).name for text in ("rank < 9", "rank < 8")}.isdisjoint({part.name})
+    for wrong in ("rank", "rnak < 3", "rank <"):
+        with pytest.raises(RequestError, match=wrong):
+            part_of(whole, wrong)

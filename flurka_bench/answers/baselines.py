@@ -9,26 +9,10 @@ others; or any mechanism by name, in its fastest form.
 
 from dataclasses import dataclass
 
-from flurka_bench.cases.registry import (
-    MECHANISMS,
-    Mechanism,
-)
+from flurka_bench.cases.registry import MECHANISMS
 from flurka_bench.words import errors
 
-
-def _family(cell: Mechanism) -> str:
-    return (
-        "flurka"
-        if cell.is_flurka
-        else "kernel"
-        if cell.is_kernel
-        else "low-rank"
-        if cell.compressed
-        else "full"
-    )
-
-
-FAMILY_OF = {name: _family(cell) for name, cell in MECHANISMS.items()}
+FAMILY_OF = {name: cell.family for name, cell in MECHANISMS.items()}
 FAMILIES = {
     family: tuple(name for name, own in FAMILY_OF.items() if own == family)
     for family in ("full", "low-rank", "kernel", "flurka")

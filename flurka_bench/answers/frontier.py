@@ -21,12 +21,11 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any, NamedTuple
 
+from flurka_bench.cases.registry import COMPRESSIONS, is_exact
 from flurka_bench.results import read_run
 from flurka_bench.results.error import FORM
 from flurka_bench.words.errors import unknown
 
-PROJECTION_OF = {"dense": "learned", "mean-pool": "mean-pool"}
-_EXACT = ("full-math", "full-sdpa")
 _SAME_NUMBERS = {"low-rank-sdpa": "low-rank"}  # the same arithmetic by another kernel
 _GROUP = (
     "family",
@@ -154,7 +153,7 @@ class ErrorRun:
         """
         if family not in self.families:
             raise unknown("input family of this error run (--inputs)", family, self.families)
-        if mechanism in _EXACT:
+        if is_exact(mechanism):
             return Interval(0.0, 0.0, 0.0)
         mechanism = _SAME_NUMBERS.get(mechanism, mechanism)
         compressed = rank is not None
@@ -165,7 +164,7 @@ class ErrorRun:
                 item.inputs,
             ):
                 continue
-            if compressed and item.projection != PROJECTION_OF.get(compression):
+            if compressed and item.projection != COMPRESSIONS[compression].projection:
                 continue
             points[item.seq_len, item.rank or 1, item.num_features or 1] = item.error
         return interpolate(points, (seq_len, rank or 1, num_features or 1))

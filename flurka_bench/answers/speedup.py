@@ -19,6 +19,7 @@ from flurka_bench.answers.baselines import (
     knobs,
     subject_mechanisms,
 )
+from flurka_bench.cases.registry import FIXED_FEATURES
 from flurka_bench.words import sizes
 
 WORKLOAD = ["device", *sizes.WORKLOAD]
@@ -167,7 +168,7 @@ def _grid(rows: pd.DataFrame, mechanisms: tuple[str, ...], opponents: set[str]) 
     own = rows[rows["mechanism"].isin(mechanisms)]
     grid = own[CELL].drop_duplicates()
     subject_knobs = {name for mechanism in mechanisms for name in knobs(mechanism)}
-    if any(mechanism.endswith("-elu") for mechanism in mechanisms):
+    if any(mechanism in FIXED_FEATURES for mechanism in mechanisms):
         subject_knobs.add("num_features")  # at its one value, head_dim
     extra = [
         name

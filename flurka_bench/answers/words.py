@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flurka_bench.answers.ratio import MISSING
+from flurka_bench.cases.registry import FIXED_FEATURES
 from flurka_bench.words.sizes import SIZES
 from flurka_bench.words.units import (
     UNKNOWN,
@@ -93,10 +94,10 @@ def at_middle(rows: "pd.DataFrame", **chosen: int | None) -> "tuple[pd.DataFrame
 
     Mechanisms without the knob take part as they are, and so does elu + 1, whose m is d.
     """
-    elu = rows["mechanism"].str.endswith("-elu")
-    at = {knob: chosen.get(knob) or middle(rows.loc[~elu, knob]) for knob in KNOBS}
+    fixed = rows["mechanism"].isin(FIXED_FEATURES)
+    at = {knob: chosen.get(knob) or middle(rows.loc[~fixed, knob]) for knob in KNOBS}
     kept = rows["rank"].isin([0, at["rank"]])
-    kept &= elu | rows["num_features"].isin([0, at["num_features"]])
+    kept &= fixed | rows["num_features"].isin([0, at["num_features"]])
     return rows[kept], at
 
 

@@ -5,7 +5,7 @@ Modules over x (b, N, D) are here; functional cores over q, k, v (b, h, N, d) in
 ``attention.functional``.
 """
 
-from flurka_bench.attention.compression import Compression
+from flurka_bench.attention.compression import Compression, make_compression
 from flurka_bench.attention.modules import (
     AttentionLayer,
     FLuRKAAttention,
@@ -29,4 +29,5 @@ __all__ = [
     "PerformerAttention",
     "Softmax",
     "feature_map",
+    "make_compression",
 ]

@@ -6,15 +6,13 @@ positions and the same for all channels of a head, so it commutes with the proje
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flurka_bench.words.errors import (
-    RequestError,
-    unknown,
-)
-from flurka_bench.words.sizes import COMPRESSIONS
+from flurka_bench.words import parts
+from flurka_bench.words.errors import RequestError
 
 
 class Compression(nn.Module):
@@ -53,31 +51,25 @@ class Compression(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if kind not in COMPRESSIONS:
-            raise unknown("compression", kind, COMPRESSIONS)
+        entry = parts.compression(kind)
         if not 1 <= rank <= seq_len:
+            raise RequestError(f"rank must be between 1 and seq_len = {seq_len}, got {rank}")
+        if entry.windows and seq_len % rank:
             raise RequestError(
-                f"rank must be between 1 and seq_len = {seq_len}, got {rank}; lower --rank or raise --seq-len"
-            )
-        if kind != "dense" and seq_len % rank:
-            raise RequestError(
-                f"compression {kind!r} needs a rank that divides seq_len = {seq_len}, got {rank}; change --rank"
+                f"compression {kind!r} needs a rank that divides seq_len = {seq_len}, got {rank}"
             )
         self.seq_len, self.rank, self.num_heads, self.kind = seq_len, rank, num_heads, kind
         self.window = seq_len // rank
-        self.shared = share_kv or kind == "mean-pool"
-        self.share_heads = share_heads or kind == "mean-pool"
-        heads = () if self.share_heads else (num_heads,)
-        shape = {
-            "dense": (*heads, rank, seq_len),
-            "conv": (*heads, self.window),
-            "mean-pool": None,
-        }[kind]
-        options = {"device": device, "dtype": dtype}
-        self.weight_k = None if shape is None else nn.Parameter(torch.empty(shape, **options))
-        self.weight_v = (
-            None if shape is None or self.shared else nn.Parameter(torch.empty(shape, **options))
-        )
+        self.shared = share_kv or not entry.has_weights
+        self.share_heads = share_heads or not entry.has_weights
+        self.weight_k: nn.Parameter | None = None
+        self.weight_v: nn.Parameter | None = None
+        if entry.has_weights:
+            heads = () if self.share_heads else (num_heads,)
+            shape = {"dense": (*heads, rank, seq_len), "conv": (*heads, self.window)}[kind]
+            self.weight_k = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            if not self.shared:
+                self.weight_v = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
         self.reset_parameters()
 
     @torch.no_grad()
@@ -225,3 +217,12 @@ class Compression(nn.Module):
                 f"input of {x.shape[-2]} positions is longer than the seq_len = {self.seq_len} the compression was built for;"
                 " build with a larger seq_len (shorter inputs are fine)"
             )
+
+
+def make_compression(kind: str = "dense", **options: Any) -> Compression:
+    """The compression of that name, ours or another package's; options as ``Compression``'s.
+
+    Raises RequestError for an unknown name and a rank that the compression cannot have.
+    """
+    built: Compression = parts.resolve(parts.compression(kind).torch)(kind=kind, **options)
+    return built

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from flurka_bench.attention.compression import Compression
+from flurka_bench.attention.compression import Compression, make_compression
 from flurka_bench.attention.functional import (
     head_linear,
     linear,
@@ -457,7 +457,7 @@ class LinformerAttention(AttentionLayer):
     ) -> None:
         options = {"device": device, "dtype": dtype}
         shares = {"share_kv": share_kv, "share_heads": share_heads}
-        rows = Compression(
+        rows = make_compression(
             seq_len=seq_len, rank=rank, num_heads=num_heads, kind=compression, **shares, **options
         )
         super().__init__(model_dim, num_heads, Softmax(sdpa=sdpa), rows, **layer, **options)
@@ -524,7 +524,7 @@ class FLuRKAAttention(AttentionLayer):
     ) -> None:
         options = {"device": device, "dtype": dtype}
         shares = {"share_kv": share_kv, "share_heads": share_heads}
-        rows = Compression(
+        rows = make_compression(
             seq_len=seq_len, rank=rank, num_heads=num_heads, kind=compression, **shares, **options
         )
         features = feature_map(

@@ -28,10 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from flurka_bench.attention.stages import stage
-from flurka_bench.words.errors import (
-    RequestError,
-    unknown,
-)
+from flurka_bench.words.errors import RequestError, unknown
+from flurka_bench.words.parts import SIMILARITIES, resolve
 
 # as performer-pytorch's and google-research's kernel_epsilon: keeps the normaliser above zero
 RELU_EPSILON = 1e-3
@@ -388,25 +386,27 @@ class _HalfSquares(torch.autograd.Function):
         return k * (2 * grad), None, None
 
 
-FEATURE_MAPS: dict[str, type[FeatureMap]] = {
-    kind.name: kind for kind in (FavorFeatures, ReluFeatures, EluFeatures)
-}
-
-
 def feature_map(
-    kind: str, head_dim: int, num_features: int | None = None, **options: object
+    kind: str, head_dim: int, num_features: int | None = None, **options: Any
 ) -> FeatureMap:
-    """The feature map of that name; options: generator, device, dtype. Raises RequestError for a
-    wrong name or count."""
-    if kind not in FEATURE_MAPS:
-        raise unknown("similarity", kind, FEATURE_MAPS)
-    if kind == "elu":
+    """The feature map of that name, ours or another package's; options: generator, device, dtype.
+
+    Raises RequestError for a name that is no feature map's and for a wrong ``num_features``.
+    """
+    feature_maps = [name for name, entry in SIMILARITIES.items() if entry.features != "none"]
+    if kind not in feature_maps:
+        raise unknown("similarity", kind, feature_maps)
+    if SIMILARITIES[kind].features == "head_dim":
         if num_features not in (None, head_dim):
             raise RequestError(
-                f"elu + 1 has num_features = head_dim = {head_dim}, got {num_features}; leave num_features out"
+                f"{kind} has num_features = head_dim = {head_dim}, got {num_features};"
+                " leave num_features out"
             )
     elif num_features is None or num_features < 1:
         raise RequestError(
-            f"num_features must be a positive integer for {kind!r}, got {num_features}; give --num-features"
+            f"num_features must be a positive integer for {kind!r}, got {num_features}"
         )
-    return FEATURE_MAPS[kind](head_dim=head_dim, num_features=num_features, **options)
+    built: FeatureMap = resolve(SIMILARITIES[kind].torch)(
+        head_dim=head_dim, num_features=num_features, **options
+    )
+    return built

@@ -15,30 +15,18 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.cases.case import Case
-from flurka_bench.words.errors import (
-    RequestError,
-    unknown,
-)
-from flurka_bench.words.sizes import (
-    CHOICES,
-    Number,
-    dtype_name,
-)
+from flurka_bench.words import parts, sizes
+from flurka_bench.words.errors import RequestError, unknown
+from flurka_bench.words.parts import COMPRESSIONS, SIMILARITIES, Similarity
+from flurka_bench.words.sizes import Number, dtype_name
 
-LARGEST_INPUT = (
-    2**62
-)  # elements: what is counted on it still fits the integers and floats that count it
-SOFTMAX = ("softmax", "sdpa")
-RANDOM_FEATURES = (
-    "favor",
-    "relu",
-)  # products with Ω: their number is a knob, and projections can be absorbed into them
+# elements: what is counted on it still fits the integers and floats that count it
+LARGEST_INPUT = 2**62
 COMPRESSION_KNOBS = ("rank", "compression", "share_kv", "share_heads")
 MODEL_KNOBS = ("num_layers", "ffn_dim", "vocab_size")
 # What some mechanisms or levels do not have.
 KNOBS = (*COMPRESSION_KNOBS, "num_features", "order", *MODEL_KNOBS)
 DEFAULTS = {field.name: field.default for field in fields(Case) if field.name in KNOBS}
-SIMILARITIES = (*SOFTMAX, *RANDOM_FEATURES, "elu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,41 +47,46 @@ class Mechanism:
     def uses_features(self) -> bool:
         """Whether ``num_features`` is one of its knobs (elu + 1 has as many features as
         ``head_dim``: no choice)."""
-        return self.similarity in RANDOM_FEATURES
+        return parts.similarity(self.similarity).features == "random"
 
     @property
     def is_kernel(self) -> bool:
         """Whether the similarity is a feature map, so that the cost grows with N·m instead of
         N·N."""
-        return self.similarity not in SOFTMAX
+        return parts.similarity(self.similarity).features != "none"
 
     @property
     def is_flurka(self) -> bool:
         """Whether both choices are made."""
         return self.compressed and self.is_kernel
 
+    @property
+    def family(self) -> str:
+        """flurka, kernel, low-rank or full: which of the two choices are made."""
+        if self.is_kernel:
+            return "flurka" if self.compressed else "kernel"
+        return "low-rank" if self.compressed else "full"
 
-def _cell(compressed: bool, similarity: str) -> Mechanism:
-    kernel = similarity not in SOFTMAX
+
+def _cell(compressed: bool, similarity: Similarity) -> Mechanism:
+    kernel = similarity.features != "none"
     if kernel:
-        name = f"{'flurka' if compressed else 'kernel'}-{similarity}"
-    elif compressed:
-        name = "low-rank-sdpa" if similarity == "sdpa" else "low-rank"
+        name = f"{'flurka' if compressed else 'kernel'}-{similarity.name}"
     else:
-        name = "full-sdpa" if similarity == "sdpa" else "full-math"
+        name = similarity.low_rank_name if compressed else similarity.full_name
     orders = ["project_first"]
     if compressed:
         orders.append("compress_first")
-    if similarity in RANDOM_FEATURES:
+    if similarity.absorbs_queries:
         orders.append("absorbed")
     return Mechanism(
         name=name,
         compressed=compressed,
-        similarity=similarity,
+        similarity=similarity.name,
         orders=tuple(orders),
         parents={
             "low_rank": "low-rank" if compressed and kernel else None,
-            "kernel": f"kernel-{similarity}" if compressed and kernel else None,
+            "kernel": f"kernel-{similarity.name}" if compressed and kernel else None,
             "full": "full-math" if compressed or kernel else None,
         },
     )
@@ -102,8 +95,19 @@ def _cell(compressed: bool, similarity: str) -> Mechanism:
 MECHANISMS: dict[str, Mechanism] = {
     cell.name: cell
     for compressed in (False, True)
-    for cell in (_cell(compressed, similarity) for similarity in SIMILARITIES)
+    for cell in (_cell(compressed, similarity) for similarity in SIMILARITIES.values())
 }
+# The kernel methods whose m is head_dim, no knob.
+FIXED_FEATURES = tuple(
+    name for name, cell in MECHANISMS.items() if cell.is_kernel and not cell.uses_features
+)
+# The fields of a case that are one of a few names, with those names.
+CHOICES = {"mechanism": tuple(MECHANISMS), **sizes.CHOICES, "compression": tuple(COMPRESSIONS)}
+
+
+def is_exact(name: object) -> bool:
+    """Whether a mechanism of that name computes softmax attention itself."""
+    return name in MECHANISMS and MECHANISMS[str(name)].family == "full"
 
 
 def get(name: str) -> Mechanism:
@@ -139,8 +143,8 @@ def canonical(case: Case) -> Case:
     """The form of ``case`` in which equal computations are equal cases.
 
     Knobs that the mechanism does not have at this level take their default (``idle_knobs``), but
-    elu + 1 gets ``num_features = head_dim``, and a layer with one order names it. Mean-pooling has
-    no matrix, so it is always shared. Arrays are checked element by element, SymPy symbols not.
+    elu + 1 gets ``num_features = head_dim``, and a layer with one order names it. A
+    compression without weights is always shared. Arrays are checked element by element, SymPy symbols not.
 
     Raises:
         RequestError: this cannot be computed; names the accepted values and the flag.
@@ -165,9 +169,10 @@ def canonical(case: Case) -> Case:
     changes: dict[str, Any] = {name: DEFAULTS[name] for name in idle}
     if mechanism.compressed:
         _check_rank(case)
-        if case.compression != "dense":
+        compression = parts.compression(case.compression)
+        if compression.windows:
             _check_window(case)
-        if case.compression == "mean-pool":
+        if not compression.has_weights:
             changes |= {"share_kv": True, "share_heads": True}
     if mechanism.uses_features:
         if case.num_features is None:
@@ -209,8 +214,9 @@ def not_applicable(case: Case) -> dict[str, str]:
     }
     if case.level != "core" and case.order in mechanism.orders:
         found.pop("order", None)
-    if mechanism.compressed and case.compression == "mean-pool" and not case.share_heads:
-        found["share_heads"] = "shares mean-pooling, which has no matrix, across heads"
+    weights = parts.compression(case.compression).has_weights
+    if mechanism.compressed and not weights and not case.share_heads:
+        found["share_heads"] = f"shares {case.compression}, which has no weights, across heads"
     if mechanism.is_kernel and not mechanism.uses_features:
         found.pop("num_features", None)
         if case.num_features not in (None, case.head_dim):
@@ -271,6 +277,11 @@ def _check_fused(case: Case, mechanism: Mechanism) -> None:
         (
             not mechanism.is_kernel,
             "has no fused kernels: they are for feature maps only (kernel-*, flurka-*)",
+        ),
+        (
+            not parts.similarity(mechanism.similarity).fused,
+            "has no fused kernels: they know "
+            + ", ".join(name for name, entry in SIMILARITIES.items() if entry.fused),
         ),
         (case.pass_ == "train", "cannot train with fused kernels, which have no backward pass"),
         (

@@ -42,8 +42,7 @@ from typing import Any
 from flurka_bench.cases import registry
 from flurka_bench.cases.case import Case
 from flurka_bench.cases.expand import Axes, Expansion, combinations, expand
-from flurka_bench.cases.registry import KNOBS, not_applicable
-from flurka_bench.words import sizes
+from flurka_bench.cases.registry import CHOICES, KNOBS, not_applicable
 from flurka_bench.words.errors import RequestError, short, unknown
 from flurka_bench.words.expression import Expression
 from flurka_bench.words.sizes import dtype_name
@@ -53,7 +52,6 @@ from flurka_bench.words.units import parse_bytes, parse_fraction, parse_seconds
 SHIPPED = Path(__file__).parents[1] / "suites"
 MAX_CASES = 10_000
 
-CHOICES = {"mechanism": tuple(registry.MECHANISMS), **sizes.CHOICES}
 FLAGS = ("share_kv", "share_heads")
 AXES = tuple(field.name.rstrip("_") for field in fields(Case))
 MAY_BE_ZERO = ("ffn_dim", "vocab_size")

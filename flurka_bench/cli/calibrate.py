@@ -8,20 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flurka_bench.cli import options
 from flurka_bench.cli.common import (
-    DEVICE_HELP,
-    DTYPES_HELP,
-    SECONDS_HELP,
-    comma_list,
-    dtype_of,
     note,
     print_json,
     print_table,
-    refuse_given,
 )
 from flurka_bench.cli.progress import Progress
 from flurka_bench.cli.targets import (
-    HARDWARE_HELP,
     calibrated_file,
     check_device,
     load_target,
@@ -32,7 +26,6 @@ from flurka_bench.words.files import (
     check_writable,
     write_atomically,
 )
-from flurka_bench.words.units import parse_seconds
 
 if TYPE_CHECKING:
     from flurka_bench.cost.calibration import Fit
@@ -42,40 +35,32 @@ if TYPE_CHECKING:
 
 
 def calibrate(
-    device: Annotated[str | None, typer.Option(help=f"{DEVICE_HELP} By default auto.")] = None,
+    context: typer.Context,
+    device: options.Device,
     out: Annotated[
-        Path | None, typer.Option(help="Profile to write; hardware-NAME.toml by default.")
-    ] = None,
+        Path | None, options.plain("--out", "Profile to write [default: hardware-NAME.toml]")
+    ],
     from_: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--from", help="Fit these measured rows (CSV, may be gzipped) instead of measuring."
+        options.plain(
+            "--from", "Fit these measured rows (CSV, may be gzipped) instead of measuring."
         ),
-    ] = None,
-    hardware: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Profile to start from, one of {HARDWARE_HELP}; the device's own by default."
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help=f"What to measure, like bfloat16,float32: {DTYPES_HELP}."),
-    ] = None,
+    ],
+    hardware: options.Hardware,
+    dtype: Annotated[options.Names | None, options.declared("--dtype", shown="all it has")],
     budget: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Time to measure for ({SECONDS_HELP}); 120s on a GPU, 60s on a CPU by default."
-        ),
-    ] = None,
+        float | None, options.declared("--budget", shown="120s on a GPU, 60s on a CPU")
+    ],
     rows: Annotated[
         int | None,
-        typer.Option(
-            min=5,
-            help=f"Rows that a GPU's fit may see, per op and dtype; {NUM_FITTED} by default. A CPU's sees all.",
+        options.plain(
+            "--rows",
+            f"Rows that a GPU's fit may see, per op and dtype [default: {NUM_FITTED}]; a CPU's"
+            " sees all.",
+            least=5,
         ),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    ],
+    json: options.Json,
 ) -> None:
     """Measure single operators on this device and write a profile that 'predict --hardware FILE'
     takes.
@@ -92,18 +77,18 @@ def calibrate(
     if from_ and hardware is None:
         raise RequestError("--from needs --hardware NAME|FILE: whose rows these are")
     if from_:
-        idle = {"--device": device, "--dtype": dtype, "--budget": budget}
-        refuse_given(idle, " to --from, which measures nothing")
+        why = " to --from, which measures nothing"
+        options.refuse(context, ("--device", "--dtype", "--budget"), why)
     if out is not None:
         check_writable(out)  # now, not after a minute of measuring
     measured: Calibration | None = None
     if from_:
         assert hardware is not None
         profile = load_target(hardware)
-        _check_rows(profile.kind == "cpu", rows)
+        _check_rows(context, profile.kind == "cpu")
         groups, about = _read(profile, from_)
     else:
-        profile, measured, about = _measure(device or "auto", hardware, dtype, budget, rows)
+        profile, measured, about = _measure(context, device, hardware, dtype, budget)
         groups = rows_of_records(measured.rows)
     _write(profile, groups, about, measured, out, rows or NUM_FITTED, json=json)
 
@@ -159,22 +144,24 @@ def _write(
     print(f"use it: flurka-bench predict --hardware {target}")
 
 
-def _check_rows(on_cpu: bool, rows: int | None) -> None:
+def _check_rows(context: typer.Context, on_cpu: bool) -> None:
     if on_cpu:
-        refuse_given({"--rows": rows}, " to a CPU, whose fit sees all rows")
+        options.refuse(context, ["--rows"], " to a CPU, whose fit sees all rows")
 
 
 def _measure(
-    name: str, hardware: str | None, dtype: str | None, budget: str | None, rows: int | None
+    context: typer.Context,
+    name: str,
+    hardware: options.Names | None,
+    dtypes: options.Names | None,
+    budget_s: float | None,
 ) -> "tuple[Profile, Calibration, dict[str, Any]]":
     """Measure the device; the profile to start from, what was measured, and under which
     conditions."""
-    dtypes = comma_list(dtype, dtype_of("--dtype"), "--dtype") if dtype else None
-    budget_s = parse_seconds(budget, "--budget") if budget else None
     from flurka_bench.devices.probe import find_device
 
     found = find_device(name)
-    _check_rows(found.kind == "cpu", rows)
+    _check_rows(context, found.kind == "cpu")
     given = load_target(hardware) if hardware else None
     if given is not None:
         check_device(given, found)

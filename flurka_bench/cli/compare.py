@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flurka_bench.cli import options
 from flurka_bench.cli.common import (
     print_json,
     print_table,
@@ -16,7 +17,6 @@ from flurka_bench.cli.common import (
 from flurka_bench.words.units import (
     format_ratio,
     format_seconds,
-    parse_fraction,
 )
 
 if TYPE_CHECKING:
@@ -32,20 +32,9 @@ _SHOWN = 30
 def compare(
     run_a: Annotated[Path, typer.Argument(help="The run before: a folder that 'run' wrote.")],
     run_b: Annotated[Path, typer.Argument(help="The run after.")],
-    fail: Annotated[
-        str | None,
-        typer.Option(
-            help="Exit 1 if a case of B is slower by more than this, e.g. 5%, or if no case can be"
-            " compared."
-        ),
-    ] = None,
-    all_: Annotated[
-        bool,
-        typer.Option("--all", help="Print every case and speedup, not only what changed most."),
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the whole comparison as JSON.")
-    ] = False,
+    fail: Annotated[float | None, options.declared("--fail")],
+    all_: options.All,
+    json: options.Json,
 ) -> None:
     """Compare two runs: what differs around them, then each case, then each speedup.
 
@@ -54,14 +43,13 @@ def compare(
     from flurka_bench.answers.compare import compare_runs
     from flurka_bench.results import read_run
 
-    threshold = parse_fraction(fail, "--fail") if fail is not None else None
-    found = compare_runs(read_run(run_a), read_run(run_b), fail=threshold)
+    found = compare_runs(read_run(run_a), read_run(run_b), fail=fail)
     if json:
         print_json(asdict(found))
     else:
         _print(found, all_)
-    if found.regressions and not json:
-        print(f"\n{len(found.regressions)} cases regressed past {fail}:")
+    if fail is not None and found.regressions and not json:
+        print(f"\n{len(found.regressions)} cases regressed past {100 * fail:.4g}%:")
         for case in found.regressions:
             how = (
                 f"{1 / case.ratio - 1:+.1%} time"
@@ -69,10 +57,10 @@ def compare(
                 else f"{case.status_a} -> {case.status_b}"
             )
             print(f"  {case.case_id}: {how}")
-    if threshold is not None and found.nothing_compared:
+    if fail is not None and found.nothing_compared:
         # a gate that saw nothing must not open: a renamed suite would pass every change
         print(f"--fail: {found.nothing_compared}, so nothing was compared", file=sys.stderr)
-    if found.regressions or (threshold is not None and found.nothing_compared):
+    if found.regressions or (fail is not None and found.nothing_compared):
         raise typer.Exit(1)
 
 
@@ -102,9 +90,11 @@ def _print(found: "Comparison", everything: bool) -> None:
     )
     flipped = [change for change in found.speedups if change.flipped]
     counts = Counter(change.verdict for change in found.speedups)
-    gained = f"{counts['FASTER']} grew, {counts['SLOWER']} shrank, {counts['SAME']} stayed, {counts['AMBIGUOUS']} ambiguous"
+    words = {"FASTER": "grew", "SLOWER": "shrank", "SAME": "stayed", "AMBIGUOUS": "ambiguous"}
+    gained = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items())
     print_text(
-        f"\nSpeedups of FLuRKA, B against A: {gained}; {len(flipped)} flipped between FASTER and SLOWER"
+        f"\nSpeedups of FLuRKA, B against A: {gained};"
+        f" {len(flipped)} flipped between FASTER and SLOWER"
     )
     _print_speedups(
         [c for c in found.speedups if everything or c.flipped or c.verdict in ("FASTER", "SLOWER")],

@@ -1,22 +1,19 @@
 """``doctor``: is this machine fit to measure on, and if not, what to do about it."""
 
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
+from flurka_bench.cli import options
 from flurka_bench.cli.common import (
-    DEVICE_HELP,
     print_json,
     print_table,
 )
 
 
 def doctor(
-    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
-    json: Annotated[
-        bool, typer.Option("--json", help="Print findings and environment as JSON.")
-    ] = False,
+    device: options.Device,
+    json: options.Json,
 ) -> None:
     """Print what a measurement here would stand on, each line with a judgement and advice; exit 1
     if anything is bad.
@@ -27,7 +24,7 @@ def doctor(
     from flurka_bench.devices.probe import find_device
     from flurka_bench.kinds import calibration
 
-    captured = calibration.environment_of(find_device(device).device)
+    captured = dict(calibration.environment_of(find_device(device).device))
     findings = environment.judge(captured)
     bad = sum(finding.judgement == "bad" for finding in findings)
     if json:

@@ -4,9 +4,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from flurka_bench.cli.common import one_of
+from flurka_bench.cli import options
+from flurka_bench.cli.options import FORMATS
 from flurka_bench.words.errors import RequestError
 from flurka_bench.words.files import write_atomically
 from flurka_bench.words.text import (
@@ -23,7 +22,6 @@ from flurka_bench.words.units import (
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMATS = ("csv", "parquet", "json", "markdown")
 ENDINGS = {
     ".csv": "csv",
     ".parquet": "parquet",
@@ -34,20 +32,15 @@ ENDINGS = {
 
 
 def export(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that 'run' wrote.")],
-    format_: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            help="csv, parquet, json or markdown; by default what --out ends in, else csv.",
-        ),
-    ] = None,
+    run: options.RunFolders,
+    format_: Annotated[str | None, options.declared("--format")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The file to write, ending in .csv, .parquet, .json or .md; else standard output."
+        options.plain(
+            "--out",
+            "The file to write, ending in .csv, .parquet, .json or .md [default: standard output]",
         ),
-    ] = None,
+    ],
 ) -> None:
     """Write all records as one table; each row keeps the run and device it is from.
 
@@ -64,7 +57,7 @@ def export(
     format_ = _format(format_, out)
     if format_ == "parquet" and out is None:
         raise RequestError("parquet is binary: give the file to write with --out FILE.parquet")
-    content = render(to_frame([read_run(run) for run in runs]), format_)
+    content = render(to_frame([read_run(folder) for folder in run]), format_)
     if out is None:
         _print(content)
         return
@@ -88,13 +81,13 @@ def _format(asked: str | None, out: Path | None) -> str:
     """The format that --format and the ending of --out agree on."""
     ending = None if out is None else ENDINGS.get(out.suffix.lower())
     if asked is not None:
-        asked = one_of(FORMATS, "--format")(asked)
         if ending is not None and ending != asked:
             raise RequestError(f"--format {asked} contradicts the ending of --out {str(out)!r}")
         return asked
     if out is not None and ending is None and not out.is_dir():  # which cannot be written anyway
         raise RequestError(
-            f"--out must end in {', '.join(ENDINGS)}, or give --format ({', '.join(FORMATS)}); got {str(out)!r}"
+            f"--out must end in {', '.join(ENDINGS)}, or give --format ({', '.join(FORMATS)});"
+            f" got {str(out)!r}"
         )
     return ending or "csv"
 
@@ -107,7 +100,7 @@ def render(frame: "pd.DataFrame", format_: str) -> bytes:
             text = _as_text(frame).map(
                 lambda cell: csv_cell(cell) if isinstance(cell, str) else cell
             )
-            return text.to_csv(index=False, lineterminator="\n").encode("utf-8", PLAIN)
+            return str(text.to_csv(index=False, lineterminator="\n")).encode("utf-8", PLAIN)
         case "json":
             return _json(frame).encode("utf-8", JSON)
         case "markdown":
@@ -122,7 +115,7 @@ def render(frame: "pd.DataFrame", format_: str) -> bytes:
     tables = [
         name for name in frame if frame[name].map(lambda value: isinstance(value, dict)).any()
     ]
-    return _as_text(frame, tables).to_parquet(None, index=False)
+    return bytes(_as_text(frame, tables).to_parquet(None, index=False))
 
 
 def _dumps(value: Any) -> str:

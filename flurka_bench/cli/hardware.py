@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flurka_bench.cli import options
 from flurka_bench.cli.common import (
     print_json,
     print_table,
@@ -20,8 +21,6 @@ _HELP = """The hardware targets that ship with flurka-bench, and your own profil
 
 Example: flurka-bench hardware show h100"""
 app = typer.Typer(no_args_is_help=True, help=_HELP)
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def _summary(profile: "Profile") -> dict[str, Any]:
@@ -45,7 +44,7 @@ def _summary(profile: "Profile") -> dict[str, Any]:
 
 
 @app.command("list")
-def list_(json: Json = False) -> None:
+def list_(json: options.Json) -> None:
     """List the targets with their main figures.
 
     Example: flurka-bench hardware list
@@ -94,18 +93,17 @@ def show(
     name: Annotated[
         str,
         typer.Argument(
-            help="A target's name or alias, the path of a profile (.toml), or cpu: this machine's, as"
-            " calibrated in this"
-            " folder or as the system reports it."
+            help="A target's name or alias, the path of a profile (.toml), or cpu: this machine's,"
+            " as calibrated in this folder or as the system reports it."
         ),
     ],
-    json: Json = False,
+    json: options.Json,
 ) -> None:
     """Show every figure of one target with its unit and source, and what was measured on it.
 
     Example: flurka-bench hardware show h100
     """
-    profile = load_target(name, "hardware")
+    profile = load_target([name], "hardware")
     figures = {
         **profile.datasheet,
         **{f"peak {unit}": figure for unit, figure in profile.peaks.items()},

@@ -1,19 +1,18 @@
 """``plot``: the pictures of a run, and its heat map in the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flurka_bench.cli import options
 from flurka_bench.cli.common import (
-    comma_list,
     console,
     note,
-    one_of,
     print_json,
-    refuse_given,
 )
+from flurka_bench.cli.options import KINDS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,18 +20,6 @@ if TYPE_CHECKING:
 
     from flurka_bench.hardware import Profile
 
-KINDS = (
-    "heatmap",
-    "scaling",
-    "predicted",
-    "crossover",
-    "roofline",
-    "stages",
-    "pareto",
-    "error",
-    "memory",
-    "devices",
-)
 MAX_MAPS = 12  # heat maps of one call, largest first
 # Which kinds an option has a part in.
 READERS = {
@@ -45,37 +32,61 @@ READERS = {
 
 
 def plot(
-    run: Annotated[list[Path], typer.Argument(help="One or several run folders.")],
+    context: typer.Context,
+    run: options.RunFolders,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures; RUN/plots by default.")
-    ] = None,
-    kind: Annotated[str, typer.Option(help=f"all, or a comma list of {', '.join(KINDS)}.")] = "all",
-    subject: Annotated[
-        str | None,
-        typer.Option(
-            help="Whose speedup: flurka (the fastest of them, the default) or a mechanism."
-        ),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(help="Over whom: best-other (the default), strong-…, paper-… or a mechanism."),
-    ] = None,
-    x: Annotated[
-        str | None, typer.Option("--x", help="Axis across; by default the one with most values.")
-    ] = None,
-    y: Annotated[str | None, typer.Option("--y", help="Axis up.")] = None,
+        Path | None, options.plain("--out", "Folder for the pictures [default: RUN/plots]")
+    ],
+    kind: Annotated[options.Names, options.declared("--kind")],
+    subject: options.Subject,
+    baseline: Annotated[options.Names, options.declared("--baseline")],
+    x: options.AxisAcross,
+    y: options.AxisUp,
     hardware: Annotated[
-        str | None, typer.Option(help="Profile for the roofline; by default the run's device.")
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print the paths as JSON and no map.")
-    ] = False,
+        options.Names | None, options.declared("--hardware", shown="the run's device")
+    ],
+    json: options.Json,
 ) -> None:
     """Draw a run: speedup maps, scaling, crossovers, roofline, stages, memory, and the model beside
     the clock (PNG and SVG).
 
     Example: flurka-bench plot results/layer-cpu --kind heatmap --baseline strong-kernel --x
         num_features --y rank
+    """
+    kinds = KINDS if "all" in kind else kind
+    for option, readers in READERS.items():
+        if not set(readers) & set(kinds):
+            options.refuse(context, [option], f" to --kind {kind}, only to {', '.join(readers)}")
+    draw(
+        run,
+        kinds,
+        folder=out or run[0] / "plots",
+        subject=subject,
+        baseline=options.one(baseline, "--baseline"),
+        x=x,
+        y=y,
+        hardware=hardware,
+        named="all" not in kind,
+        json=json,
+    )
+
+
+def draw(
+    run: list[Path],
+    kinds: Sequence[str],
+    *,
+    folder: Path,
+    subject: str = "flurka",
+    baseline: str = "best-other",
+    x: str | None = None,
+    y: str | None = None,
+    hardware: options.Names | None = None,
+    named: bool = True,
+    json: bool = False,
+) -> None:
+    """Write the pictures of these kinds, and print their paths and the map.
+
+    ``named`` says that the kinds were asked for by name, so that one without a picture is told.
     """
     from flurka_bench.answers.speedup import (
         prepare,
@@ -91,22 +102,14 @@ def plot(
         to_frame,
     )
 
-    kinds = KINDS if kind == "all" else comma_list(kind, one_of(KINDS, "--kind"), "--kind")
-    options = dict(zip(READERS, (subject, baseline, x, y, hardware)))
-    for option, readers in READERS.items():
-        if not set(readers) & set(kinds):
-            why = f" to --kind {kind}, only to {', '.join(readers)}"
-            refuse_given({option: options[option]}, why)
-    subject, baseline = subject or "flurka", baseline or "best-other"
-    found = [read_run(folder) for folder in run]
+    found = [read_run(each) for each in run]
     frame = prepare(to_frame(found))
     cells = speedups(frame, subject, baseline)
     across, up = heatmap.map_axes(cells, x, y)
-    folder = out or run[0] / "plots"
     paths = []
     for name in kinds:
         drawn = _figures(name, frame, cells, across, up, _profile(found[0].meta, hardware))
-        if not drawn and kind != "all":
+        if not drawn and named:
             note(f"no {name}: {_NOTHING.get(name, 'nothing of it is in the run')}")
         for stem, figure in drawn:
             paths += style.save(figure, folder / stem)
@@ -135,6 +138,7 @@ def _figures(
     profile: "Profile | None",
 ) -> "list[tuple[str, Figure]]":
     from flurka_bench.answers.speedup import all_speedups
+    from flurka_bench.answers.typical import fastest_forms, largest_workload
     from flurka_bench.render.figures import (
         curves,
         heatmap,
@@ -149,11 +153,11 @@ def _figures(
             grids = heatmap.grids(cells, x, y)
             if len(grids) > MAX_MAPS:
                 note(f"{MAX_MAPS} of {len(grids)} heat maps, the largest; 'report' has them all")
-            maps = grids[:MAX_MAPS] or [None]
+            num_maps = max(1, min(MAX_MAPS, len(grids)))  # without one, a picture says so
             stem = f"heatmap-{subject}-{baseline}"
             return [
                 (stem if i == 0 else f"{stem}-{i + 1}", heatmap.heat_map(cells, x, y, which=i))
-                for i in range(len(maps))
+                for i in range(num_maps)
             ]
         case "scaling":
             return [("scaling", curves.scaling_curves(frame))]
@@ -168,7 +172,7 @@ def _figures(
             ] or ["rank"]
             return [(f"crossover-{axis}", curves.crossover_curves(every, axis)) for axis in axes]
         case "roofline":
-            rows = _typical(frame)
+            rows = fastest_forms(frame)
             if profile is None or rows.empty:
                 return []
             dtype = str(rows["dtype"].iloc[0])
@@ -184,10 +188,10 @@ def _figures(
                 )
             ]
         case "stages":
-            rows = _typical(frame)
+            rows = fastest_forms(frame)
             return [("stages", model.stage_bars(rows, _title(rows)))]
         case "pareto":
-            rows = _workload(frame)
+            rows = largest_workload(frame)
             return [
                 ("pareto-memory", tradeoff.pareto(rows, "peak_memory_bytes", title=_title(rows)))
             ]
@@ -200,35 +204,13 @@ def _figures(
     raise AssertionError(kind)
 
 
-def _workload(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """The timed records of the workload with most of them; of equals the one with the longest N."""
-    from flurka_bench.answers.speedup import WORKLOAD
-
-    timed = frame[frame["seconds"].notna()]
-    if timed.empty:
-        return timed
-    parts = [part for _, part in timed.groupby(WORKLOAD, sort=False)]
-    return max(parts, key=lambda part: (len(part), part["seq_len"].iloc[0]))
-
-
-def _typical(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """At the largest workload and the middle k and m: the fastest form of each mechanism."""
-    from flurka_bench.answers.words import at_middle
-
-    rows = _workload(frame)
-    if rows.empty:
-        return rows
-    rows, _ = at_middle(rows)
-    return rows.loc[rows.groupby("mechanism", sort=False)["seconds"].idxmin()]
-
-
 def _title(rows: "pd.DataFrame") -> str:
     from flurka_bench.render.figures.heatmap import caption
 
     return caption(rows.iloc[0].to_dict() | {"rank": 0, "num_features": 0}) if len(rows) else ""
 
 
-def _profile(meta: Mapping[str, Any], hardware: str | None) -> "Profile | None":
+def _profile(meta: Mapping[str, Any], hardware: options.Names | None) -> "Profile | None":
     """The target asked for, or the run's own device where it is known or is this machine's CPU."""
     from flurka_bench.cli.targets import (
         load_target,

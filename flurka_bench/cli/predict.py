@@ -2,81 +2,54 @@
 
 import itertools
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flurka_bench.cli import options
 from flurka_bench.cli.common import (
-    DTYPES_HELP,
-    SIZES_HELP,
-    comma_list,
-    dtype_of,
     note,
-    one_of,
-    positive_int,
     print_json,
     print_table,
     print_text,
 )
 from flurka_bench.cli.targets import (
-    HARDWARE_HELP,
     check_backends,
     check_dtype,
     check_knobs,
     check_launch,
     load_targets,
+    timer_cache,
 )
-from flurka_bench.words.sizes import (
-    CHOICES,
-    SIZES,
-)
+from flurka_bench.words.sizes import SIZES
 from flurka_bench.words.units import (
     format_bytes,
     format_seconds,
 )
 
-# What the knobs are where an option is not given; every mechanism that has one takes it.
-DEFAULT_KNOBS = {"order": "best", "rank": "256", "num_features": "64"}
+if TYPE_CHECKING:
+    from flurka_bench.hardware import Profile
 
 
 def predict(
-    hardware: Annotated[str, typer.Option(help=f"Targets: {HARDWARE_HELP}.")] = "cpu",
-    mechanism: Annotated[str | None, typer.Option(help="Mechanisms; all ten by default.")] = None,
-    level: Annotated[str, typer.Option(help="core, layer, model.")] = "core",
-    pass_: Annotated[str, typer.Option("--pass", help="forward, train.")] = "forward",
-    backend: Annotated[str, typer.Option(help="eager, compiled, fused.")] = "eager",
-    order: Annotated[
-        str | None,
-        typer.Option(
-            help="At levels layer and model: project_first, compress_first, absorbed, or best, the fastest that the"
-            " mechanism has; best by default."
-        ),
-    ] = None,
-    batch: Annotated[str, typer.Option(help="Batch sizes.")] = "1",
-    num_heads: Annotated[str, typer.Option(help="Numbers of heads.")] = "8",
-    seq_len: Annotated[str, typer.Option(help=f"Sequence lengths. {SIZES_HELP}")] = "4096",
-    head_dim: Annotated[str, typer.Option(help="Widths of a head.")] = "64",
-    rank: Annotated[
-        str | None,
-        typer.Option(
-            help="Rows that low-rank and flurka forms compress keys and values to; 256 by default."
-        ),
-    ] = None,
-    num_features: Annotated[
-        str | None,
-        typer.Option(
-            help="Widths of the feature map; 64 by default. The elu forms have head_dim features."
-        ),
-    ] = None,
-    dtype: Annotated[str, typer.Option(help=f"{DTYPES_HELP}.")] = "float32",
-    launch: Annotated[
-        str, typer.Option(help="eager (the host dispatches), graph, or none (device time alone).")
-    ] = "eager",
-    cache: Annotated[
-        str, typer.Option(help="warm (the case runs again and again) or cold.")
-    ] = "warm",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    context: typer.Context,
+    hardware: options.Hardware,
+    mechanism: options.Mechanisms,
+    level: options.Levels,
+    pass_: options.Passes,
+    backend: options.Backends,
+    order: options.Orders,
+    batch: options.Batches,
+    num_heads: options.NumHeads,
+    seq_len: options.SeqLens,
+    head_dim: options.HeadDims,
+    rank: options.Ranks,
+    num_features: options.NumFeatures,
+    dtype: options.Dtypes,
+    launch: options.Launch,
+    cache: Annotated[str, options.declared("--cache", default="warm")],
+    json: options.Json,
 ) -> None:
     """Predict seconds, with a 90 % band, for cases on hardware that need not be at hand. Options
     take comma lists.
@@ -84,52 +57,29 @@ def predict(
     Example: flurka-bench predict --hardware h100,a100 --mechanism full-sdpa,flurka-relu --seq-len
         4096,16384 --dtype bfloat16
     """
-    from flurka_bench.cases.registry import MECHANISMS
-    from flurka_bench.cost.predict import CACHES
-    from flurka_bench.cost.terms import LAUNCHES
     from flurka_bench.hardware.basis import basis
 
-    accepted = CHOICES | {"mechanism": tuple(MECHANISMS), "order": (*CHOICES["order"], "best")}
-    names = {
-        "mechanism": mechanism,
-        "level": level,
-        "pass": pass_,
-        "backend": backend,
-        "order": order,
-        "dtype": dtype,
-    }
-    sizes = dict(zip(SIZES, (batch, num_heads, seq_len, head_dim, rank, num_features)))
-    every = DEFAULT_KNOBS | {"mechanism": ",".join(MECHANISMS)}
-    axes: dict[str, list[Any]] = {}
-    for name, text in (names | sizes).items():
-        option = f"--{name.replace('_', '-')}"
-        convert = (
-            positive_int(option)
-            if name in sizes
-            else dtype_of(option)
-            if name == "dtype"
-            else one_of(accepted[name], option)
-        )
-        axes[name] = comma_list(every[name] if text is None else text, convert, option)
+    axes = options.axes(context)
     given = {
         name: axes[name]
-        for name, text in {"order": order, "rank": rank, "num_features": num_features}.items()
-        if text is not None
+        for name in ("order", "rank", "num_features")
+        if options.flag_of(name) in options.given(context)
     }
-    one_of(LAUNCHES, "--launch")(launch)
-    one_of(CACHES, "--cache")(cache)
     # Not refused: a script that predicts one mechanism after the other gives all the same options.
     notes = check_knobs(given, _asked(axes, given), refuse=False)
     records, bases = [], []
     for profile in load_targets(hardware):
         on = basis(profile)
         bases.append(on.line)
-        own = axes | {"backend": check_backends(profile, axes["backend"])}
+        own = axes | {
+            "backend": check_backends(profile, backend),
+            "dtype": dtype or (profile.own_dtype,),
+        }
         records += [
             prediction.as_record() | {"hardware_basis": on.kind, "hardware_basis_words": on.line}
-            for prediction in predictions(own, profile, launch, cache)
+            for prediction in predictions(own, profile, launch, timer_cache(profile, cache))
         ]
-        for each in axes["dtype"]:
+        for each in own["dtype"]:
             check_dtype(profile, each)
         check_launch(profile, launch)
     for text in notes:
@@ -143,13 +93,13 @@ def predict(
 
 
 def _asked(
-    axes: dict[str, list[Any]], given: dict[str, list[Any]]
+    axes: Mapping[str, Sequence[Any]], given: Mapping[str, Sequence[Any]]
 ) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Of everything asked for, the mechanism and which of the given knobs does not apply to it."""
     from flurka_bench.cases.case import Case
     from flurka_bench.cases.registry import not_applicable
 
-    varying = {name: axes[name] for name in ("mechanism", "level", "head_dim")} | given
+    varying = {name: axes[name] for name in ("mechanism", "level", "head_dim")} | dict(given)
     for values in itertools.product(*varying.values()):
         fields = dict(zip(varying, values))
         if fields.get("order") == "best":  # at level core there is nothing to choose from
@@ -158,7 +108,10 @@ def _asked(
 
 
 def predictions(
-    axes: dict[str, list], profile: Any, launch: str = "eager", cache: str = "warm"
+    axes: Mapping[str, Sequence[Any]],
+    profile: "Profile",
+    launch: str = "eager",
+    cache: str = "warm",
 ) -> list[Any]:
     """The predictions of every combination that can be computed, in the axes' order; ``best`` keeps
     each one's fastest order.

@@ -7,14 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flurka_bench.cli import options
 from flurka_bench.cli.common import (
-    SIZES_HELP,
-    comma_list,
     note,
-    positive_int,
     print_json,
     print_table,
-    refuse_given,
 )
 from flurka_bench.cli.progress import Progress
 from flurka_bench.cli.targets import check_knobs
@@ -27,41 +24,40 @@ _HELP = """What speed costs: the approximation error of each mechanism, and boun
 Example: flurka-bench quality error error-quick"""
 app = typer.Typer(no_args_is_help=True, help=_HELP)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
 
 @app.command("error")
 def error(
+    out: Annotated[Path | None, options.plain("--out", "Run folder [default: results/SUITE]")],
+    inputs: options.Inputs,
+    mechanism: Annotated[
+        options.Names | None, options.declared("--mechanism", shown="the suite's")
+    ],
+    rank: Annotated[
+        options.Sizes | None, options.declared("--rank", default=None, shown="the suite's")
+    ],
+    num_features: Annotated[
+        options.Sizes | None,
+        options.declared("--num-features", default=None, shown="the suite's"),
+    ],
+    seq_len: Annotated[
+        options.Sizes | None, options.declared("--seq-len", default=None, shown="the suite's")
+    ],
+    seeds: Annotated[
+        int | None, options.plain("--seeds", "Seeds instead of the suite's number.", least=1)
+    ],
+    model: Annotated[
+        Path | None,
+        options.plain("--model", "Folder of a BERT-family encoder for the trained inputs."),
+    ],
+    text: Annotated[
+        Path | None,
+        options.plain("--text", "UTF-8 text for the trained inputs [default: docstrings]"),
+    ],
+    dry_run: options.DryRun,
+    json: options.Json,
     suite: Annotated[
         str, typer.Argument(help="A shipped error suite (error-quick, error) or a TOML file.")
     ] = "error-quick",
-    out: Annotated[Path | None, typer.Option(help="Run folder; results/SUITE by default.")] = None,
-    inputs: Annotated[
-        str | None, typer.Option(help="Only these of the suite's families, like trained,gaussian.")
-    ] = None,
-    mechanism: Annotated[
-        str | None, typer.Option(help="Only these of the suite's mechanisms.")
-    ] = None,
-    rank: Annotated[str | None, typer.Option(help="Ranks instead of the suite's.")] = None,
-    num_features: Annotated[
-        str | None, typer.Option(help="Feature counts instead of the suite's.")
-    ] = None,
-    seq_len: Annotated[
-        str | None, typer.Option(help=f"Sequence lengths instead of the suite's. {SIZES_HELP}")
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, help="Seeds instead of the suite's number.")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="Folder of a BERT-family encoder for the trained inputs.")
-    ] = None,
-    text: Annotated[
-        Path | None, typer.Option(help="UTF-8 text for the trained inputs; docstrings by default.")
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the cases; measure nothing.")
-    ] = False,
-    json: Json = False,
 ) -> None:
     """Measure errors against float64 full attention; the same command again goes on where it was
     stopped.
@@ -70,27 +66,18 @@ def error(
     """
     from flurka_bench.kinds.error import suite as suites
 
-    def sizes(value: str | None, option: str) -> list[int] | None:
-        return None if value is None else comma_list(value, positive_int(option), option)
-
     loaded = suites.load(suite).override(
-        inputs=None if inputs is None else comma_list(inputs, str, "--inputs"),
-        mechanism=None if mechanism is None else comma_list(mechanism, str, "--mechanism"),
-        rank=sizes(rank, "--rank"),
-        num_features=sizes(num_features, "--num-features"),
-        seq_len=sizes(seq_len, "--seq-len"),
+        inputs=inputs,
+        mechanism=mechanism,
+        rank=rank,
+        num_features=num_features,
+        seq_len=seq_len,
         seeds=seeds,
         model=model,
         text=text,
     )
-    given = {
-        name: values
-        for name, values in (
-            ("rank", sizes(rank, "--rank")),
-            ("num_features", sizes(num_features, "--num-features")),
-        )
-        if values is not None
-    }
+    knobs = {"rank": rank, "num_features": num_features}
+    given = {name: values for name, values in knobs.items() if values is not None}
     notes = check_knobs(
         given,
         ((item.mechanism, _without(item.mechanism)) for item in loaded.configurations),
@@ -136,8 +123,8 @@ def _without(mechanism: str) -> dict[str, str]:
 @app.command("show")
 def show(
     run: Annotated[Path, typer.Argument(help="Folder of an error run.")],
-    inputs: Annotated[str | None, typer.Option(help="Only these families or labels.")] = None,
-    json: Json = False,
+    inputs: options.Inputs,
+    json: options.Json,
 ) -> None:
     """Show an error run: errors with their interval over layers and seeds, by family and
     configuration.
@@ -150,39 +137,31 @@ def show(
     summaries = load_error_run(run).summaries
     if inputs is not None:
         known = {name for item in summaries for name in (item.family, item.inputs)}
-        wanted = comma_list(inputs, str, "--inputs")
-        for name in wanted:
+        for name in inputs:
             if name not in known:
                 raise unknown("input family (--inputs)", name, known)
-        summaries = [item for item in summaries if item.family in wanted or item.inputs in wanted]
+        summaries = [item for item in summaries if item.family in inputs or item.inputs in inputs]
     _print_summaries(summaries, run, as_json=json)
 
 
 @app.command("plot")
 def plot(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="Folder of an error run.")],
     timing: Annotated[
-        Path | None, typer.Option(help="Folder of a timing run: adds error beside time and memory.")
-    ] = None,
-    inputs: Annotated[
-        str | None, typer.Option(help="Labels to draw curves of; all by default.")
-    ] = None,
+        Path | None,
+        options.plain("--timing", "Folder of a timing run: adds error beside time and memory."),
+    ],
+    inputs: options.Inputs,
     family: Annotated[
         str | None,
-        typer.Option(help="Inputs beside time and parents; trained where the run has them."),
-    ] = None,
-    seq_len: Annotated[
-        str | None,
-        typer.Option(
-            help=f"With --timing: N at which times are taken; 512 by default. {SIZES_HELP}"
+        options.plain(
+            "--family", "Inputs beside time and parents [default: trained where the run has them]"
         ),
-    ] = None,
-    level: Annotated[
-        str | None, typer.Option(help="With --timing: level of the times; core by default.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the pictures; RUN by default.")
-    ] = None,
+    ],
+    seq_len: Annotated[options.Sizes, options.declared("--seq-len", default="512")],
+    level: Annotated[options.Names, options.declared("--level", default="core")],
+    out: Annotated[Path | None, options.plain("--out", "Folder for the pictures [default: RUN]")],
 ) -> None:
     """Draw an error run: curves against k and m, FLuRKA beside its parents, and error beside time
     and memory.
@@ -190,28 +169,26 @@ def plot(
     Example: flurka-bench quality plot results/error --timing results/error-time-cpu
     """
     from flurka_bench.answers.frontier import load_error_run
-    from flurka_bench.cli.common import one_of
     from flurka_bench.render.figures import error as figures
     from flurka_bench.render.figures import style
     from flurka_bench.words.errors import unknown
-    from flurka_bench.words.sizes import LEVELS
 
     if timing is None:
-        refuse_given({"--seq-len": seq_len, "--level": level}, " without --timing")
+        options.refuse(context, ("--seq-len", "--level"), " without --timing")
     found, folder = load_error_run(run), out or run
     asked = family
     labels = list(dict.fromkeys(item.inputs for item in found.summaries))
-    wanted = (
-        labels
-        if inputs is None
-        else comma_list(inputs, one_of(tuple(labels), "--inputs"), "--inputs")
-    )
+    for name in inputs or ():
+        if name not in labels:
+            raise unknown("--inputs", name, labels)
     family = family or (
         "trained" if "trained" in found.families else labels[0] if labels else "trained"
     )
     if labels and family not in found.families:
         raise unknown("input family of this error run (--family)", family, found.families)
-    written = style.save(figures.curves(found, wanted), folder / "error-curves", formats=("png",))
+    written = style.save(
+        figures.curves(found, inputs or labels), folder / "error-curves", formats=("png",)
+    )
     if any(
         "low_rank_step" in item.means and family in (item.family, item.inputs)
         for item in found.summaries
@@ -222,10 +199,13 @@ def plot(
     elif timing is None and asked is not None:
         note(f"--family {family} changes nothing: the run has no parents to show and no --timing")
     if timing is not None:
-        size = positive_int("--seq-len")(seq_len or "512")
-        chosen = one_of(LEVELS, "--level")(level or "core")
         written += _beside_time(
-            found, timing, family=family, seq_len=size, level=chosen, folder=folder
+            found,
+            timing,
+            family=family,
+            seq_len=options.one(seq_len, "--seq-len"),
+            level=options.one(level, "--level"),
+            folder=folder,
         )
     for path in written:
         print(path)
@@ -263,7 +243,8 @@ def _beside_time(
     if rows.empty:
         measured = found.sizes_in_words(family)
         raise RequestError(
-            f"{timing} times nothing at level {level}, N = {seq_len} (--seq-len) that has an error; errors are at {measured}"
+            f"{timing} times nothing at level {level}, N = {seq_len} (--seq-len) that has an"
+            f" error; errors are at {measured}"
         )
     front = rows[
         pareto_front(*(rows[name] for name in ("seconds", "error_median", "peak_memory_bytes")))
@@ -298,9 +279,10 @@ def _beside_time(
 @app.command("bounds")
 def bounds(
     draws: Annotated[
-        int, typer.Option(min=10, help="Draws that each bound is held against.")
-    ] = 1000,
-    json: Json = False,
+        int,
+        options.plain("--draws", "Draws that each bound is held against.", default=1000, least=10),
+    ],
+    json: options.Json,
 ) -> None:
     """Hold every bound against draws: how often it holds, how far above the error it lies, where it
     says nothing.
@@ -381,7 +363,8 @@ def _print_summaries(summaries: "list[Summary]", folder: Path, *, as_json: bool)
         ],
     )
     print(
-        f"\nerror: |O - O'|_F / |O|_F of a layer, median and 10th to 90th percentile over layers and seeds; run: {folder}"
+        f"\nerror: |O - O'|_F / |O|_F of a layer, median and 10th to 90th percentile over"
+        f" layers and seeds; run: {folder}"
     )
 
 

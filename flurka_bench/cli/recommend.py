@@ -2,29 +2,21 @@
 several."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flurka_bench.cli import options
 from flurka_bench.cli.common import (
-    BYTES_HELP,
-    DTYPES_HELP,
-    SECONDS_HELP,
-    SIZES_HELP,
-    comma_list,
-    dtype_of,
     note,
-    one_of,
-    positive_int,
     print_json,
     print_table,
     print_text,
-    refuse_given,
 )
+from flurka_bench.cli.options import one
 from flurka_bench.cli.targets import (
-    HARDWARE_HELP,
     check_backends,
     check_dtype,
     check_launch,
@@ -35,8 +27,6 @@ from flurka_bench.words.errors import RequestError
 from flurka_bench.words.units import (
     format_bytes,
     format_seconds,
-    parse_bytes,
-    parse_seconds,
 )
 from flurka_bench.words.verdict import RULE
 
@@ -48,7 +38,6 @@ if TYPE_CHECKING:
     )
     from flurka_bench.hardware import Profile
 
-HEAD_DIMS = "32,64,128"
 ERROR_RUN = Path("results/reference/error")  # where this project's own error run lies in a checkout
 
 # Said under every answer: the line of Python above it reads like a substitute.
@@ -60,64 +49,49 @@ NO_DROP_IN = (
 
 
 def recommend(
-    hardware: Annotated[str, typer.Option(help=f"Targets: {HARDWARE_HELP}.")] = "cpu",
-    seq_len: Annotated[str, typer.Option(help=f"Sequence length N. {SIZES_HELP}")] = "4096",
-    model_dim: Annotated[str, typer.Option(help="Width D of the layer.")] = "512",
-    pass_: Annotated[str, typer.Option("--pass", help="forward or train.")] = "forward",
-    dtype: Annotated[
-        str | None,
-        typer.Option(help=f"{DTYPES_HELP}; by default what the target's matrix units take."),
-    ] = None,
-    batch: Annotated[str, typer.Option(help="Batch size.")] = "1",
+    context: typer.Context,
+    hardware: options.Hardware,
+    seq_len: options.SeqLens,
+    model_dim: options.ModelDims,
+    pass_: options.Passes,
+    dtype: options.Dtypes,
+    batch: options.Batches,
     head_dim: Annotated[
-        str | None,
-        typer.Option(
-            help="Head widths to consider; those of 32,64,128 that divide the model's by default."
+        options.Sizes,
+        options.declared(
+            "--head-dim",
+            default="32,64,128",
+            shown="those of 32,64,128 that divide the model's width",
         ),
-    ] = None,
+    ],
     backend: Annotated[
-        str | None,
-        typer.Option(help="Backends to consider; eager,compiled,fused where the target has them."),
-    ] = None,
-    launch: Annotated[str, typer.Option(help="eager, graph or none.")] = "eager",
-    min_rank: Annotated[str | None, typer.Option(help="Floor for the rank k.")] = None,
-    min_features: Annotated[
-        str | None,
-        typer.Option(
-            help="Floor for the number of features m (elu has as many as a head is wide)."
+        options.Names,
+        options.declared(
+            "--backend",
+            default="eager,compiled,fused",
+            shown="those of eager,compiled,fused that the target has",
         ),
-    ] = None,
+    ],
+    launch: options.Launch,
+    min_rank: Annotated[int | None, options.declared("--min-rank")],
+    min_features: Annotated[int | None, options.declared("--min-features")],
     max_error: Annotated[
-        float | None, typer.Option(help="Bar for the relative error of the output, like 0.2.")
-    ] = None,
-    inputs: Annotated[
-        str | None,
-        typer.Option(
-            help="Family of inputs whose error counts, with --max-error or --error-run; trained by default."
-        ),
-    ] = None,
+        float | None,
+        options.plain("--max-error", "Bar for the relative error of the output, like 0.2."),
+    ],
+    inputs: Annotated[options.Names, options.declared("--inputs", default="trained")],
     error_run: Annotated[
-        Path | None, typer.Option(help=f"Error run; {ERROR_RUN} where it is at hand.")
-    ] = None,
-    max_memory: Annotated[
-        str | None, typer.Option(help=f"Most peak memory, like 40GB: {BYTES_HELP}.")
-    ] = None,
-    max_latency: Annotated[
-        str | None, typer.Option(help=f"Most time of one pass, like 2ms: {SECONDS_HELP}.")
-    ] = None,
+        Path | None, options.plain("--error-run", f"Error run; {ERROR_RUN} where it is at hand.")
+    ],
+    max_memory: Annotated[int | None, options.declared("--max-memory")],
+    max_latency: Annotated[float | None, options.declared("--max-latency")],
     run: Annotated[
-        Path | None, typer.Option(help="A run on this target: what it measured is not predicted.")
-    ] = None,
-    top: Annotated[str, typer.Option(help="How many to list.")] = "10",
-    all_: Annotated[
-        bool,
-        typer.Option(
-            "--all", help="Print all columns, the Pareto front, and how the answer moves."
-        ),
-    ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: the ranking, best first.")
-    ] = False,
+        Path | None,
+        options.plain("--run", "A run on this target: what it measured is not predicted."),
+    ],
+    top: Annotated[int, options.declared("--top")],
+    all_: options.All,
+    json: options.Json,
 ) -> None:
     """Rank every mechanism, order, backend, rank, feature count and head split for a workload, by
     time with bands.
@@ -125,62 +99,59 @@ def recommend(
     Example: flurka-bench recommend --hardware h100,l40s --seq-len 16384 --model-dim 1024 --pass
         train --min-rank 256
     """
-    from flurka_bench.answers.recommend import (
-        BACKENDS,
-        Request,
-    )
+    from flurka_bench.answers.recommend import Request
     from flurka_bench.answers.recommend import recommend as search
-    from flurka_bench.cost.terms import LAUNCHES
     from flurka_bench.hardware.basis import basis
-    from flurka_bench.words.sizes import PASSES
-
-    def count(text: str | None, option: str) -> int | None:
-        return None if text is None else positive_int(option)(text)
 
     if max_error is not None and not 0 <= max_error < float("inf"):
         raise RequestError(
             f"--max-error must be a number of at least 0 (like 0.2), got {max_error}"
         )
+    given = options.given(context)
     targets = load_targets(hardware)
     if run is not None and len(targets) > 1:
         raise RequestError("--run belongs to one target: give a single --hardware")
-    widths = comma_list(head_dim or HEAD_DIMS, positive_int("--head-dim"), "--head-dim")
-    backends = comma_list(backend or ",".join(BACKENDS), one_of(BACKENDS, "--backend"), "--backend")
-    fields = {
-        "seq_len": count(seq_len, "--seq-len"), "model_dim": count(model_dim, "--model-dim"), "batch": count(batch, "--batch"),
-        "pass_": one_of(PASSES, "--pass")(pass_), "launch": one_of(LAUNCHES, "--launch")(launch),
-        "head_dims": tuple(widths),
-        "min_rank": count(min_rank, "--min-rank"), "min_features": count(min_features, "--min-features"),
-        "max_error": max_error, "inputs": inputs or "trained",
-        "max_memory_bytes": None if max_memory is None else parse_bytes(max_memory, "--max-memory"),
-        "max_latency_s": None if max_latency is None else parse_seconds(max_latency, "--max-latency"),
-    }  # fmt: skip
-    limit = count(top, "--top")
+    fields: dict[str, Any] = {
+        "seq_len": one(seq_len, "--seq-len"),
+        "model_dim": one(model_dim, "--model-dim"),
+        "batch": one(batch, "--batch"),
+        "pass_": one(pass_, "--pass"),
+        "inputs": one(inputs, "--inputs"),
+        "launch": launch,
+        "head_dims": head_dim,
+        "min_rank": min_rank,
+        "min_features": min_features,
+        "max_error": max_error,
+        "max_memory_bytes": max_memory,
+        "max_latency_s": max_latency,
+    }
     errors, records = _errors(error_run, max_error), _records(run, targets[0])
     if errors is None:
-        refuse_given({"--inputs": inputs}, ": no error counts without --max-error or --error-run")
+        options.refuse(
+            context, ["--inputs"], ": no error counts without --max-error or --error-run"
+        )
     found, bases = [], [basis(target) for target in targets]
     for target in targets:
-        chosen = dtype_of("--dtype")(dtype) if dtype else target.own_dtype
-        own = check_backends(target, backends) if backend else backends
+        own = check_backends(target, backend) if "--backend" in given else backend
+        chosen = target.own_dtype if dtype is None else one(dtype, "--dtype")
         request = Request(dtype=chosen, backends=tuple(own), **fields)
-        _check(request, target, head_dim=head_dim, backend=backend)
+        _check(request, target, given)
         found.append(search(request, target, errors=errors, records=records))
     if run is not None and not any(each.measured for each in found[0].candidates):
         note(
             f"--run changes nothing: {run} has a time of none of the configurations that are ranked"
         )
     if json:
-        refuse_given({"--all": all_}, " to --json, which leaves nothing out")
+        options.refuse(context, ["--all"], " to --json, which leaves nothing out")
         print_json([
             each.as_record() | {"hardware_basis": on.kind, "hardware_basis_words": on.line}
             for answer, on in zip(found, bases)
-            for each in answer.candidates[:limit]
+            for each in answer.candidates[:top]
         ])  # fmt: skip
         return
-    sizes = "" if errors is None else errors.sizes_in_words(inputs or "trained")
+    sizes = "" if errors is None else errors.sizes_in_words(fields["inputs"])
     for answer, on in zip(found, bases):
-        _print(answer, limit, everything=all_)
+        _print(answer, top, everything=all_)
         _print_basis(answer, on.line, sizes=sizes, source=error_run or ERROR_RUN)
     if len(found) > 1:
         _print_across(found, everything=all_)
@@ -192,16 +163,14 @@ def recommend(
     print_text(f"\n{NO_DROP_IN}")
 
 
-def _check(
-    request: "Request", target: "Profile", *, head_dim: str | None, backend: str | None
-) -> None:
+def _check(request: "Request", target: "Profile", given: Mapping[str, Any]) -> None:
     """Say what of the request the search leaves out."""
     check_dtype(target, request.dtype)
     check_launch(target, request.launch)
     wide = [str(width) for width in request.head_dims if width not in request.splits]
-    if head_dim is not None and wide:
+    if "--head-dim" in given and wide:
         note(f"--head-dim {','.join(wide)} does not divide --model-dim {request.model_dim}")
-    if backend is not None and "fused" in request.backends and request.pass_ == "train":
+    if "--backend" in given and "fused" in request.backends and request.pass_ == "train":
         text = "fused kernels have no backward pass: --backend fused does not apply to --pass train"
         if request.backends == ("fused",):
             raise RequestError(f"{text}; accepted: eager, compiled")

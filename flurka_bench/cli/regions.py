@@ -1,6 +1,7 @@
 """``regions``: where FLuRKA wins: by FLOPs in closed form, by prediction, or by a run; with
 crossovers and the reason."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -8,31 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flurka_bench.cli import options
 from flurka_bench.cli.common import (
-    DTYPES_HELP,
-    SIZES_HELP,
-    comma_list,
-    dtype_of,
     note,
-    one_of,
-    positive_int,
     print_json,
     print_table,
     print_text,
-    refuse_given,
 )
 from flurka_bench.cli.targets import (
-    HARDWARE_HELP,
     check_dtype,
     check_launch,
     load_targets,
 )
 from flurka_bench.words.blocks import Column
 from flurka_bench.words.errors import RequestError
-from flurka_bench.words.sizes import (
-    SIZES,
-    check_combinations,
-)
+from flurka_bench.words.sizes import check_combinations
 from flurka_bench.words.units import format_ratio
 from flurka_bench.words.verdict import RULE
 
@@ -42,83 +33,52 @@ if TYPE_CHECKING:
     from flurka_bench.answers.agreement import Agreement
 
 
+# What only predictions read, of which --flops reads what does not need a clock.
+_CLOCKED = ("--hardware", "--dtype", "--launch", "--batch")
+_SIZED = ("--seq-len", "--rank", "--num-features", "--model-dim", "--head-dim")
+_MAPPED = ("--subject", "--baseline", "--x", "--y")
+
+
 def regions(
+    context: typer.Context,
+    hardware: options.Hardware,
+    level: options.Levels,
+    pass_: options.Passes,
+    dtype: options.Dtypes,
+    subject: options.Subject,
+    baseline: Annotated[
+        options.Names | None, options.declared("--baseline", default=None, shown="all of them")
+    ],
+    x: options.AxisAcross,
+    y: options.AxisUp,
+    launch: options.Launch,
+    model_dim: options.ModelDims,
+    head_dim: options.HeadDims,
+    batch: options.Batches,
+    seq_len: Annotated[
+        options.Sizes | None, options.declared("--seq-len", default=None, shown="1k to 64k")
+    ],
+    rank: Annotated[
+        options.Sizes | None, options.declared("--rank", default=None, shown="64 to 1024")
+    ],
+    num_features: Annotated[
+        options.Sizes | None, options.declared("--num-features", default=None, shown="16 to 256")
+    ],
+    flops: Annotated[
+        bool,
+        options.flag(
+            "--flops",
+            "The closed-form conditions by matmul FLOPs, for every pair; sizes, one of each, say"
+            " what holds.",
+        ),
+    ],
+    pair: Annotated[options.Names | None, options.declared("--pair")],
+    latex: Annotated[bool, options.flag("--latex", "With --flops: the inequalities as LaTeX.")],
+    all_: options.All,
+    json: options.Json,
     run: Annotated[
         list[Path] | None, typer.Argument(help="Run folders; without any, the map is predicted.")
     ] = None,
-    hardware: Annotated[
-        str | None, typer.Option(help=f"Targets to predict: {HARDWARE_HELP}; h100 by default.")
-    ] = None,
-    flops: Annotated[
-        bool,
-        typer.Option("--flops", help="The closed-form conditions by matmul FLOPs, for every pair."),
-    ] = False,
-    pair: Annotated[
-        str | None,
-        typer.Option(help="With --flops: two mechanisms X,Y; all FLuRKA pairs by default."),
-    ] = None,
-    level: Annotated[
-        str | None, typer.Option(help="core or layer, where there is no run; layer by default.")
-    ] = None,
-    pass_: Annotated[
-        str | None,
-        typer.Option("--pass", help="forward or train, where there is no run; forward by default."),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Of predictions: {DTYPES_HELP}; by default what the target's matrix units take."
-        ),
-    ] = None,
-    subject: Annotated[
-        str | None,
-        typer.Option(
-            help="Whose region: flurka (the fastest of them, the default) or a mechanism."
-        ),
-    ] = None,
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            help="Over whom: all (the default), or best-other, strong-…, paper-… or a mechanism."
-        ),
-    ] = None,
-    x: Annotated[str | None, typer.Option("--x", help="Axis across the map.")] = None,
-    y: Annotated[str | None, typer.Option("--y", help="Axis up the map.")] = None,
-    launch: Annotated[
-        str | None,
-        typer.Option(
-            help="Of predictions: eager (the default), graph or none (device time alone)."
-        ),
-    ] = None,
-    model_dim: Annotated[
-        str | None,
-        typer.Option(help="Widths D to predict, with --flops one; 1024 by default."),
-    ] = None,
-    head_dim: Annotated[
-        str | None,
-        typer.Option(help="Head widths d to predict, with --flops one; 64 by default."),
-    ] = None,
-    batch: Annotated[str | None, typer.Option(help="Batch sizes to predict; 1 by default.")] = None,
-    seq_len: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Lengths to predict; with --flops the one N to state what holds. {SIZES_HELP}"
-        ),
-    ] = None,
-    rank: Annotated[str | None, typer.Option(help="Ranks k to predict; with --flops one.")] = None,
-    num_features: Annotated[
-        str | None, typer.Option(help="Feature counts m to predict; with --flops one.")
-    ] = None,
-    latex: Annotated[
-        bool, typer.Option("--latex", help="With --flops: the inequalities as LaTeX.")
-    ] = False,
-    all_: Annotated[
-        bool,
-        typer.Option(
-            "--all", help="Print every baseline's reasons and crossovers, and tables in full."
-        ),
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say where a subject beats each baseline, strong ones first: the region, the crossovers with
     intervals, and why.
@@ -126,117 +86,72 @@ def regions(
     Example: flurka-bench regions --hardware h100,l40s --x rank --y num_features --baseline
         best-other
     """
-    from flurka_bench.cost.terms import LAUNCHES
-    from flurka_bench.words.sizes import PASSES
-
-    predicted = {
-        "--hardware": hardware, "--level": level, "--pass": pass_, "--dtype": dtype, "--launch": launch,
-        "--model-dim": model_dim, "--head-dim": head_dim, "--batch": batch, "--seq-len": seq_len, "--rank": rank,
-        "--num-features": num_features,
-    }  # fmt: skip
     if not flops:
-        refuse_given({"--pair": pair, "--latex": latex}, " without --flops")
+        options.refuse(context, ("--pair", "--latex"), " without --flops")
     elif run:
         raise RequestError("--flops derives conditions from the op lists: leave the run out")
     else:
-        clocked = ("--hardware", "--dtype", "--launch", "--batch")
-        mapped = {"--subject": subject, "--baseline": baseline, "--x": x, "--y": y}
-        refuse_given(
-            {name: predicted[name] for name in clocked} | mapped,
-            " to --flops, which counts matmul FLOPs of pairs (--pair X,Y) per batch",
-        )
+        why = " to --flops, which counts matmul FLOPs of pairs (--pair X,Y) per batch"
+        options.refuse(context, (*_CLOCKED, *_MAPPED), why)
     if json:
-        refuse_given({"--all": all_}, " to --json, which leaves nothing out")
+        options.refuse(context, ["--all"], " to --json, which leaves nothing out")
     if run:
-        refuse_given(predicted, " to a run, which has its own: it is for predictions")
-    launch, level, pass_ = launch or "eager", level or "layer", pass_ or "forward"
-    one_of(LAUNCHES, "--launch")(launch)
-    one_of(("core", "layer"), "--level")(level)
-    one_of(PASSES, "--pass")(pass_)
-    for name, axis in (("--x", x), ("--y", y)):
-        if axis is not None:
-            one_of(SIZES, name)(axis)
-    sizes = {
-        name: None if text is None else comma_list(text, positive_int(option), option)
-        for name, text, option in (
-            ("seq_lens", seq_len, "--seq-len"), ("ranks", rank, "--rank"), ("num_features", num_features, "--num-features"),
-        )
-    }  # fmt: skip
-    widths, heads, batches = (
-        comma_list(text, positive_int(option), option)
-        for text, option in (
-            (model_dim or "1024", "--model-dim"),
-            (head_dim or "64", "--head-dim"),
-            (batch or "1", "--batch"),
-        )
-    )
-    check_combinations(
-        "regions",
-        [values for values in (*sizes.values(), widths, heads, batches) if values],
-        mend="give fewer values",
-    )
-    for width, head in product(widths, heads):
-        if width % head:
-            raise RequestError(f"--model-dim must be a multiple of --head-dim {head}, got {width}")
-    if flops:
-        one_size = {
-            "--model-dim": widths, "--head-dim": heads, "--seq-len": sizes["seq_lens"], "--rank": sizes["ranks"],
-            "--num-features": sizes["num_features"],
-        }  # fmt: skip
-        for option, values in one_size.items():
-            if values and len(values) > 1:
-                raise RequestError(
-                    "--flops takes one --model-dim, one --head-dim, and at most one --seq-len, --rank and --num-features,"
-                    f" got {option} {','.join(map(str, values))}"
-                )
-        given = {name for name in ("--model-dim", "--head-dim") if predicted[name] is not None}
-        _flops(
-            level,
-            pass_,
-            pair,
-            {"D": widths[0], "d": heads[0]},
-            sizes,
-            latex,
-            json,
-            given,
-            everything=all_,
-        )
-        return
-    if run:
+        why = " to a run, which has its own: it is for predictions"
+        options.refuse(context, (*_CLOCKED, *_SIZED, "--level", "--pass"), why)
         frame, bases = _measured(run)
     else:
-        axes = {name: values for name, values in sizes.items() if values} | {
-            "level": level,
-            "passes": (pass_,),
+        where = _checked_level(options.one(level, "--level")), options.one(pass_, "--pass")
+        sizes = {
+            "seq_lens": seq_len,
+            "ranks": rank,
+            "num_features": num_features,
+            "model_dims": model_dim,
+            "head_dims": head_dim,
         }
-        shapes = [
-            dict(zip(("model_dim", "head_dim", "batch"), each))
-            for each in product(widths, heads, batches)
-        ]
-        _check_ranks(sizes["ranks"], sizes["seq_lens"])
-        if sizes["num_features"] and any(head not in sizes["num_features"] for head in heads):
-            note("kernel-elu and flurka-elu have m = head_dim features, whatever --num-features")
-        frame, bases = _predicted(hardware or "h100", dtype, launch, axes, shapes)
-    answer = _answer(frame, subject or "flurka", baseline or "all", x, y, bool(run))
+        _check_sizes(sizes, batch)
+        if flops:
+            _flops(context, *where, pair, latex, json, everything=all_)
+            return
+        axes = {"level": where[0], "passes": where[1:]}
+        frame, bases = _predicted(hardware, dtype, launch, axes, sizes, batch)
+    answer = _answer(frame, subject, baseline, x, y, bool(run))
     if json:
         print_json(_as_json(answer, bases))
     else:
         _print(answer, bases, x, y, everything=all_)
 
 
-def _check_ranks(ranks: list[int] | None, lengths: list[int] | None) -> None:
+def _checked_level(level: str) -> str:
+    """RequestError for level model, for which no map is swept and no condition derived."""
+    if level == "model":
+        raise RequestError("--level is core or layer here, got 'model'")
+    return level
+
+
+def _check_sizes(sizes: Mapping[str, options.Sizes | None], batch: options.Sizes) -> None:
+    check_combinations(
+        "regions",
+        [values for values in (*sizes.values(), batch) if values],
+        mend="give fewer values",
+    )
+    for width, head in product(sizes["model_dims"] or (), sizes["head_dims"] or ()):
+        if width % head:
+            raise RequestError(f"--model-dim must be a multiple of --head-dim {head}, got {width}")
+
+
+def _check_ranks(asked: Sequence[int] | None, lengths: Sequence[int] | None) -> None:
     """Say which ranks no key is compressed to: those above N."""
     from flurka_bench.answers.predicted import (
         RANKS,
         SEQ_LENS,
     )
 
-    asked = ranks or []
-    ranks, lengths = ranks or list(RANKS), lengths or list(SEQ_LENS)
-    over = [rank for rank in asked if rank > min(lengths)]
+    ranks, lengths = asked or RANKS, lengths or SEQ_LENS
+    over = [rank for rank in asked or () if rank > min(lengths)]
     if min(ranks) > max(lengths):
         raise RequestError(
-            f"rank must be at most seq_len, and every rank is larger: {min(ranks)} than {max(lengths)} (--rank, --seq-len)"
+            f"rank must be at most seq_len, and every rank is larger: {min(ranks)}"
+            f" than {max(lengths)} (--rank, --seq-len)"
         )
     if over:
         at = ", ".join(f"{rank} at N < {rank}" for rank in over)
@@ -246,17 +161,16 @@ def _check_ranks(ranks: list[int] | None, lengths: list[int] | None) -> None:
 # By FLOPs
 
 
-def _pairs(pair: str | None) -> list[tuple[str, str]]:
+def _pairs(pair: options.Names | None) -> list[tuple[str, str]]:
     from flurka_bench.cases.registry import (
         MECHANISMS,
         get,
     )
 
     if pair is not None:
-        names = comma_list(pair, str, "--pair")
-        if len(names) != 2:
-            raise RequestError(f"--pair takes two mechanisms X,Y, got {pair!r}")
-        return [(get(names[0]).name, get(names[1]).name)]
+        if len(pair) != 2:
+            raise RequestError(f"--pair takes two mechanisms X,Y, got {str(pair)!r}")
+        return [(get(pair[0]).name, get(pair[1]).name)]
     found = []
     for name, cell in MECHANISMS.items():
         if cell.is_flurka:
@@ -264,26 +178,35 @@ def _pairs(pair: str | None) -> list[tuple[str, str]]:
     return found
 
 
+# The sizes that occur in conditions, and their letters there.
+_SYMBOLS = {
+    "--seq-len": "N",
+    "--rank": "k",
+    "--num-features": "m",
+    "--model-dim": "D",
+    "--head-dim": "d",
+}
+
+
 def _flops(
+    context: typer.Context,
     level: str,
     pass_: str,
-    pair: str | None,
-    width: dict,
-    sizes: dict,
+    pair: options.Names | None,
     latex: bool,
     json: bool,
-    asked: set[str],
     *,
     everything: bool,
 ) -> None:
     from flurka_bench.cases.registry import get
     from flurka_bench.cost.regions import conditions
 
-    given = dict(width)
-    for symbol, name in (("N", "seq_lens"), ("k", "ranks"), ("m", "num_features")):
-        if sizes[name] and len(sizes[name]) == 1:
-            given[symbol] = sizes[name][0]
-    rows = []
+    given = {}
+    for option, symbol in _SYMBOLS.items():
+        values = context.params[option.removeprefix("--").replace("-", "_")]
+        if values is not None:
+            given[symbol] = options.one(values, f"{option} with --flops")
+    rows: list[dict[str, Any]] = []
     occurring: set[str] = set()
     for one, other in _pairs(pair):
         orders = (
@@ -302,7 +225,8 @@ def _flops(
                 "solved_for_m": _text(found.solved_for_m, latex), "flops_x": str(found.flops_x), "flops_y": str(found.flops_y),
                 "holds": holds, "at": {key: given[key] for key in sorted(given)} if holds is not None else None,
             })  # fmt: skip
-    _check_symbols(sizes, asked, occurring, decided=any(row["holds"] is not None for row in rows))
+    asked = {option for option in options.given(context) if option in _SYMBOLS}
+    _check_symbols(asked, occurring, decided=any(row["holds"] is not None for row in rows))
     if json:
         print_json(rows)
         return
@@ -327,22 +251,17 @@ def _flops(
     )  # fmt: skip
 
 
-_SYMBOLS = {
-    "--seq-len": "N", "--rank": "k", "--num-features": "m", "--model-dim": "D", "--head-dim": "d",
-}  # fmt: skip
-
-
-def _check_symbols(sizes: dict, asked: set[str], occurring: set[str], *, decided: bool) -> None:
+def _check_symbols(asked: set[str], occurring: set[str], *, decided: bool) -> None:
     """Say which sizes given do not occur in the conditions, and which are missing to decide
     them."""
-    fields = {"--seq-len": "seq_lens", "--rank": "ranks", "--num-features": "num_features"}
-    given = asked | {option for option, field in fields.items() if sizes[field]}
-    idle = [option for option in given if _SYMBOLS[option] not in occurring]
+    idle = [option for option in asked if _SYMBOLS[option] not in occurring]
     if idle:
         note(f"{', '.join(sorted(idle))} does not occur in these conditions")
-    if given and not decided:
+    if asked and not decided:
         needed = [
-            option for option in fields if option not in given and _SYMBOLS[option] in occurring
+            option
+            for option in ("--seq-len", "--rank", "--num-features")
+            if option not in asked and _SYMBOLS[option] in occurring
         ]
         note(f"which conditions hold also depends on {', '.join(needed)}")
 
@@ -353,7 +272,7 @@ def _text(value: Any, latex: bool) -> str | None:
     if latex:
         from sympy import latex as to_latex
 
-        return to_latex(value)
+        return str(to_latex(value))
     return str(value)
 
 
@@ -381,24 +300,38 @@ def _measured(runs: list[Path]) -> "tuple[pd.DataFrame, list[dict[str, str]]]":
 
 
 def _predicted(
-    hardware: str, dtype: str | None, launch: str, axes: dict, shapes: list[dict[str, int]]
+    hardware: options.Names | None,
+    dtype: options.Names | None,
+    launch: str,
+    axes: Mapping[str, Any],
+    sizes: Mapping[str, options.Sizes | None],
+    batches: options.Sizes,
 ) -> "tuple[pd.DataFrame, list[dict[str, str]]]":
     """Predictions as records, and for each target what they rest on."""
     import pandas as pd
 
     from flurka_bench.answers.predicted import predicted_frame
+    from flurka_bench.cases.registry import FIXED_FEATURES
     from flurka_bench.hardware.basis import basis
 
-    if dtype is not None:
-        dtype = dtype_of("--dtype")(dtype)
+    _check_ranks(sizes["ranks"], sizes["seq_lens"])
+    heads = sizes["head_dims"] or ()
+    if sizes["num_features"] and any(head not in sizes["num_features"] for head in heads):
+        fixed = " and ".join(FIXED_FEATURES)
+        note(f"{fixed} have m = head_dim features, whatever --num-features")
+    swept = {
+        name: sizes[name] for name in ("seq_lens", "ranks", "num_features") if sizes[name]
+    } | dict(axes)
+    own = None if dtype is None else options.one(dtype, "--dtype")
     targets = load_targets(hardware)
     for target in targets:
-        check_dtype(target, dtype or target.own_dtype)
+        check_dtype(target, own or target.own_dtype)
         check_launch(target, launch)
-    frame = pd.concat(
-        [predicted_frame(targets, dtype, launch, **axes, **shape) for shape in shapes],
-        ignore_index=True,
-    )
+    frames = [
+        predicted_frame(targets, own, launch, **swept, model_dim=width, head_dim=head, batch=batch)
+        for width, head, batch in product(sizes["model_dims"] or (), heads, batches)
+    ]
+    frame = pd.concat(frames, ignore_index=True)
     found = [basis(target) for target in targets]
     return frame, [{"hardware": on.hardware, "kind": on.kind, "line": on.line} for on in found]
 
@@ -423,7 +356,7 @@ class _Answer:
 def _answer(
     frame: "pd.DataFrame",
     subject: str,
-    baseline: str,
+    baseline: options.Names | None,
     x: str | None,
     y: str | None,
     measured: bool,
@@ -438,7 +371,7 @@ def _answer(
     )
 
     rows = prepare(frame)
-    names = list(BASELINES) if baseline == "all" else comma_list(baseline, str, "--baseline")
+    names = list(BASELINES) if baseline in (None, ("all",)) else list(baseline or ())
     views = {name: speedups(rows, subject, name) for name in names}
     axes = [axis for axis in dict.fromkeys((x, y)) if axis] or ["seq_len", "rank", "num_features"]
     return _Answer(

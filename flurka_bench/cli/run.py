@@ -9,24 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flurka_bench.cli import options
 from flurka_bench.cli.common import (
-    BYTES_HELP,
-    DEVICE_HELP,
-    SECONDS_HELP,
     note,
-    one_of,
     print_json,
     print_table,
-    refuse_given,
 )
 from flurka_bench.cli.progress import Progress
+from flurka_bench.cli.targets import timer_cache
 from flurka_bench.words.errors import RequestError
 from flurka_bench.words.units import (
     format_bytes,
     format_ratio,
     format_seconds,
-    parse_bytes,
-    parse_seconds,
 )
 
 if TYPE_CHECKING:
@@ -45,78 +40,81 @@ _OPPONENTS = {"low-rank": "low-rank parent", "kernel": "kernel parent", "full": 
 
 
 def run(
-    suite: Annotated[
-        str,
-        typer.Argument(help="A shipped suite's name (quick, core, layer, paper) or a TOML file."),
-    ],
-    device: Annotated[str, typer.Option(help=DEVICE_HELP)] = "auto",
+    context: typer.Context,
+    device: options.Device,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; results/SUITE-DEVICE by default.")
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Print the cases with their predicted cost; measure nothing."
-        ),
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+        Path | None, options.plain("--out", "Run folder [default: results/SUITE-DEVICE]")
+    ],
+    dry_run: options.DryRun,
+    json: options.Json,
     stages: Annotated[
-        bool, typer.Option("--stages", help="Also record the time by stage, from the profiler.")
-    ] = False,
+        bool, options.flag("--stages", "Also record the time by stage, from the profiler.")
+    ],
     plot: Annotated[
-        bool, typer.Option("--plot", help="At the end draw the heat map, here and as a picture.")
-    ] = False,
-    hardware: Annotated[
-        str | None,
-        typer.Option(
-            help="Profile to predict with, of the device that is timed; the device's own by default."
-        ),
-    ] = None,
+        bool, options.flag("--plot", "At the end draw the heat map, here and as a picture.")
+    ],
+    hardware: options.Hardware,
     seed: Annotated[
-        int | None,
-        typer.Option(min=0, help="Of inputs, parameters and the order of rounds; 0 by default."),
-    ] = None,
-    cache: Annotated[
-        str, typer.Option(help="auto, cold (flushed before each call) or warm.")
-    ] = "auto",
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Time for the whole run, like 80s ({SECONDS_HELP}); replaces the suite's."
+        int,
+        options.plain(
+            "--seed", "Of inputs, parameters and the order of rounds.", default=0, least=0
         ),
-    ] = None,
-    memory_limit: Annotated[
+    ],
+    cache: Annotated[str, options.declared("--cache")],
+    budget: options.Budget,
+    memory_limit: Annotated[int | None, options.declared("--memory-limit")],
+    only: Annotated[str | None, options.declared("--only")],
+    mechanism: options.Mechanisms,
+    level: options.Levels,
+    pass_: options.Passes,
+    backend: options.Backends,
+    order: options.Orders,
+    batch: options.Batches,
+    num_heads: options.NumHeads,
+    seq_len: options.SeqLens,
+    head_dim: options.HeadDims,
+    rank: options.Ranks,
+    num_features: options.NumFeatures,
+    dtype: options.Dtypes,
+    suite: Annotated[
         str | None,
-        typer.Option(help=f"Most host memory the worker may take, like 8GB ({BYTES_HELP})."),
+        typer.Argument(
+            help="A shipped suite's name (quick, core, layer, paper) or a TOML file; without one,"
+            " the axes that options give are measured."
+        ),
     ] = None,
 ) -> None:
-    """Measure a suite; the same command again goes on where it was stopped.
+    """Measure a suite, or the cases that options name as for predict; the same command again goes
+    on where it was stopped.
 
     Example: flurka-bench run quick --device cpu
+
+    Example: flurka-bench run --mechanism flurka-relu,full-sdpa --seq-len 1024 --rank 128 --budget
+        20s
     """
-    from flurka_bench.cli.suites import timing_suite
     from flurka_bench.cli.targets import check_dtype
     from flurka_bench.devices.probe import find_device
 
-    one_of(("auto", "cold", "warm"), "--cache")(cache)
-    budget_s = parse_seconds(budget, "--budget") if budget else None
-    memory_limit_bytes = parse_bytes(memory_limit, "--memory-limit") if memory_limit else None
     found = find_device(device)
     if dry_run:
-        refuse_given({"--plot": plot}, " to --dry-run, which measures nothing to draw")
-    loaded = timing_suite(suite, found.kind)
-    cases = loaded.cases()
+        options.refuse(context, ["--plot"], " to --dry-run, which measures nothing to draw")
     profile = _profile(found, hardware)
+    loaded = _suite(context, suite, found.kind, profile)
+    if only is not None:
+        from flurka_bench.cases.asked import part_of
+
+        loaded = part_of(loaded, only)
+    cases = loaded.cases()
     if profile is not None:
-        for dtype in sorted({case.dtype for case in cases}):
-            check_dtype(profile, dtype)
+        for each in sorted({case.dtype for case in cases}):
+            check_dtype(profile, each)
     predictions = _predictions(cases, profile, stages=stages, cache=cache)
     if dry_run:
-        idle = {"--out": out, "--seed": seed, "--memory-limit": memory_limit}
-        named = [name for name, value in idle.items() if value is not None]
+        idle = ("--out", "--seed", "--memory-limit")
+        named = [each for each in idle if each in options.given(context)]
         if named:
             note(f"{', '.join(named)} changes nothing in a dry run")
-        _print_plan(loaded, cases, predictions, kind=found.kind, as_json=json, budget_s=budget_s)
+        _print_plan(loaded, cases, predictions, kind=found.kind, as_json=json, budget_s=budget)
         return
     from flurka_bench.bench import loop
     from flurka_bench.bench.kind import RunOptions
@@ -133,24 +131,50 @@ def run(
             suite=loaded,
             predict=lambda case: predictions.get(case.case_id, {}),
             peaks=_peaks(profile),
-            seed=seed or 0,
+            seed=seed,
             cache=cache,
             stages=stages,
             predicted_from=_predicted_from(profile, cache) if profile and predictions else None,
         )
-        options = RunOptions(
+        limits = RunOptions(
             out=folder,
             device=found.device,
-            budget_s=budget_s,
-            memory_limit_bytes=memory_limit_bytes,
+            budget_s=budget,
+            memory_limit_bytes=memory_limit,
         )
-        summary = loop.run(plan, options, on_event=progress.show)
+        summary = loop.run(plan, limits, on_event=progress.show)
     _print_answer(folder, summary, as_json=json)
     if plot:
         _draw(folder, quiet=json)
 
 
-def _profile(found: "FoundDevice", hardware: str | None) -> "Profile | None":
+def _suite(
+    context: typer.Context, name: str | None, device_kind: str, profile: "Profile | None"
+) -> "Suite":
+    """The suite of that name, or that of the axes that options give."""
+    from flurka_bench.cases.asked import suite_of_axes
+    from flurka_bench.cli.suites import note_idle_axes, timing_suite
+
+    flags = {options.flag_of(axis): axis for axis in options.AXES}
+    if name is not None:
+        why = " to a suite, which has its own (--only keeps a part of it)"
+        options.refuse(context, flags, why)
+        return timing_suite(name, device_kind)
+    given = {flags[each] for each in options.given(context) if each in flags}
+    if not given:
+        raise RequestError(
+            "run takes a suite (quick, core, layer, paper or a TOML file), or cases as options,"
+            " like --mechanism flurka-relu,full-sdpa --seq-len 4096"
+        )
+    axes = options.axes(context)
+    if not axes["dtype"]:
+        axes["dtype"] = ("float32" if profile is None else profile.own_dtype,)
+    suite = suite_of_axes(axes, given, device_kind)
+    note_idle_axes(suite)
+    return suite
+
+
+def _profile(found: "FoundDevice", hardware: options.Names | None) -> "Profile | None":
     """The profile asked for, or the device's own; None for a GPU that no profile describes."""
     from flurka_bench.cli.targets import (
         check_device,
@@ -165,17 +189,10 @@ def _profile(found: "FoundDevice", hardware: str | None) -> "Profile | None":
     return profile
 
 
-def _cache(profile: "Profile", cache: str) -> str:
-    """How the timer finds the cache, which is what the predictions beside it are for."""
-    if cache != "auto":
-        return cache
-    return "warm" if profile.kind == "cpu" else "cold"
-
-
 def _predicted_from(profile: "Profile", cache: str) -> dict[str, str]:
     from flurka_bench.cli.targets import prediction_source
 
-    return prediction_source(profile, _cache(profile, cache))
+    return prediction_source(profile, timer_cache(profile, cache))
 
 
 def _predictions(
@@ -185,28 +202,13 @@ def _predictions(
     profile."""
     if profile is None:
         return {}
-    from flurka_bench.cost.predict import predict
+    from flurka_bench.answers.plan import predicted_fields
 
-    found = {}
     try:
-        predictions = predict(cases, profile, cache=_cache(profile, cache))
+        return predicted_fields(cases, profile, stages=stages, cache=timer_cache(profile, cache))
     except RequestError as error:  # a clock needs no model
-        print(f"note: no predictions: {error}", file=sys.stderr)
+        note(f"no predictions: {error}")
         return {}
-    for prediction in predictions:
-        fields = {
-            "predicted_s": prediction.seconds,
-            "predicted_low_s": prediction.seconds_low,
-            "predicted_high_s": prediction.seconds_high,
-            "predicted_log_scale": prediction.log_scale,
-            "bound": prediction.bound,
-        }
-        if stages:
-            fields["predicted_stages_s"] = {
-                stage: float(seconds) for stage, seconds in prediction.stages.items()
-            }
-        found[prediction.case.case_id] = fields
-    return found
 
 
 def _peaks(profile: "Profile | None") -> "Callable[[Case], Peaks | None]":
@@ -243,19 +245,10 @@ def _print_plan(
     as_json: bool,
     budget_s: float | None = None,
 ) -> None:
-    from flurka_bench.lowering import peak_memory_bytes
+    from flurka_bench.answers.plan import plan
 
-    rows = []
-    for case in cases:
-        row = {"case_id": case.case_id, **case.as_record(), **predictions.get(case.case_id, {})}
-        rows.append(row | {"peak_memory_bytes": int(peak_memory_bytes(case, kind))})
-    seconds = [row["predicted_s"] for row in rows if row.get("predicted_s") is not None]
-    total = {
-        "num_cases": len(rows),
-        "one_call_each_s": sum(seconds) if seconds else None,
-        "largest_memory_bytes": max(row["peak_memory_bytes"] for row in rows),
-        "budget_s": budget_s or suite.budget.time_s,
-    }
+    rows, total = plan(cases, predictions, kind)
+    total["budget_s"] = budget_s or suite.budget.time_s
     if as_json:
         print_json({"suite": suite.name, "cases": rows, "total": total})
         return
@@ -278,8 +271,8 @@ def _print_plan(
         f"budget {format_seconds(total['budget_s'])}" if total["budget_s"] else "no time budget"
     )
     print(
-        f"\n{len(rows)} cases; one call of each {format_seconds(total['one_call_each_s'])}; {budget}; "
-        f"largest memory {format_bytes(total['largest_memory_bytes'])}"
+        f"\n{len(rows)} cases; one call of each {format_seconds(total['one_call_each_s'])};"
+        f" {budget}; largest memory {format_bytes(total['largest_memory_bytes'])}"
     )
 
 
@@ -435,7 +428,7 @@ def _form(cell: Any, side: str) -> str:
 def _draw(folder: Path, *, quiet: bool) -> None:
     """The heat map as a picture and in the terminal; on stderr with ``quiet``, where stdout holds
     JSON."""
-    from flurka_bench.cli.plot import plot
+    from flurka_bench.cli.plot import draw
 
     with contextlib.redirect_stdout(sys.stderr) if quiet else contextlib.nullcontext():
-        plot([folder], kind="heatmap")
+        draw([folder], ["heatmap"], folder=folder / "plots")

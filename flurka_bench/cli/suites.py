@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flurka_bench.cli import options
 from flurka_bench.cli.common import (
     note,
-    one_of,
     print_json,
     print_table,
-    refuse_given,
 )
 from flurka_bench.words.errors import (
     RequestError,
@@ -29,14 +28,6 @@ _HELP = """The suites that ship with flurka-bench, and your own TOML files.
 
 Example: flurka-bench suites show quick"""
 app = typer.Typer(no_args_is_help=True, help=_HELP)
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Kind = Annotated[
-    str | None,
-    typer.Option(
-        "--device", help="Kind of device whose cases to show: cpu (default) or cuda (or gpu)."
-    ),
-]
 
 
 def error_suites() -> list[str]:
@@ -70,22 +61,18 @@ def timing_suite(name: str, device_kind: str) -> "Suite":
             f"{name!r} is an error suite, which times nothing: flurka-bench quality error {name}"
         )
     loaded = load_suite(name, device_kind)
-    _note_idle_axes(loaded)
+    note_idle_axes(loaded)
     return loaded
 
 
-def _note_idle_axes(suite: "Suite") -> None:
+def note_idle_axes(suite: "Suite") -> None:
+    """Say which axes of a suite no mechanism of it has."""
     for axis in suite.idle_axes():
         note(f"suite {suite.name!r}: no mechanism of it has the axis {axis} as given")
 
 
-def _kind(device: str | None) -> str:
-    word = (device or "cpu").strip().lower()
-    return one_of(("cpu", "cuda"), "--device")("cuda" if word == "gpu" else word)
-
-
 @app.command("list")
-def list_(json: Json = False) -> None:
+def list_(json: options.Json) -> None:
     """List the shipped suites with their number of cases.
 
     Example: flurka-bench suites list
@@ -131,9 +118,10 @@ def list_(json: Json = False) -> None:
 
 @app.command()
 def show(
+    context: typer.Context,
     suite: Annotated[str, typer.Argument(help="A shipped suite's name or a TOML file.")],
-    device: Kind = None,
-    json: Json = False,
+    device: options.Device,
+    json: options.Json,
 ) -> None:
     """Show a suite: its text, and how many cases of which mechanisms it expands to.
 
@@ -143,19 +131,22 @@ def show(
         load_suite,
         shipped_suites,
     )
+    from flurka_bench.devices.probe import device_kind
 
     if (found := _error_suite(suite)) is not None:
-        refuse_given({"--device": device}, " to an error suite, which is the same on every device")
+        options.refuse(
+            context, ["--device"], " to an error suite, which is the same on every device"
+        )
         _show_error_suite(suite, *found, as_json=json)
         return
     every = [*shipped_suites(), *error_suites()]
     path = Path(suite)
     if suite not in every and not path.is_file() and path.suffix != ".toml" and path.name == suite:
         raise unknown("suite", suite, every)
-    kind = _kind(device)
+    kind = device_kind(device)
     loaded = load_suite(suite, kind)
     cases = loaded.cases()
-    _note_idle_axes(loaded)
+    note_idle_axes(loaded)
     if json:
         print_json({
             "name": loaded.name,

@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flurka_bench
-from flurka_bench.cli.common import (
-    comma_list,
-    note,
-)
+from flurka_bench.cli.common import note
 from flurka_bench.words.errors import RequestError
 
 if TYPE_CHECKING:
@@ -17,31 +14,47 @@ if TYPE_CHECKING:
     from flurka_bench.hardware import Profile
 
 MOST_REASONS = 4  # that a line about options says; a sweep over head widths has one for each
-HARDWARE_HELP = "names or aliases, profile files (.toml), or cpu for this machine"
 
 
-def load_targets(text: str, option: str = "--hardware") -> "list[Profile]":
-    """A comma list of names, aliases, profile files, run folders (the profile that the run was
-    predicted from) and ``cpu`` (this machine) as profiles, each once.
+def load_targets(names: Sequence[str] | None, option: str = "--hardware") -> "list[Profile]":
+    """Names, aliases, profile files, run folders (the profile that the run was predicted from) and
+    ``cpu`` (this machine's) as profiles, each once; for None this machine's device.
 
     Raises RequestError also for two different profiles of one name, which no answer tells apart.
     """
+    if names is None:
+        return [_own_target(option)]
     targets: dict[str, Profile] = {}
-    for name in comma_list(text, str, option):
+    for name in names:
         target = _load(name)
         if targets.setdefault(target.name, target) != target:
             raise RequestError(
-                f"{option}: two different profiles are named {target.name!r}; give one a name of its own"
+                f"{option}: two different profiles are named {target.name!r}; give one a name of"
+                " its own"
             )
     return list(targets.values())
 
 
-def load_target(text: str, option: str = "--hardware") -> "Profile":
-    """The one target of an option that takes no list."""
-    targets = load_targets(text, option)
+def load_target(names: Sequence[str] | None, option: str = "--hardware") -> "Profile":
+    """The one target of a verb that takes no list."""
+    targets = load_targets(names, option)
     if len(targets) > 1:
-        raise RequestError(f"{option} takes one target here, got {text!r}")
+        raise RequestError(f"{option} takes one target here, got {','.join(names or ())!r}")
     return targets[0]
+
+
+def _own_target(option: str) -> "Profile":
+    from flurka_bench.devices.probe import find_device
+
+    found = find_device("auto")
+    profile = own_profile(found.name)
+    if profile is None:
+        raise RequestError(
+            f"no profile knows this machine's {found.name}: give {option}, or write a profile with"
+            " 'flurka-bench calibrate'"
+        )
+    note(f"{option} is this machine's device, {profile.name}")
+    return profile
 
 
 def _load(name: str) -> "Profile":
@@ -65,7 +78,8 @@ def check_device(profile: "Profile", found: "FoundDevice", option: str = "--hard
     kind = "cpu" if found.kind == "cpu" else "gpu"
     if profile.kind != kind:
         raise RequestError(
-            f"{option} {profile.name} is {kinds[profile.kind]}, and what is timed here is {kinds[kind]}"
+            f"{option} {profile.name} is {kinds[profile.kind]}, and what is timed here is"
+            f" {kinds[kind]}"
             f" ({found.device}): give a profile of this device, or leave {option} out"
         )
     here = found.name or cpu_name()
@@ -79,13 +93,15 @@ def check_dtype(profile: "Profile", dtype: str) -> None:
     compute with it at all."""
     if dtype == "float64" and not {"vector.float64", "tensor.float64"} & set(profile.peaks):
         raise RequestError(
-            f"{profile.name} has no float64 units; accepted there: float32, bfloat16, float16 (--dtype)"
+            f"{profile.name} has no float64 units; accepted there: float32, bfloat16,"
+            " float16 (--dtype)"
         )
     if dtype == "float32" or profile.matmul_unit(dtype) != "vector.float32":
         return
     if profile.kind == "gpu":
         note(
-            f"{profile.name} has no {dtype} units; predicted at the float32 rate, at which libraries emulate it"
+            f"{profile.name} has no {dtype} units; predicted at the float32 rate, at which"
+            " libraries emulate it"
             + (f" (it has units for {profile.own_dtype})" if profile.own_dtype != "float32" else "")
         )
     elif not profile.measured.knows("cpu", dtype):
@@ -110,7 +126,8 @@ def check_backends(profile: "Profile", backends: Iterable[str]) -> list[str]:
     left = [name for name in wanted if name != "fused" or profile.vendor == "nvidia"]
     if not left:
         raise RequestError(
-            f"fused kernels are for NVIDIA GPUs, and {profile.name} is none; accepted there: eager, compiled (--backend)"
+            f"fused kernels are for NVIDIA GPUs, and {profile.name} is none; accepted there:"
+            " eager, compiled (--backend)"
         )
     if left != wanted:
         note(f"fused kernels are for NVIDIA GPUs: none on {profile.name}")
@@ -178,8 +195,8 @@ def profile_of_run(folder: Path) -> "Profile":
     text = last.get("profile") if isinstance(last, dict) else None
     if not isinstance(text, str):
         raise RequestError(
-            f"the run {str(folder)!r} keeps no hardware profile (it was made without predictions, or"
-            " before runs kept theirs); give a profile's name or file"
+            f"the run {str(folder)!r} keeps no hardware profile (it was made without"
+            " predictions, or before runs kept theirs); give a profile's name or file"
         )
     return parse_profile(text, f"{folder / 'run.json'} (predicted_from)")
 
@@ -205,3 +222,10 @@ def own_profile(gpu: str | None = None) -> "Profile | None":
 def calibrated_file(profile: "Profile") -> Path:
     """Where ``calibrate`` leaves a device's profile unless told otherwise."""
     return Path(f"hardware-{profile.name}.toml")
+
+
+def timer_cache(profile: "Profile", cache: str) -> str:
+    """``auto`` as the timer of this target finds the cache: warm on a CPU, cold on a GPU."""
+    if cache != "auto":
+        return cache
+    return "warm" if profile.kind == "cpu" else "cold"

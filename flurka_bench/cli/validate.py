@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flurka_bench.cli import options
 from flurka_bench.cli.common import (
     note,
     print_json,
@@ -29,19 +30,17 @@ def validate(
             metavar="FILE", help="Measured rows (CSV, may be gzipped) or the folder of a run."
         ),
     ],
-    hardware: Annotated[
-        str,
-        typer.Option(
-            help="The device that the rows are of: a name, an alias, a profile file (.toml), or cpu for this machine."
+    hardware: options.Hardware,
+    datasheet_only: Annotated[
+        bool, options.flag("--datasheet-only", "Leave out what was measured on the device.")
+    ],
+    predictions: Annotated[
+        Path | None,
+        options.plain(
+            "--predictions", "Write every row of FILE with its predicted_ms to this CSV."
         ),
     ],
-    datasheet_only: Annotated[
-        bool, typer.Option("--datasheet-only", help="Leave out what was measured on the device.")
-    ] = False,
-    predictions: Annotated[
-        Path | None, typer.Option(help="Write every row of FILE with its predicted_ms to this CSV.")
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: options.Json,
 ) -> None:
     """Compare predictions with measured times: operators, whole cases, or a run. Errors are
     percentages.

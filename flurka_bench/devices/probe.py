@@ -27,26 +27,39 @@ class FoundDevice:
         return int(self.device.partition(":")[2] or 0)
 
 
+def _asked(request: str) -> tuple[str, int]:
+    """A request as ``auto``, ``cpu`` or ``cuda``, and the N of cuda:N (0 where it says none)."""
+    match = re.fullmatch(
+        r"(auto|cpu|cuda)(?::([0-9]{1,3}))?",
+        re.sub(r"^gpu(?=$|:)", "cuda", request.strip().lower()),
+    )
+    if match is None or (match[2] and match[1] != "cuda"):
+        raise unknown("device", request, ("auto", "cpu", "cuda", "cuda:0", "gpu"))
+    return match[1], int(match[2] or 0)
+
+
+def device_kind(request: str) -> str:
+    """``cpu`` or ``cuda``, whether or not such a device is here; for auto what is here."""
+    word, _ = _asked(request)
+    return find_device(word).kind if word == "auto" else word
+
+
 def find_device(request: str) -> FoundDevice:
     """The device that ``request`` (auto, cpu, cuda, cuda:N; gpu is cuda) means here. Raises
     RequestError if it is not here."""
-    asked, request = request, re.sub(r"^gpu(?=$|:)", "cuda", request.strip().lower())
-    match = re.fullmatch(r"auto|cpu|cuda(?::([0-9]{1,3}))?", request)
-    if match is None:
-        raise unknown("device", asked, ("auto", "cpu", "cuda", "cuda:0", "gpu"))
-    if request == "cpu":
+    word, index = _asked(request)
+    if word == "cpu":
         return FoundDevice(device="cpu", kind="cpu")
-    names = [] if request == "auto" and _torch_is_cpu_only() else cuda_device_names()
-    if request == "auto" and not names:
+    names = [] if word == "auto" and _torch_is_cpu_only() else cuda_device_names()
+    if word == "auto" and not names:
         return FoundDevice(device="cpu", kind="cpu")
-    index = int(match[1] or 0)
     if index >= len(names):
         here = (
             ", ".join(f"cuda:{number} ({name})" for number, name in enumerate(names))
             or "no CUDA device"
         )
         raise RequestError(
-            f"device {asked!r} is not here: the driver knows {here}; use --device cpu or auto"
+            f"device {request!r} is not here: the driver knows {here}; use --device cpu or auto"
         )
     return FoundDevice(device=f"cuda:{index}", kind="cuda", name=names[index])
 

@@ -304,8 +304,11 @@ class Tape(Recorder):
         saved = {"output": (out,), "input": (x,), None: ()}[saves]
 
         def pull(g: Var) -> tuple[Var]:
-            flops = {"vector": backward_vector, "special": backward_special}
-            return (self.pointwise(f"{name}_backward", g, *saved, **flops, work=backward_work),)
+            grad = self.pointwise(
+                f"{name}_backward", g, *saved,
+                vector=backward_vector, special=backward_special, work=backward_work,
+            )  # fmt: skip
+            return (grad,)
 
         self._step(out, (x,), pull)
         return out

@@ -2,16 +2,13 @@
 ``attention.compression`` runs.
 
 Shapes as there: E is (k, N), or (h, k, N) where heads do not share it; a convolution has one tap
-    vector of N / k weights
-(a head).
+vector of N / k weights (a head).
 """
 
 from flurka_bench.cases.case import Case
 from flurka_bench.lowering.builder import Tape
-from flurka_bench.lowering.recorder import (
-    Var,
-    is_one,
-)
+from flurka_bench.lowering.recorder import Var, is_one
+from flurka_bench.words import parts
 
 
 class Compression:
@@ -20,22 +17,24 @@ class Compression:
 
     def __init__(self, tape: Tape, case: Case, *, any_strides: bool) -> None:
         self.tape, self.case, self.any_strides = tape, case, any_strides
-        self.window = (
-            case.seq_len / case.rank
-            if not isinstance(case.seq_len, int)
-            else case.seq_len // case.rank
-        )
+        rank, whole = case.rank, isinstance(case.seq_len, int)
+        assert rank is not None  # canonical cases of a compression have one
+        self.window = case.seq_len // rank if whole else case.seq_len / rank
         heads = () if case.share_heads else (case.num_heads,)
-        shape = {
-            "dense": (*heads, case.rank, case.seq_len),
-            "conv": (*heads, self.window),
-            "mean-pool": None,
-        }[case.compression]
-        self.keys = None if shape is None else tape.leaf("E", *shape)
-        self.values = self.keys if shape is None or case.share_kv else tape.leaf("F", *shape)
+        self.keys: Var | None = None
+        self.values: Var | None = None
+        if parts.compression(case.compression).has_weights:
+            shape = {
+                "dense": (*heads, case.rank, case.seq_len),
+                "conv": (*heads, self.window),
+            }[case.compression]
+            self.keys = tape.leaf("E", *shape)
+            self.values = self.keys if case.share_kv else tape.leaf("F", *shape)
 
-    def _weight(self, of_values: bool) -> Var | None:
-        return self.values if of_values else self.keys
+    def _weight(self, of_values: bool) -> Var:
+        weight = self.values if of_values else self.keys
+        assert weight is not None  # what has no weights is shared across heads
+        return weight
 
     def _name(self, of_values: bool) -> str:
         return "compress_values" if of_values else "compress_keys"
@@ -43,15 +42,15 @@ class Compression:
     def shared_rows(self, x: Var, of_values: bool = False) -> Var:
         """E x for an E that all heads share: (…, N, c) -> (…, k, c)."""
         tape, k = self.tape, self.case.rank
-        weight, name, channels = self._weight(of_values), self._name(of_values), x.shape[-1]
-        if weight is None:
+        name, channels = self._name(of_values), x.shape[-1]
+        if self.keys is None:
             windows = tape.view(x, *x.shape[:-2], k, self.window, channels)
             return tape.reduce(windows, -2, name, keepdim=False, mean=True)
         if self.case.compression == "conv":
             windows = tape.view(x, *x.shape[:-2], k, self.window, channels)
-            taps = tape.view(weight, 1, self.window)
+            taps = tape.view(self._weight(of_values), 1, self.window)
             return tape.view(tape.matmul(taps, windows, name), *x.shape[:-2], k, channels)
-        return tape.matmul(weight, x, name)
+        return tape.matmul(self._weight(of_values), x, name)
 
     def head_rows(self, x: Var, of_values: bool = False, *, tokens_first: bool = False) -> Var:
         """E_h x_h: (b, h, N, d) -> (b, h, k, d), whether heads share E or not; ``tokens_first``

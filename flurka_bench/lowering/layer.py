@@ -2,9 +2,11 @@
 one of three orders.
 
 Kernel for kernel what ``attention.modules.AttentionLayer`` launches, the copies between heads first
-and tokens first
-included: a batch of one needs fewer of them, so batch = 1 is lowered apart from batch > 1.
+and tokens first included: a batch of one needs fewer of them, so batch = 1 is lowered apart from batch > 1.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 from flurka_bench.cases.case import Case
 from flurka_bench.cases.registry import Mechanism
@@ -14,10 +16,8 @@ from flurka_bench.lowering.recorder import (
     Var,
     is_one,
 )
-from flurka_bench.lowering.similarity import (
-    FeatureMap,
-    softmax_attention,
-)
+from flurka_bench.lowering.similarity import FeatureMap
+from flurka_bench.words import parts
 
 
 class Layer:
@@ -25,18 +25,37 @@ class Layer:
 
     def __init__(self, tape: Tape, case: Case, mechanism: Mechanism) -> None:
         self.tape, self.case, self.mechanism = tape, case, mechanism
-        self.features = FeatureMap(tape, case, mechanism) if mechanism.is_kernel else None
-        self.any_strides = (
-            mechanism.similarity == "sdpa" or case.backend == "fused"
-        )  # kernels that need no copies
-        self.compression = (
-            Compression(tape, case, any_strides=self.any_strides) if mechanism.compressed else None
+        self.similarity = parts.similarity(mechanism.similarity)
+        self._attention: Callable[..., Any] = parts.resolve(self.similarity.ops)
+        self.features: FeatureMap | None = (
+            self._attention(tape, case, mechanism) if mechanism.is_kernel else None
+        )
+        # kernels that need no copies
+        self.any_strides = mechanism.similarity == "sdpa" or case.backend == "fused"
+        self.compression: Compression | None = (
+            parts.resolve(parts.compression(case.compression).ops)(
+                tape, case, any_strides=self.any_strides
+            )
+            if mechanism.compressed
+            else None
         )
         if case.level != "core":
             width = case.model_dim
             self.w_q, self.w_k, self.w_v, self.w_out = (
                 tape.leaf(f"W_{name}", width, width) for name in ("q", "k", "v", "out")
             )
+
+    @property
+    def _features(self) -> FeatureMap:
+        """The feature map of a mechanism that has one."""
+        assert self.features is not None
+        return self.features
+
+    @property
+    def _compression(self) -> Compression:
+        """The compression of a mechanism that has one."""
+        assert self.compression is not None
+        return self.compression
 
     def core(self, q: Var, k: Var, v: Var, *, tokens_first: bool = False) -> Var:
         """q, k, v (b, h, N, d) -> (b, h, N, d); fused attention's gradients may come
@@ -47,9 +66,8 @@ class Layer:
                 if self.compression is None:
                     k, v = (self.tape.view(x, *x.shape, copied_back=True) for x in (k, v))
             if self.mechanism.similarity == "softmax" and self.compression is None:
-                k = self.tape.view(
-                    k, *k.shape, copied_back=True
-                )  # its gradient comes transposed, and k.grad is not
+                # its gradient comes transposed, and k.grad is not
+                k = self.tape.view(k, *k.shape, copied_back=True)
             if self.compression is not None:
                 with self.tape.stage("compress"):
                     k, v = (
@@ -89,10 +107,8 @@ class Layer:
                 if self.case.backend == "fused"
                 else self.features.attend(q, k, v)
             )
-        if self.mechanism.similarity == "softmax":
-            return softmax_attention(self.tape, q, k, v)
-        with self.tape.stage("scores"):
-            return self.tape.attention(q, k, v)
+        out: Var = self._attention(self.tape, q, k, v)
+        return out
 
     def _heads(self, x: Var, *, transposed_back: bool = False) -> Var:
         """(b, L, D) -> (b, h, L, d): a view for fused kernels, which take any strides; else a copy
@@ -108,7 +124,8 @@ class Layer:
             return self.tape.view(x, *shape)
         if is_one(b):
             # the gradient of float16's key norms lies as the keys do, and takes the other in
-            lies_so = self.mechanism.similarity == "favor" and self.tape.dtype == "float16"
+            has_norms = self.features is not None and self.features.has_shift
+            lies_so = has_norms and self.tape.dtype == "float16"
             return self.tape.view(
                 x, *shape, copied_back=copied_back and not (transposed_back and lies_so)
             )
@@ -126,7 +143,7 @@ class Layer:
 
     def _project_then_compress(self, x: Var) -> tuple[Var, Var]:
         """E (x W): keys and values (b, h, k, d)."""
-        tape, compression = self.tape, self.compression
+        tape, compression = self.tape, self._compression
         with tape.frame():
             with tape.stage("project"):
                 k, v = (
@@ -151,7 +168,7 @@ class Layer:
 
     def _compress_then_project(self, x: Var) -> tuple[Var, Var]:
         """(E x) W: keys and values (b, h, k, d); the N-long ones are never formed."""
-        tape, compression = self.tape, self.compression
+        tape, compression = self.tape, self._compression
         compress = compression.shared_rows if self.case.share_heads else compression.input_rows
         with tape.frame():
             with tape.stage("compress"):
@@ -200,12 +217,14 @@ class Layer:
         """W Ω as (D, h m): one product of h matrices (m, d) @ (d, D)."""
         tape, case = self.tape, self.case
         per_head = tape.view(weight, case.num_heads, case.head_dim, case.model_dim)
-        product = tape.matmul(tape.transpose(self.features.omega), per_head, name)
+        omega = self._features.omega
+        assert omega is not None  # what is absorbed multiplies by Ω
+        product = tape.matmul(tape.transpose(omega), per_head, name)
         return tape.view(product, case.model_dim, tape.size(case.num_heads, case.num_features))
 
     def _absorbed(self, x: Var) -> Var:
         """x (W_q Ω) for the queries' features, and W_out inside the small key-value product."""
-        tape, case, features = self.tape, self.case, self.features
+        tape, case, features = self.tape, self.case, self._features
         b, n, h, m, width = (
             case.batch,
             case.seq_len,
@@ -259,13 +278,13 @@ class Layer:
     def _absorbed_keys(self, x: Var) -> tuple[Var, Var, Var | None, Var | None]:
         """phi(K)ᵀ V = (phi(K)ᵀ x) W_v for keys that are not compressed: kv (b, h, m, d), the mean
         of phi(K), the shift, the scale of ``level_keys``."""
-        tape, case, features = self.tape, self.case, self.features
+        tape, case, features = self.tape, self.case, self._features
         b, n, h, d, m, width = (
             case.batch, case.seq_len, case.num_heads, case.head_dim, case.num_features, case.model_dim,
         )  # fmt: skip
         all_features = tape.size(h, m)
         with tape.frame():
-            if features.absorbs_keys:
+            if self.similarity.absorbs_keys:
                 with tape.stage("project"):
                     weight = self._absorb(self.w_k, "absorb_keys")
                 with tape.stage("features"):

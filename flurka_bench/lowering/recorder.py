@@ -5,7 +5,7 @@ Sizes may be ints, NumPy arrays or SymPy symbols: nothing here compares them, ex
 1 broadcasts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -237,7 +237,7 @@ class Recorder:
         )
         self._phase = before
 
-    def _hold(self, ops: list[Op], but: set[str] = frozenset()) -> None:
+    def _hold(self, ops: list[Op], but: Set[str] = frozenset()) -> None:
         """The tensors of ``ops`` stay in memory until the last of them is done."""
         names = {tensor.name for op in ops for tensor in (*op.reads, *op.writes)} - but
         self.held_until |= dict.fromkeys(names, len(self.ops) - 1)

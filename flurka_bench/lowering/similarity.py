@@ -1,8 +1,7 @@
 """Similarity of queries and keys as ops, stage by stage as ``attention.similarity`` runs them.
 
 Shapes as there: q (b, h, N, d), k and v (b, h, L, d), features (…, m); in the order "absorbed" the
-    queries' features are
-(b, N, h, m), straight from their projection.
+queries' features are (b, N, h, m), straight from their projection.
 """
 
 from flurka_bench.cases.case import Case
@@ -24,21 +23,32 @@ def softmax_attention(tape: Tape, q: Var, k: Var, v: Var) -> Var:
             return tape.matmul(weights, v, "output")
 
 
+def sdpa_attention(tape: Tape, q: Var, k: Var, v: Var) -> Var:
+    """The same in one kernel, ``scaled_dot_product_attention``."""
+    with tape.stage("scores"):
+        return tape.attention(q, k, v)
+
+
 class FeatureMap:
-    """phi of one case on a tape: FAVOR+, ReLU random features, or elu + 1."""
+    """phi of one case on a tape. Subclasses say what phi is: ``activate_keys`` and
+    ``activate_queries``, or ``activate`` where both are one function."""
+
+    # FAVOR+ passes a maximum over keys to the queries, which fused kernels write beside their sums;
+    # the gradient of its key norms lies in memory as the keys do (in float16).
+    has_shift = False
+    vector_flops, special_flops = 5, 1  # of a feature in a fused kernel
 
     def __init__(self, tape: Tape, case: Case, mechanism: Mechanism) -> None:
-        self.tape, self.kind, self.num_features = tape, mechanism.similarity, case.num_features
+        self.tape, self.num_features = tape, case.num_features
         self.omega = (
             tape.leaf("omega", case.head_dim, case.num_features, role="buffer")
             if mechanism.uses_features
             else None
         )
 
-    @property
-    def absorbs_keys(self) -> bool:
-        """Whether phi(k) is a function of k Ω alone; FAVOR+ also needs |k|²."""
-        return self.kind == "relu"
+    def activate(self, y: Var) -> Var:
+        """phi from y = x Ω, of keys and of queries."""
+        raise NotImplementedError
 
     def key_features(self, k: Var, rows: int = -2) -> tuple[Var, Var | None]:
         """phi(k) and the shift that FAVOR+ passes to the queries; ``rows`` is the dimension that
@@ -47,19 +57,8 @@ class FeatureMap:
         return self.activate_keys(y, k, rows)
 
     def activate_keys(self, y: Var, k: Var | None, rows: int) -> tuple[Var, Var | None]:
-        """phi(k) from y = k Ω."""
-        tape = self.tape
-        if self.kind != "favor":
-            return self._activate(y), None
-        if tape.dtype == "float16":
-            squares = tape.half_squares(k, rows, "key_norm")
-        else:
-            squares = tape.reduce(tape.multiply(k, k, "square"), -1, "key_norm")
-        y = tape.subtract(y, squares, "subtract_key_norm", scaled=True, in_place=True)
-        shift = tape.reduce(tape.detach(y), rows, "key_maximum", work="maximum")
-        return tape.exp(
-            tape.subtract(y, shift, "subtract_key_maximum", in_place=True), "key_exp", in_place=True
-        ), shift
+        """phi(k) from y = k Ω, and what the queries' features need to know of the keys."""
+        return self.activate(y), None
 
     def query_features(self, q: Var, shift: Var | None) -> Var:
         """phi(q), up to a factor per query."""
@@ -69,16 +68,7 @@ class FeatureMap:
 
     def activate_queries(self, y: Var, shift: Var | None) -> Var:
         """phi(q) from y = q Ω."""
-        tape = self.tape
-        if self.kind != "favor":
-            return self._activate(y)
-        y = tape.add(y, shift, "add_key_maximum", in_place=not tape.train)
-        largest = tape.reduce(tape.detach(y), -1, "query_maximum", work="maximum")
-        return tape.exp(
-            tape.subtract(y, largest, "subtract_query_maximum", in_place=True),
-            "query_exp",
-            in_place=True,
-        )
+        return self.activate(y)
 
     def level_keys(self, phi_k: Var, rows: int) -> tuple[Var, Var | None]:
         """phi(k) over its mean over keys, and that mean, in float16; else phi(k) and None."""
@@ -105,15 +95,6 @@ class FeatureMap:
             return tape.matmul(rows, v, "key_value", scaled=True)
         return tape.scale(tape.matmul(rows, v, "key_value"), "mean_key_value", in_place=True)
 
-    def _activate(self, y: Var) -> Var:
-        if self.kind == "relu":
-            return self.tape.add_constant(self.tape.clamp_min(y))
-        elu = self.tape.unary(
-            "elu", y, vector=2, special=1, saves="input", backward_vector=2, backward_special=1,
-            work="expm1", backward_work="exp",
-        )  # fmt: skip
-        return self.tape.add_constant(elu)
-
     def attend(self, q: Var, k: Var, v: Var) -> Var:
         """(phi(q) (phi(k)ᵀ v)) / (phi(q) · mean of phi(k))."""
         tape = self.tape
@@ -138,8 +119,8 @@ class FeatureMap:
         queries' side.
 
         Each is shaped like fused attention: m features stand for the queries, then for the keys.
-            Splitting keys over
-        programs, which depends on the GPU and adds a small third kernel, is not in it.
+        Splitting keys over programs, which depends on the GPU and adds a small third kernel, is not
+        in it.
         """
         tape, m, (*lead, n, d), rows = self.tape, self.num_features, q.shape, k.shape[-2]
         heads, own = tape.size(*lead), () if self.omega is None else (self.omega,)
@@ -149,13 +130,13 @@ class FeatureMap:
             features = tape.size(heads, length, m)
             return {
                 "matmul_flops": 2 * products * features * d,
-                "vector_flops": (1 if self.kind == "relu" else 5) * features,
-                "special_flops": 0 if self.kind == "relu" else features,
+                "vector_flops": self.vector_flops * features,
+                "special_flops": self.special_flops * features,
             }
 
         with tape.stage("key_value"):
             sums = [("key_value", (*lead, m, d), tape.dtype), ("key_mean", (*lead, m), "float32")]
-            sums += [("key_maximum", (*lead, m), "float32")] if self.kind == "favor" else []
+            sums += [("key_maximum", (*lead, m), "float32")] if self.has_shift else []
             kept = tape.fused("key_side", (heads, m, d, rows), (k, v, *own), *sums, **flops(rows))
         with tape.stage("output"):
             inputs = (q, *own, *kept)
@@ -173,3 +154,53 @@ class FeatureMap:
         return self.tape.reduce(
             self.tape.multiply(phi_q, key_mean, "query_times_key_mean"), -1, "normaliser"
         )
+
+
+class Relu(FeatureMap):
+    """ReLU random features."""
+
+    vector_flops, special_flops = 1, 0
+
+    def activate(self, y: Var) -> Var:
+        """relu(y) + 1e-3."""
+        return self.tape.add_constant(self.tape.clamp_min(y))
+
+
+class Elu(FeatureMap):
+    """elu + 1, without Ω."""
+
+    def activate(self, y: Var) -> Var:
+        """elu(y) + 1."""
+        elu = self.tape.unary(
+            "elu", y, vector=2, special=1, saves="input", backward_vector=2, backward_special=1,
+            work="expm1", backward_work="exp",
+        )  # fmt: skip
+        return self.tape.add_constant(elu)
+
+
+class Favor(FeatureMap):
+    """FAVOR+."""
+
+    has_shift = True
+
+    def activate_keys(self, y: Var, k: Var | None, rows: int) -> tuple[Var, Var | None]:
+        """exp(y - |k|² / 2 - c), and the shift c."""
+        tape = self.tape
+        assert k is not None  # no order absorbs FAVOR+'s keys
+        if tape.dtype == "float16":
+            squares = tape.half_squares(k, rows, "key_norm")
+        else:
+            squares = tape.reduce(tape.multiply(k, k, "square"), -1, "key_norm")
+        y = tape.subtract(y, squares, "subtract_key_norm", scaled=True, in_place=True)
+        shift = tape.reduce(tape.detach(y), rows, "key_maximum", work="maximum")
+        y = tape.subtract(y, shift, "subtract_key_maximum", in_place=True)
+        return tape.exp(y, "key_exp", in_place=True), shift
+
+    def activate_queries(self, y: Var, shift: Var | None) -> Var:
+        """exp(y + c - a)."""
+        tape = self.tape
+        assert shift is not None
+        y = tape.add(y, shift, "add_key_maximum", in_place=not tape.train)
+        largest = tape.reduce(tape.detach(y), -1, "query_maximum", work="maximum")
+        y = tape.subtract(y, largest, "subtract_query_maximum", in_place=True)
+        return tape.exp(y, "query_exp", in_place=True)

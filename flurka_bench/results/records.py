@@ -21,9 +21,9 @@ from flurka_bench.words.errors import (
     short,
     unknown,
 )
+from flurka_bench.words.parts import COMPRESSIONS
 from flurka_bench.words.sizes import (
     BACKENDS,
-    COMPRESSIONS,
     DTYPES,
     LARGEST_SIZE,
     LEVELS,
@@ -107,7 +107,7 @@ FIELDS: dict[str, Field] = {
     "rank": _size("k; null where nothing is compressed", required=False),
     "num_features": _size("m; null for softmax", required=False),
     "compression": Field(
-        kind="text", meaning="how E and F are made", required=True, accepted=COMPRESSIONS
+        kind="text", meaning="how E and F are made", required=True, accepted=tuple(COMPRESSIONS)
     ),
     "share_kv": Field(kind="flag", meaning="E = F", required=True),
     "share_heads": Field(kind="flag", meaning="one E for all heads", required=True),

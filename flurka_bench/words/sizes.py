@@ -23,12 +23,11 @@ LEVELS = ("core", "layer", "model")
 PASSES = ("forward", "train")
 ORDERS = ("project_first", "compress_first", "absorbed")
 BACKENDS = ("eager", "compiled", "fused")
-COMPRESSIONS = ("dense", "mean-pool", "conv")
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-# The fields of a case that are one of a few names, with those names (``mechanisms.MECHANISMS`` has
-# the mechanism's).
+# The fields of a case that are one of a few names, with those names (``registry.CHOICES`` adds the
+# mechanism's and the compression's).
 CHOICES = {
-    "level": LEVELS, "pass": PASSES, "order": ORDERS, "backend": BACKENDS, "dtype": DTYPES, "compression": COMPRESSIONS,
+    "level": LEVELS, "pass": PASSES, "order": ORDERS, "backend": BACKENDS, "dtype": DTYPES,
 }  # fmt: skip
 # Other words for a dtype, which requests may use in any case of letters; records name it as DTYPES
 # does.

@@ -42,7 +42,7 @@ IDENTITY = (
 
 def _predict(**options: str) -> Any:
     """``predict --json`` of all mechanisms in all orders."""
-    options = {"mechanism": MECHANISMS, "order": ORDERS, **options}
+    options = {"mechanism": MECHANISMS, "order": ORDERS, "dtype": "float32", **options}
     arguments = [
         part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)
     ]
@@ -84,7 +84,7 @@ def _forms(target: str, dtypes: str, backends: str) -> dict[str, Any]:
 def _recommendations() -> dict[str, Any]:
     train = ("--pass", "train", "--min-rank", "256", "--head-dim", "64", "--backend", "eager")
     wide = ("--seq-len", "16384", "--model-dim", "1024")
-    on_cpu = ("--hardware", CPU, "--backend", "eager", "--head-dim", "64")
+    on_cpu = ("--hardware", CPU, "--backend", "eager", "--head-dim", "64", "--model-dim", "512")
     tight = ("--max-memory", "40MB", "--max-latency", "40ms", "--min-features", "32")
     run = ("--run", str(REFERENCE / RUNS[1]))
     return {

@@ -11,7 +11,7 @@ from flurka_bench.attention.similarity import (
     FeatureMap,
 )
 from flurka_bench.attention.stages import stage
-from flurka_bench.words.errors import RequestError
+from flurka_bench.words.errors import RequestError, unknown
 
 PROGRAMS_PER_PROCESSOR = (
     2  # as many as fill the GPU: where heads do not suffice, keys are split over programs
@@ -41,7 +41,7 @@ def tiles(head_dim: int, num_features: int, dtype: torch.dtype) -> Tiles:
     if head_dim > most:
         accepted = "float16 and bfloat16 with head_dim up to 256, float32 up to 128"
         raise RequestError(
-            f"fused kernels take {accepted}, got {dtype}, head_dim {head_dim}; use --backend eager"
+            f"fused kernels take {accepted}, got {dtype}, head_dim {head_dim}; the eager layer takes it"
         )
     block_d = max(16, 1 << (head_dim - 1).bit_length())
     if (
@@ -90,6 +90,8 @@ def fused_feature_attention(
     if b == 0:  # no program to launch
         return torch.empty_like(q)
     num_keys, m = k.shape[2], features.num_features
+    if features.name not in kernels.KINDS:
+        raise unknown("feature map of the fused kernels", features.name, kernels.KINDS)
     kind = kernels.KINDS[features.name]
     tile = tiles(d, m, q.dtype)
     num_blocks = -(-m // tile.features)

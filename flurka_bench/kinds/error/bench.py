@@ -131,7 +131,7 @@ class _Candidates:
             return implied.compressed(self.draw, E, F, features, parent_F=parent)
         source = inputs.generator("projection", projection, rank, at.seq_len, at.seed)
         E, F = projections.draw(projection, rank, at.seq_len, source, share_kv=wanted.share_kv)
-        kind = "mean-pool" if projection == "mean-pool" else "dense"
+        kind = projection if projection in projections.FIXED else "dense"
         return implied.compressed(self.draw, E, F, features, kind=kind)
 
     def size_bytes(self, wanted: Configuration) -> int:

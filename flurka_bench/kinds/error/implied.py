@@ -14,20 +14,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flurka_bench import attention
 from flurka_bench.attention.compression import Compression
 from flurka_bench.attention.functional import compressed_attention
-from flurka_bench.attention.similarity import (
-    FEATURE_MAPS,
-    FeatureMap,
-    Softmax,
-)
+from flurka_bench.attention.similarity import FeatureMap, Softmax
 from flurka_bench.kinds.error.inputs import Draw
 from flurka_bench.kinds.error.metrics import (
     Candidate,
     Reference,
 )
+from flurka_bench.words import parts
 
-SIMILARITIES = ("softmax", *FEATURE_MAPS)
+# Softmax in one kernel gives the same numbers.
+SIMILARITIES = tuple(name for name in parts.SIMILARITIES if name != "sdpa")
 
 
 def feature_map(
@@ -37,9 +36,11 @@ def feature_map(
     softmax."""
     if similarity == "softmax":
         return None
-    return FEATURE_MAPS[similarity](
+    is_random = parts.similarity(similarity).features == "random"
+    return attention.feature_map(
+        similarity,
         head_dim=head_dim,
-        num_features=num_features or head_dim,
+        num_features=num_features if is_random else None,
         generator=source,
         dtype=torch.float64,
     ).eval()
@@ -78,8 +79,8 @@ def compression(E: Tensor, F: Tensor, *, kind: str = "dense") -> Compression:
     """The implementation's compression with given E and F (k, N), heads sharing them; mean-pool has
     none of its own."""
     rank, seq_len = E.shape
-    module = Compression(
-        seq_len=seq_len, rank=rank, num_heads=1, kind=kind, share_kv=E is F, dtype=torch.float64
+    module = attention.make_compression(
+        kind, seq_len=seq_len, rank=rank, num_heads=1, share_kv=E is F, dtype=torch.float64
     )
     with torch.no_grad():
         if module.weight_k is not None:

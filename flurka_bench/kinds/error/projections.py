@@ -22,8 +22,11 @@ from flurka_bench.words.errors import (
     RequestError,
     unknown,
 )
+from flurka_bench.words.parts import COMPRESSIONS, resolve
 
-PROJECTIONS = ("gaussian", "orthonormal", "mean-pool", "learned", "optimal")
+# Compressions without weights are projections of their own name.
+FIXED = {name: entry for name, entry in COMPRESSIONS.items() if entry.projection == name}
+PROJECTIONS = ("gaussian", "orthonormal", *FIXED, "learned", "optimal")
 # Trials on layers 0, 2 and 4 of the trained encoder at k = 16, 64 and 256, errors on unseen
 # documents: at three times this rate k = 256 never left its start, and L-BFGS on all inputs at once
 # fits them too closely within three iterations.
@@ -38,7 +41,8 @@ def check(projection: str, rank: int, seq_len: int) -> None:
         raise unknown("projection", projection, PROJECTIONS)
     if not 1 <= rank <= seq_len:
         raise RequestError(f"rank must be between 1 and seq_len = {seq_len}, got {rank}")
-    if projection in ("mean-pool", "learned") and seq_len % rank:
+    windows = projection == "learned" or (projection in FIXED and FIXED[projection].windows)
+    if windows and seq_len % rank:
         raise RequestError(
             f"projection {projection!r} needs a rank that divides seq_len = {seq_len}, got {rank}"
         )
@@ -70,9 +74,10 @@ def draw(
     projection: str, rank: int, seq_len: int, source: torch.Generator, *, share_kv: bool
 ) -> tuple[Tensor, Tensor]:
     """E and F of a projection that needs no data; the same tensor twice where ``share_kv``
-    (mean-pool: always)."""
-    if projection == "mean-pool":
-        E = mean_pool(rank, seq_len)
+    (a compression without
+    weights: always)."""
+    if projection in FIXED:
+        E = resolve(FIXED[projection].matrix)(rank, seq_len)
         return E, E
     make = {"gaussian": gaussian, "orthonormal": orthonormal}[projection]
     E = make(rank, seq_len, source)

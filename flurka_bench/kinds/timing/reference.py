@@ -17,6 +17,7 @@ from flurka_bench.attention.compression import Compression
 from flurka_bench.attention.encoder import Encoder
 from flurka_bench.attention.modules import AttentionLayer
 from flurka_bench.attention.similarity import RELU_EPSILON
+from flurka_bench.words import parts
 
 CHUNK = 8192  # positions cast and projected at once
 ROWS = 512  # query rows attended at once where all are wanted
@@ -27,7 +28,7 @@ class Problem:
     """One attention, as tensors: at level core q, k, v (b, h, N, d); at level layer x (b, N, D) and
     the projections."""
 
-    similarity: str  # softmax, favor, relu or elu
+    similarity: str  # "softmax", or the name of a feature map
     num_heads: int
     qkv: tuple[Tensor, Tensor, Tensor] | None = None
     x: Tensor | None = None
@@ -158,13 +159,27 @@ def _head(problem: Problem, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _features(problem: Problem, x: Tensor, side: str) -> Tensor:
-    if problem.similarity == "elu":
-        return torch.nn.functional.elu(x) + 1
-    y = x @ problem.omega.to(x.dtype)
-    if problem.similarity == "relu":
-        return torch.relu(y) + RELU_EPSILON
-    exponent = y - x.square().sum(-1, keepdim=True) / (2 * math.sqrt(x.shape[-1]))
-    # one constant for all keys and features, one for each query: both leave the quotient as it is
-    return torch.exp(
-        exponent - (exponent.amax() if side == "key" else exponent.amax(-1, keepdim=True))
+    """phi of one head's rows x (r, d); ``side`` is "query" or "key"."""
+    formula = parts.resolve(parts.similarity(problem.similarity).reference)
+    phi: Tensor = formula(x, problem.omega, side)
+    return phi
+
+
+def elu(x: Tensor, omega: Tensor | None, side: str) -> Tensor:
+    """elu(x) + 1."""
+    return torch.nn.functional.elu(x) + 1
+
+
+def relu(x: Tensor, omega: Tensor, side: str) -> Tensor:
+    """relu(x Omega) + epsilon."""
+    return torch.relu(x @ omega.to(x.dtype)) + RELU_EPSILON
+
+
+def favor(x: Tensor, omega: Tensor, side: str) -> Tensor:
+    """exp(x Omega - |x|^2 / 2), up to a factor for all keys and one for each query: both leave the
+    quotient as it is."""
+    exponent = x @ omega.to(x.dtype) - x.square().sum(-1, keepdim=True) / (
+        2 * math.sqrt(x.shape[-1])
     )
+    largest = exponent.amax() if side == "key" else exponent.amax(-1, keepdim=True)
+    return torch.exp(exponent - largest)

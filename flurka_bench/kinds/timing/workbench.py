@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from flurka_bench.attention.compression import Compression
+from flurka_bench.attention.compression import Compression, make_compression
 from flurka_bench.attention.encoder import (
     Encoder,
     EncoderLayer,
@@ -361,7 +361,7 @@ def _choices(case: Case, draw: _Draws, prefix: str = "") -> tuple[nn.Module, Com
     if mechanism.compressed:
         shares = {"share_kv": case.share_kv, "share_heads": case.share_heads}
         sizes = {"seq_len": case.seq_len, "rank": case.rank, "num_heads": case.num_heads}
-        compression = Compression(kind=case.compression, **sizes, **shares, **draw.options)
+        compression = make_compression(case.compression, **sizes, **shares, **draw.options)
         draw.fill(compression, prefix)
     if not mechanism.is_kernel:
         return Softmax(sdpa=mechanism.similarity == "sdpa"), compression

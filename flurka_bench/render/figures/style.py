@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from flurka_bench.cases.registry import MECHANISMS, SIMILARITIES
 from flurka_bench.words.files import (
     make_folder,
     write_atomically,
@@ -34,9 +35,14 @@ DARK_RAMP = ("#ffd99a", "#e0a850", "#b07a2c", "#785220", "#4a3a26", "#2e3236", "
              "#6cc9be", "#b4f0e7")  # fmt: skip
 STAGE_COLOURS = {"project": "#0072B2", "compress": "#E69F00", "features": "#009E73", "scores": "#D55E00", "key_value": "#CC79A7",
                  "output": "#56B4E9", "merge": "#999999", "ffn": "#b8a800", "other": "#777777"}  # fmt: skip
-LINES = {"full-math": ("--", "s"), "full-sdpa": ("-", "s"), "low-rank": ("--", "o"), "low-rank-sdpa": ("-", "o"),
-         "kernel-favor": ("--", "^"), "kernel-relu": ("-", "^"), "kernel-elu": (":", "^"),
-         "flurka-favor": ("--", "D"), "flurka-relu": ("-", "D"), "flurka-elu": (":", "D")}  # fmt: skip
+FAMILY_MARKERS = {"full": "s", "low-rank": "o", "kernel": "^", "flurka": "D"}
+# line and marker of each mechanism, a family's members one after the other
+LINES = {
+    name: (SIMILARITIES[cell.similarity].line, marker)
+    for family, marker in FAMILY_MARKERS.items()
+    for name, cell in MECHANISMS.items()
+    if cell.family == family
+}
 _PARAMETERS = {
     "font.size": 9,
     "axes.titlesize": 10,
