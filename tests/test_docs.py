@@ -72,6 +72,7 @@ COMMANDS: dict[str, Trial] = {
     "run quick --only \"rank <= 64 and order == 'absorbed'\"": DRY,
     "doctor --json": PARSE,
     "report": MENTION,
+    "run": MENTION,
     "compare": MENTION,
     "quality error": MENTION,
     "quality bounds": MENTION,

@@ -144,17 +144,9 @@ LINES = 60
 LONG = {
     "attention/fused/kernels.py": {"key_side", "query_side"},
     "cli/plot.py": {"_figures"},
-    "cli/regions.py": {"regions"},
-    "cli/report.py": {"report"},
-    "cost/attention.py": {"attention_terms"},
-    "cost/matmul.py": {"matmul_terms"},
     "devices/environment.py": {"_judge_cpu", "_judge_gpu"},
-    "devices/shapes.py": {"cpu_probes"},
-    "kinds/error/verification.py": {"_compression"},
-    "kinds/timing/runner.py": {"_measure_group"},
     "render/figures/curves.py": {"scaling_curves"},
     "render/figures/model.py": {"roofline", "stage_bars"},
-    "render/figures/tradeoff.py": {"pareto"},
 }
 
 
