@@ -55,7 +55,7 @@ def _longest(texts: Sequence[str]) -> tuple[int, int]:
 
 
 def _row(cells: list[str], widths: list[int]) -> list[str]:
-    parts = [_broken(cell, size) for cell, size in zip(cells, widths)]
+    parts = [_broken(cell, max(size, 1)) for cell, size in zip(cells, widths)]
     lines = []
     for line in range(max(map(len, parts))):
         shown = [part[line] if line < len(part) else "" for part in parts]
@@ -114,8 +114,3 @@ def plain(blocks: Iterable[Block], width: int | None = WIDTH) -> str:
             case Figure():
                 continue
     return "\n".join(lines)
-
-
-def statement(text: str, width: int = WIDTH) -> str:
-    """A line of Python, broken at the blanks inside its brackets."""
-    return re.sub(r"\n", "\n    ", "\n".join(sentence(text, width - 4)))
