@@ -14,6 +14,7 @@ from flurka_bench.cli.common import (
     note,
     print_json,
     print_table,
+    print_text,
 )
 from flurka_bench.cli.progress import Progress
 from flurka_bench.cli.targets import timer_cache
@@ -345,7 +346,7 @@ def _print_answer(folder: Path, summary: "Summary", *, as_json: bool) -> None:
     for cell in workloads:
         _print_workload(cell)
     if any(_form(cell, "subject") for cell in workloads):
-        print(f"\n{RULE}")
+        print_text(f"\n{RULE}")
     told = ", ".join(f"{count} {status}" for status, count in statuses.items())
     if summary.num_late:
         late = f"{summary.num_late} not reached in the time budget"
@@ -390,22 +391,14 @@ def _print_workload(cell: Any) -> None:
         print(f"FLuRKA   {there if cell['subject_cases'] else 'not in this run'}")
         return
     print(
-        f"FLuRKA   {_form(cell, 'subject')}: {format_seconds(cell['subject_s'])}; its speedup over"
+        f"FLuRKA   {_form(cell, 'subject')}: {format_seconds(cell['subject_s'])};"
+        " its speedup over the strong form of"
     )
-    print_table(
-        ("", "strong form", "predicted", "paper's form", "predicted"),
-        [
-            [
-                name,
-                *(
-                    ratio(f"{kind}-{key}{side}")
-                    for kind in ("strong", "paper")
-                    for side in ("", "_predicted")
-                ),
-            ]
-            for key, name in _OPPONENTS.items()
-        ],
-    )
+    rows = []
+    for key, name in _OPPONENTS.items():
+        for kind, label in (("strong", name), ("paper", "  paper's form")):
+            rows.append([label, *(ratio(f"{kind}-{key}{side}") for side in ("", "_predicted"))])
+    print_table(("", "measured", "predicted"), rows)
 
 
 def _form(cell: Any, side: str) -> str:
