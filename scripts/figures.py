@@ -24,6 +24,7 @@ from flurka_bench.answers import (
 from flurka_bench.answers.agreement import agreement
 from flurka_bench.answers.baselines import BASELINES
 from flurka_bench.answers.speedup import (
+    Cells,
     prepare,
     speedups,
 )
@@ -113,7 +114,7 @@ def layer_block() -> str:
     """The table of the layer run: how often FLuRKA wins, by how much, and how well that was
     predicted."""
     rows = prepare(to_frame([read_run(LAYER)]))
-    views = {name: speedups(rows, "flurka", name) for name in BASELINES}
+    views = Cells(rows).views()
     judged = agreement(rows, "flurka", views)
     signs = judged.signs.set_index("baseline")
     lines = [

@@ -12,7 +12,9 @@ from flurka_bench.answers import (
     agreement,
     answer,
     crossover,
+    leading,
     ratio,
+    sources,
     speedup,
     stages,
 )
@@ -25,6 +27,14 @@ from flurka_bench.answers.baselines import (
 )
 from flurka_bench.cases.case import Case
 from flurka_bench.words.errors import RequestError
+
+
+def measured(cells):
+    return sources.of(cells, "measured").reset_index(drop=True)
+
+
+def predicted(cells):
+    return sources.of(cells, "predicted").reset_index(drop=True)
 
 
 def cell(cells, **at):
@@ -40,7 +50,7 @@ def frame():
 
 
 def test_a_speedup_is_baseline_over_subject_of_the_right_records(frame):
-    cells = speedup.speedups(frame, "flurka-relu", "paper-low-rank")
+    cells = measured(speedup.speedups(frame, "flurka-relu", "paper-low-rank"))
     one = cell(cells, seq_len=4096, rank=128, num_features=32)
     by_id = frame.set_index("case_id")["median_s"]
     own = [
@@ -50,15 +60,15 @@ def test_a_speedup_is_baseline_over_subject_of_the_right_records(frame):
     ]
     paper = by_id["low-rank.layer.forward.project_first.eager.float32.b1.h8.n4096.d64.k128"]
     assert one["subject_s"] == min(own) and one["baseline_s"] == paper
-    assert one["speedup"] == pytest.approx(
+    assert one["ratio"] == pytest.approx(
         paper / min(own), rel=0.02
     )  # the paired median, not the medians' ratio
-    assert one["speedup_low"] < one["speedup"] < one["speedup_high"] and one["verdict"] == "FASTER"
+    assert one["low"] < one["ratio"] < one["high"] and one["verdict"] == "FASTER"
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_each_baseline_faces_the_fastest_of_its_kind(frame, name):
-    cells = speedup.speedups(frame, "flurka-relu", name)
+    cells = measured(speedup.speedups(frame, "flurka-relu", name))
     assert len(cells) == 5 * 16 - 0 and (cells["baseline_row"] >= 0).all()
     for one in cells.sample(12, random_state=1).to_dict("records"):
         rivals = []
@@ -81,40 +91,40 @@ def test_each_baseline_faces_the_fastest_of_its_kind(frame, name):
 
 
 def test_the_best_of_all_others_is_never_easier_than_a_parent(frame):
-    hardest = speedup.speedups(frame, "flurka-relu", "best-other")["predicted_speedup"]
+    views = speedup.Cells(speedup.prepare(frame)).views("flurka-relu")
+    hardest = predicted(views["best-other"])["ratio"]
     for name in set(BASELINES) - {"best-other"}:
-        assert (
-            hardest <= speedup.speedups(frame, "flurka-relu", name)["predicted_speedup"] + 1e-12
-        ).all()
+        assert (hardest <= predicted(views[name])["ratio"] + 1e-12).all()
 
 
 def test_a_subject_without_a_knob_takes_the_opponents(frame):
-    cells = speedup.speedups(frame, "kernel-relu", "low-rank-sdpa")
+    cells = measured(speedup.speedups(frame, "kernel-relu", "low-rank-sdpa"))
     assert len(cells) == 5 * 4 * 4 and set(cells["rank"]) == {64, 128, 256, 512}
 
 
 def test_a_mechanism_against_itself_is_one_and_the_reverse_is_the_inverse(frame):
     same = speedup.speedups(frame, "kernel-relu", "kernel-relu")
-    assert (same["speedup"] == 1).all() and set(same["verdict"]) == {"SAME"}
-    there = speedup.speedups(frame, "kernel-relu", "full-sdpa")
-    back = speedup.speedups(frame, "full-sdpa", "kernel-relu")
-    assert np.allclose(there.sort_values(["seq_len", "num_features"])["speedup"],
-                       1 / back.sort_values(["seq_len", "num_features"])["speedup"])  # fmt: skip
+    assert (same["ratio"] == 1).all() and set(same["verdict"]) == {"SAME"}
+    place = ["source", "seq_len", "num_features"]
+    there = speedup.speedups(frame, "kernel-relu", "full-sdpa").sort_values(place)
+    back = speedup.speedups(frame, "full-sdpa", "kernel-relu").sort_values(place)
+    assert np.allclose(there["ratio"], 1 / back["ratio"])
 
 
 def test_a_failure_is_a_cell_that_says_why():
     failures = {("full-math", 8192): ("oom", "wanted 9 GB"), ("full-sdpa", 8192): ("timeout", None)}
-    cells = speedup.speedups(synthetic.frame(failures=failures), "flurka-relu", "paper-full")
+    every = speedup.speedups(synthetic.frame(failures=failures), "flurka-relu", "paper-full")
+    cells = measured(every)
     gone = cells[cells["seq_len"] == 8192]
     assert set(gone["missing"]) == {"full-math: oom (wanted 9 GB)"} and set(gone["verdict"]) == {
         "MISSING"
     }
     assert (
-        gone["predicted_speedup"].notna().all()
+        predicted(every)["ratio"].notna().all()
         and cells.loc[cells["seq_len"] < 8192, "missing"].isna().all()
     )
-    absent = speedup.speedups(
-        synthetic.frame(mechanisms=("flurka-relu",)), "flurka-relu", "strong-full"
+    absent = measured(
+        speedup.speedups(synthetic.frame(mechanisms=("flurka-relu",)), "flurka-relu", "strong-full")
     )
     assert set(absent["missing"]) == {"strong-full: not in this run"}
 
@@ -128,7 +138,7 @@ def test_two_runs_on_one_device_stay_apart():
         ]
     )
     cells = speedup.speedups(both, "flurka-relu", "strong-full")
-    assert sorted(cells["device"]) == ["cpu: Test CPU [a]", "cpu: Test CPU [b]"]
+    assert sorted(measured(cells)["device"]) == ["cpu: Test CPU [a]", "cpu: Test CPU [b]"]
 
 
 @pytest.mark.parametrize(
@@ -140,9 +150,9 @@ def test_two_runs_on_one_device_stay_apart():
 )
 def test_empty_and_single_frames_give_empty_answers(rows):
     cells = speedup.speedups(rows)
-    assert not cells["speedup"].notna().any()
+    assert not cells["ratio"].notna().any()
     assert len(crossover.crossovers(cells, "seq_len", "rank")) == 0
-    assert len(speedup.summary(rows)) == len(cells)
+    assert 2 * len(leading.summary(rows)) == len(cells)
     found = agreement.agreement(rows, "flurka", {"best-other": cells})
     assert found.signs["decided"].sum() == 0 and len(found.worst) == 0
 
@@ -174,8 +184,8 @@ def test_crossing_interpolates_in_logs():
     assert list(crossover.crossing(axis, np.array([1.0, 2.0]), True, torn)[:, 0]) == [0, 0]
 
 
-@pytest.mark.parametrize("prefix", ["", "predicted_"])
-def test_no_crossover_is_read_off_between_two_different_forms(prefix):
+@pytest.mark.parametrize("source", sources.SOURCES)
+def test_no_crossover_is_read_off_between_two_different_forms(source):
     """FLuRKA is slower at m = 16 and 32, where relu stands, and faster at 64, which is elu's alone:
     the bracket of the grid is all that is known. With relu at 64 the line goes on."""
     times = {"flurka-relu": 3.0, "flurka-elu": 1.0, "kernel-relu": 2.0, "kernel-elu": 2.0}
@@ -190,24 +200,24 @@ def test_no_crossover_is_read_off_between_two_different_forms(prefix):
         rows["median_s"] = [float(np.median(samples)) for samples in rows["samples_s"]]
         for name, factor in (("", 1), ("_low", 1 / 1.05), ("_high", 1.05)):
             rows[f"predicted{name}_s"] = seconds * factor
-        return speedup.speedups(rows, "flurka", "strong-kernel")
+        return sources.of(speedup.speedups(rows, "flurka", "strong-kernel"), source)
 
     found = crossover.crossovers(timed(rows), "num_features").iloc[0]
-    assert found[f"{prefix}wins"] == "from" and np.isnan(found[f"{prefix}crossing"])
-    assert (found[f"{prefix}between_low"], found[f"{prefix}between_high"]) == (32, 64)
-    assert found[f"{prefix}crossing_low"] == 32 and found[f"{prefix}crossing_high"] == 64
-    told = crossover.in_words(found, prefix)
+    assert found["wins"] == "from" and np.isnan(found["crossing"])
+    assert (found["between_low"], found["between_high"]) == (32, 64)
+    assert found["crossing_low"] == 32 and found["crossing_high"] == 64
+    told = crossover.in_words(found)
     assert told == "starting between m = 32 and m = 64 (the form changes there)"
     relu = synthetic.frame(seq_lens=(512,), ranks=(64,), features=(16, 32, 64), noise=0.001,
                            mechanisms=("flurka-relu", "kernel-relu"), orders=("project_first",))  # fmt: skip
     found = crossover.crossovers(timed(relu), "num_features").iloc[0]
-    assert 32 < found[f"{prefix}crossing"] < 64 and np.isnan(found[f"{prefix}between_low"])
-    assert found[f"{prefix}crossing"] == pytest.approx(48, rel=0.02)  # 3 * 32 / m = 2
+    assert 32 < found["crossing"] < 64 and np.isnan(found["between_low"])
+    assert found["crossing"] == pytest.approx(48, rel=0.02)  # 3 * 32 / m = 2
 
 
 def test_every_interpolated_crossing_has_one_pair_of_forms_on_both_sides(frame):
     """Over all baselines and axes; and both kinds occur."""
-    kinds = {"": set(), "predicted_": set()}
+    kinds = {source: set() for source in sources.SOURCES}
     for name in ("best-other", "strong-kernel", "paper-low-rank"):
         cells = speedup.speedups(frame, "flurka", name)
         for row in crossover.crossovers(cells, "rank", "num_features", "seq_len").to_dict(
@@ -215,21 +225,20 @@ def test_every_interpolated_crossing_has_one_pair_of_forms_on_both_sides(frame):
         ):
             axis = row["axis"]
             same = [n for n in speedup.CELL if n != axis]
-            line = cells[(cells[same] == [row[n] for n in same]).all(axis=1)].sort_values(axis)
-            for prefix, seen in kinds.items():
-                place, start = row[f"{prefix}crossing"], row[f"{prefix}between_low"]
-                inside = row[f"{prefix}wins"] in ("from", "up to", "in part")
-                if not inside:
-                    continue
-                at = start if np.isnan(place) else place
-                points = line[axis].to_numpy()
-                after = int(np.searchsorted(points, at, side="right"))
-                numbers = crossover.forms(line, prefix)
-                if (after < len(points) and at != points[after - 1]) or np.isnan(place):
-                    same_forms = numbers[after - 1] == numbers[after]
-                    assert same_forms != np.isnan(place)
-                    seen.add(bool(same_forms))
-    assert kinds[""] == {True, False} == kinds["predicted_"]
+            own = sources.of(cells, row["source"])
+            line = own[(own[same] == [row[n] for n in same]).all(axis=1)].sort_values(axis)
+            place, start = row["crossing"], row["between_low"]
+            if row["wins"] not in ("from", "up to", "in part"):
+                continue
+            at = start if np.isnan(place) else place
+            points = line[axis].to_numpy()
+            after = int(np.searchsorted(points, at, side="right"))
+            numbers = crossover.forms(line)
+            if (after < len(points) and at != points[after - 1]) or np.isnan(place):
+                same_forms = numbers[after - 1] == numbers[after]
+                assert same_forms != np.isnan(place)
+                kinds[row["source"]].add(bool(same_forms))
+    assert all(seen == {True, False} for seen in kinds.values())
 
 
 def test_a_known_crossover_lies_in_its_interval_and_noise_widens_it():
@@ -265,12 +274,16 @@ def test_predictions_share_the_devices_scale():
         seconds * np.exp(-math.hypot(shape, scale)),
         seconds * np.exp(math.hypot(shape, scale)),
     )
-    known = ratio.predicted(seconds, low, high, np.array([scale, scale]), pairs)[0]
+
+    def over(scale, pairs=pairs):
+        return ratio.predicted(seconds, scale, *ratio.shapes(seconds, low, high, scale), pairs)[0]
+
+    known = over(np.array([scale, scale]))
     assert known[0] == pytest.approx(2) and known[2] == pytest.approx(
         2 * math.exp(math.hypot(shape, shape))
     )
-    assert ratio.predicted(seconds, low, high, np.zeros(2), pairs)[0][2] > known[2]
-    assert (ratio.predicted(seconds, low, high, np.zeros(2), np.array([[0, 0]]))[0] == 1).all()
+    assert over(np.zeros(2))[2] > known[2]
+    assert (over(np.zeros(2), np.array([[0, 0]])) == 1).all()
 
 
 def test_agreement_counts_by_hand():
@@ -298,10 +311,10 @@ def test_the_worst_cells_are_the_farthest_off_of_every_baseline(frame):
     rows = frame.assign(
         predicted_s=frame["predicted_s"] * np.where(frame["mechanism"] == "full-math", 3.0, 1.0)
     )
-    views = {name: speedup.speedups(rows, "flurka", name) for name in BASELINES}
+    views = speedup.Cells(speedup.prepare(rows)).views()
     worst = agreement.agreement(rows, "flurka", views).worst
     off = [
-        np.exp(np.abs(np.log(cells["predicted_speedup"] / cells["speedup"])))
+        np.exp(np.abs(np.log(predicted(cells)["ratio"] / measured(cells)["ratio"])))
         for cells in views.values()
     ]
     assert (
@@ -334,14 +347,14 @@ def test_bottlenecks_are_confused_by_hand(frame):
 
 
 def test_a_crossing_is_as_uncertain_as_the_cells_beside_it(frame):
-    cells = speedup.speedups(frame, "flurka-relu", "strong-kernel")
+    cells = measured(speedup.speedups(frame, "flurka-relu", "strong-kernel"))
     drawn = np.exp(crossover.replicates(cells))
-    inside = (cells["speedup_low"].to_numpy() <= drawn) & (
-        drawn <= cells["speedup_high"].to_numpy()
-    )
+    inside = (cells["low"].to_numpy() <= drawn) & (drawn <= cells["high"].to_numpy())
     assert inside.mean() == pytest.approx(0.95, abs=0.01)
-    few = speedup.speedups(
-        synthetic.frame(rounds=3, seq_lens=(512, 1024)), "flurka-relu", "strong-full"
+    few = measured(
+        speedup.speedups(
+            synthetic.frame(rounds=3, seq_lens=(512, 1024)), "flurka-relu", "strong-full"
+        )
     )
     lines = crossover.crossovers(few, "seq_len")
     assert (lines["crossing_low"] == 0).all() and np.isinf(
@@ -351,7 +364,8 @@ def test_a_crossing_is_as_uncertain_as_the_cells_beside_it(frame):
 
 def test_cells_say_which_of_the_subjects_have_a_time():
     rows = synthetic.frame(seq_lens=(512,), ranks=(64,), features=(16, 32), noise=0.001)
-    cells = speedup.speedups(rows, "flurka", "best-other").set_index("num_features")["subjects"]
+    cells = measured(speedup.speedups(rows, "flurka", "best-other"))
+    cells = cells.set_index("num_features")["subjects"]
     assert cells[64] == "flurka-elu" and cells[16] == cells[32] == "flurka-favor, flurka-relu"
 
 
@@ -360,7 +374,7 @@ def test_flop_conditions_hold_where_the_counts_say(frame):
     from flurka_bench.words.ops import total
 
     rows = speedup.prepare(frame)
-    cells = speedup.speedups(rows, "flurka", "best-other")
+    cells = measured(speedup.speedups(rows, "flurka", "best-other"))
     pairs = list(zip(cells["subject_row"], cells["baseline_row"]))
     told = stages.flop_conditions(rows, pairs)
     for (own, other), text in zip(pairs, told):

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import synthetic
 from matplotlib.cbook import is_math_text
@@ -12,7 +13,7 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from flurka_bench.answers.speedup import (
-    all_speedups,
+    Cells,
     prepare,
     speedups,
 )
@@ -62,8 +63,6 @@ def few(rows):
 
 
 def two_devices():
-    import pandas as pd
-
     return speedups(
         pd.concat([synthetic.frame(seed=1), synthetic.frame(device="Other", bias=0.3, seed=2)]),
         "flurka",
@@ -77,7 +76,12 @@ PICTURES = {
     ),
     "scaling": curves.scaling_curves,
     "crossover": lambda rows: curves.crossover_curves(
-        all_speedups(rows, "flurka-favor", ["best-other", "strong-kernel", "paper-low-rank"]),
+        pd.concat(
+            Cells(rows)
+            .views("flurka-favor", ["best-other", "strong-kernel", "paper-low-rank"])
+            .values(),
+            ignore_index=True,
+        ),
         "rank",
     ),
     "predicted": model.predicted_against_measured,
@@ -178,7 +182,7 @@ def test_the_map_holds_the_numbers_and_says_why_a_cell_is_empty():
     one = cells[
         (cells["seq_len"] == 512) & (cells["rank"] == 64) & (cells["num_features"] == 16)
     ].iloc[0]
-    assert f"{one['speedup']:.2f}" in texts and texts.count("flurka-relu\noom") == 4
+    assert f"{one['ratio']:.2f}" in texts and texts.count("flurka-relu\noom") == 4
 
 
 def test_rows_with_fewer_mechanisms_are_marked():
@@ -209,7 +213,7 @@ def test_terminal_map_degrades_to_signs():
     one = cells[
         (cells["seq_len"] == 4096) & (cells["rank"] == 256) & (cells["num_features"] == 16)
     ].iloc[0]
-    assert f"+{one['speedup']:.2f}×" in text and "best-other" in text and "layer" in text
+    assert f"+{one['ratio']:.2f}×" in text and "best-other" in text and "layer" in text
 
 
 def test_axes_are_filled_in_and_checked():

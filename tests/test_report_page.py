@@ -147,10 +147,7 @@ def test_hovered_cell_shows_the_records_numbers(opened):
         & (cells["rank"] == 256)
         & (cells["num_features"] == 64)
     ].iloc[0]
-    assert (
-        f"{one['speedup']:.2f}×" in text
-        and f"{one['speedup_low']:.2f}× to {one['speedup_high']:.2f}×" in text
-    )
+    assert f"{one['ratio']:.2f}×" in text and f"{one['low']:.2f}× to {one['high']:.2f}×" in text
     assert one["verdict"] in text and "8 samples" in text and "needs" in text
     assert f"{float(f'{one.subject_s * 1e3:.3g}'):g} ms" in text
 

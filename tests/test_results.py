@@ -559,6 +559,6 @@ def test_predictions_without_the_shared_scale_have_a_ratio(tmp_path, lack):
     ]
     write(tmp_path / "run", *rows)
     cells = speedups(prepare(to_frame(read_run(tmp_path / "run"))), "flurka", "strong-low-rank")
-    (cell,) = cells.to_dict("records")
-    assert cell["predicted_speedup"] == pytest.approx(1)
-    assert cell["predicted_speedup_low"] < 0.5 < 2 < cell["predicted_speedup_high"]
+    (cell,) = cells[cells["source"] == "predicted"].to_dict("records")
+    assert cell["ratio"] == pytest.approx(1)
+    assert cell["low"] < 0.5 < 2 < cell["high"]

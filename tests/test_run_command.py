@@ -16,16 +16,13 @@ import synthetic
 from running import run_suite
 
 from flurka_bench.answers.baselines import BASELINES
-from flurka_bench.answers.speedup import (
-    leading,
-    speedups,
-)
+from flurka_bench.answers.leading import headline, leading
+from flurka_bench.answers.speedup import speedups
 from flurka_bench.bench.session import Summary
 from flurka_bench.cases.suite import parse_suite
 from flurka_bench.cli.run import (
     _draw,
     _print_answer,
-    headline,
 )
 from flurka_bench.cli.targets import profile_of_run
 from flurka_bench.results import (
@@ -302,28 +299,29 @@ def test_the_line_of_a_workload_has_the_numbers_of_the_end_table_and_of_the_repo
     frame = pd.DataFrame(records)
     views = {name: speedups(frame, "flurka", name) for name in BASELINES}
     differ = 0
-    for cell in leading(frame).to_dict("records"):
-        group = tuple(one for one in records if one["seq_len"] == cell["seq_len"])
+    for lead in leading(frame):
+        group = tuple(one for one in records if one["seq_len"] == lead.workload["seq_len"])
         line = headline(group)
         times = {one["case_id"]: one["median_s"] for one in group}
-        for side in ("fastest", "subject"):
-            assert cell[f"{side}_s"] == times[cell[f"{side}_case_id"]]
-        ours = next(one for one in group if one["case_id"] == cell["subject_case_id"])
-        knobs = f" k={ours['rank']} m={ours['num_features']} {format_seconds(ours['median_s'])} = "
+        ours = lead.ours["case_id"]
+        for side in (lead.fastest, lead.ours):
+            assert side["seconds"] == times[side["case_id"]]
+        own = next(one for one in group if one["case_id"] == ours)
+        knobs = f" k={own['rank']} m={own['num_features']} {format_seconds(own['median_s'])} = "
         assert line.startswith("layer forward float32 b=1 h=8 N=") and knobs in line
-        same = cell["fastest_case_id"] == cell["subject_case_id"]
-        assert same == (cell["over_fastest"] != cell["over_fastest"])
-        assert same or cell["over_fastest"] < 1
+        assert (lead.fastest["case_id"] == ours) == (lead.behind is None)
+        assert lead.behind is None or lead.behind.ratio < 1
         for name, view in views.items():
-            at = view[view["subject_case_id"] == cell["subject_case_id"]].iloc[0]
-            for part in ("", "_low", "_high"):
-                assert cell[f"{name}{part}"] == at[f"speedup{part}"]
-            assert cell[f"{name}_verdict"] == at["verdict"]
+            view = view[view["source"] == "measured"]
+            at = view[view["subject_case_id"] == ours].iloc[0]
+            over = lead.over[name, "measured"]
+            assert [over.ratio, over.low, over.high] == list(at[["ratio", "low", "high"]])
+            assert over.verdict == at["verdict"]
             if name.startswith("strong-"):
-                words = f"{format_ratio(cell[name])} {at['baseline_mechanism']} {at['verdict']}"
+                words = f"{format_ratio(over.ratio)} {at['baseline_mechanism']} {at['verdict']}"
                 assert words in line
             medians = times[at["baseline_case_id"]] / times[at["subject_case_id"]]
-            differ += format_ratio(medians) != format_ratio(cell[name])
+            differ += format_ratio(medians) != format_ratio(over.ratio)
     assert differ > 3  # or the test could not tell the two estimators apart
 
 

@@ -280,9 +280,9 @@ def test_median_interval_holds_the_median():
 
 
 def test_relative_width_is_what_sampling_drives_down():
-    assert RatioEstimate(
-        ratio=2.0, low=1.9, high=2.2, verdict="FASTER", num_pairs=9
-    ).relative_width == pytest.approx(0.15)
+    assert RatioEstimate(ratio=2.0, low=1.9, high=2.2, num_pairs=9).relative_width == pytest.approx(
+        0.15
+    )
     rng = np.random.default_rng(2)
     few, many = (
         paired_ratio(np.exp(noise(rng, n)), np.exp(noise(rng, n))).relative_width for n in (10, 640)
@@ -339,7 +339,7 @@ def test_intervals_are_of_95_percent_and_as_wide_below_as_above():
     ],
 )
 def test_verdicts_by_hand(low, high, word):
-    assert verdict(low, high, 0.02) == word
+    assert verdict(low, high) == word
 
 
 def test_the_two_sides_of_unpaired_times_are_drawn_apart():

@@ -13,6 +13,7 @@ from flurka_bench.answers.baselines import BASELINES
 from flurka_bench.answers.speedup import (
     CELL,
     prepare,
+    side_by_side,
 )
 from flurka_bench.words.blocks import Column, Table, table
 from flurka_bench.words.units import (
@@ -115,7 +116,8 @@ def agreement(
     rows = prepare(frame)
     signs, confusion, pooled = [], [], []
     for name, cells in cells_by_baseline.items():
-        known = cells[cells["speedup"].notna() & cells["predicted_speedup"].notna()]
+        both = side_by_side(cells)
+        known = both[both["speedup"].notna() & both["predicted_speedup"].notna()]
         signs.append({"subject": subject, "baseline": name} | _signs(known))
         counts = (
             known.groupby(["verdict", "predicted_verdict"]).size().rename("count").reset_index()
@@ -123,9 +125,9 @@ def agreement(
         confusion.append(counts.assign(baseline=name))
         pooled.append(known)
     counted = ["baseline", "verdict", "predicted_verdict", "count"]
-    both = time_errors(rows)
+    times = time_errors(rows)
     return Agreement(
-        times=_times(both),
+        times=_times(times),
         signs=pd.DataFrame(
             signs,
             columns=[
@@ -139,7 +141,7 @@ def agreement(
             ],
         ),
         confusion=pd.concat(confusion)[counted] if confusion else pd.DataFrame(columns=counted),
-        bounds=_bounds(both),
+        bounds=_bounds(times),
         worst=_worst(rows, pd.concat(pooled, ignore_index=True) if pooled else pd.DataFrame()),
     )
 

@@ -12,11 +12,11 @@ from flurka_bench.answers.baselines import (
     BASELINES,
     baseline,
 )
-from flurka_bench.answers.ratio import MISSING
+from flurka_bench.answers.sources import MEASURED, PREDICTED, SECONDS, leading, of
 from flurka_bench.answers.speedup import prepare
 from flurka_bench.words.blocks import Column
 from flurka_bench.words.units import format_ratio
-from flurka_bench.words.verdict import VERDICTS
+from flurka_bench.words.verdict import MISSING, VERDICTS
 
 SLICE = ["device", "level", "pass", "dtype"]
 COUNTED = (*VERDICTS, MISSING)
@@ -33,15 +33,16 @@ def answers(views: "dict[str, pd.DataFrame]") -> pd.DataFrame:
     rows = []
     for name, cells in views.items():
         for key, part in cells.groupby(SLICE, sort=False):
-            prefix = "" if part["speedup"].notna().any() else "predicted_"
-            known = part[part[f"{prefix}speedup"].notna()]
-            counts = part[f"{prefix}verdict"].value_counts()
+            source = leading(part)
+            part = of(part, source)
+            known = part[part["ratio"].notna()]
+            counts = part["verdict"].value_counts()
             row = dict(zip(SLICE, key)) | {
                 "subject": part["subject"].iloc[0],
                 "baseline": name,
                 "cells": len(part),
             }
-            row["kind"] = "predicted" if prefix and len(known) else "measured"
+            row["kind"] = source
             row |= {word: int(counts.get(word, 0)) for word in COUNTED}
             row |= {
                 "median": np.nan,
@@ -52,13 +53,10 @@ def answers(views: "dict[str, pd.DataFrame]") -> pd.DataFrame:
                 "best_cell": "",
             }
             if len(known):
-                best = known.loc[known[f"{prefix}speedup"].idxmax()]
-                row |= {
-                    "median": known[f"{prefix}speedup"].median(),
-                    "worst": known[f"{prefix}speedup"].min(),
-                }
-                row |= {"best": best[f"{prefix}speedup"], "best_low": best[f"{prefix}speedup_low"]}
-                row |= {"best_high": best[f"{prefix}speedup_high"], "best_cell": words.place(best)}
+                best = known.loc[known["ratio"].idxmax()]
+                row |= {"median": known["ratio"].median(), "worst": known["ratio"].min()}
+                row |= {"best": best["ratio"], "best_low": best["low"]}
+                row |= {"best_high": best["high"], "best_cell": words.place(best)}
             rows.append(row)
     columns = [
         *SLICE,
@@ -89,11 +87,8 @@ def fastest_by_length(frame: pd.DataFrame) -> pd.DataFrame:
     shape = [*SLICE, "batch", "num_heads", "head_dim"]
     found = []
     for key, part in rows.groupby(shape, sort=False):
-        value, kind = (
-            ("seconds", "measured")
-            if part["seconds"].notna().any()
-            else ("predicted_s", "predicted")
-        )
+        kind = MEASURED if part["seconds"].notna().any() else PREDICTED
+        value = SECONDS[kind]
         part, middle = words.at_middle(part)
         part = part[part[value].notna()]
         best = part.loc[part.groupby("seq_len")[value].idxmin()]

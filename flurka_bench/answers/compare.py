@@ -9,20 +9,16 @@ verdict that flips is worth more than a case that slowed.
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from flurka_bench.words.statistics import (
-    RatioEstimate,
-    paired_ratio,
-    unpaired_ratio,
-)
-from flurka_bench.words.verdict import verdict
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from flurka_bench.results import Run
+from flurka_bench.answers import ratio
+from flurka_bench.answers.sources import MEASURED, of
+from flurka_bench.answers.speedup import CELL, Cells, prepare
+from flurka_bench.results import Run, to_frame
+from flurka_bench.words.verdict import MISSING, Estimate
 
 # Parts of the environment that differ between any two moments, by how much (as a ratio) they may
 # before it is said.
@@ -56,7 +52,7 @@ class CaseChange:
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
-    verdict: str = "MISSING"
+    verdict: str = MISSING
     paired: bool = False
     regressed: bool = False
 
@@ -99,7 +95,7 @@ class Comparison:
     nothing_compared: str = ""  # why no case could be judged; empty where one could
 
 
-def compare_runs(a: "Run", b: "Run", *, fail: float | None = None) -> Comparison:
+def compare_runs(a: Run, b: Run, *, fail: float | None = None) -> Comparison:
     """Compare two runs case by case.
 
     Args:
@@ -133,99 +129,80 @@ def compare_runs(a: "Run", b: "Run", *, fail: float | None = None) -> Comparison
 def _case_change(
     a: Mapping[str, Any], b: Mapping[str, Any], fail: float | None, same_run: bool
 ) -> CaseChange:
-    statuses = {"case_id": a["case_id"], "status_a": a["status"], "status_b": b["status"]}
-    seconds = {
-        "a_s": a["median_s"] if a["status"] == "ok" else None,
-        "b_s": b["median_s"] if b["status"] == "ok" else None,
-    }
-    if a["status"] != "ok" or b["status"] != "ok":
-        return CaseChange(**statuses, **seconds, regressed=fail is not None and a["status"] == "ok")
-    estimate = _estimate(a, b, same_run)
-    too_slow = fail is not None and estimate.ratio < 1 / (1 + fail)
-    sure = estimate.high < 1 or not math.isfinite(
-        estimate.high
-    )  # without an interval the estimate alone decides
-    return CaseChange(
-        **statuses,
-        **seconds,
-        ratio=estimate.ratio,
-        low=estimate.low,
-        high=estimate.high,
-        verdict=estimate.verdict,
-        paired=estimate.paired,
+    left, right = (one["status"] == "ok" for one in (a, b))
+    change = CaseChange(
+        case_id=a["case_id"],
+        status_a=a["status"],
+        status_b=b["status"],
+        a_s=a["median_s"] if left else None,
+        b_s=b["median_s"] if right else None,
+        regressed=fail is not None and left,
+    )
+    if not left or not right:
+        return change
+    # Paired where the samples are of the same rounds of the same run, else by medians.
+    rounds = [one["round_ids"] if same_run else None for one in (a, b)]
+    found = ratio.estimate(
+        b["samples_s"], rounds[1], b["median_s"], a["samples_s"], rounds[0], a["median_s"]
+    )
+    too_slow = fail is not None and found.ratio < 1 / (1 + fail)
+    # Without an interval the ratio alone decides.
+    sure = found.high < 1 or not math.isfinite(found.high)
+    return replace(
+        change,
+        ratio=found.ratio,
+        low=found.low,
+        high=found.high,
+        verdict=found.verdict,
+        paired=ratio.paired(*rounds),
         regressed=too_slow and sure,
     )
 
 
-def _estimate(a: Mapping[str, Any], b: Mapping[str, Any], same_run: bool) -> RatioEstimate:
-    """Paired where the samples are of the same rounds of the same run (two stages of one run), else
-    by medians."""
-    if same_run and set(a["round_ids"]) & set(b["round_ids"]):
-        return paired_ratio(a["samples_s"], b["samples_s"], a["round_ids"], b["round_ids"])
-    return unpaired_ratio(a["samples_s"], b["samples_s"])
-
-
-def _speedup_changes(a: "Run", b: "Run") -> list[SpeedupChange]:
-    from flurka_bench.answers.speedup import CELL
-
+def _speedup_changes(a: Run, b: Run) -> list[SpeedupChange]:
     keys = [*(name for name in CELL if name != "device"), "baseline"]  # two devices may be compared
-    tables = [_speedups(run) for run in (a, b)]
-    if any(table is None for table in tables):
+    if not a.records or not b.records:
         return []
-    merged = tables[0].merge(tables[1], on=keys, suffixes=("_a", "_b"))
     changes = []
+    merged = _speedups(a).merge(_speedups(b), on=keys, suffixes=("_a", "_b"))
     for row in merged.to_dict("records"):
-        change = row["speedup_b"] / row["speedup_a"]
-        low, high = _combined(row, change)
+        change = _change(row)
         changes.append(
             SpeedupChange(
                 cell={name: row[name] for name in keys[:-1]},
                 subject=row["subject_b"],
                 baseline=row["baseline"],
-                a=row["speedup_a"],
-                b=row["speedup_b"],
+                a=row["ratio_a"],
+                b=row["ratio_b"],
                 verdict_a=row["verdict_a"],
                 verdict_b=row["verdict_b"],
-                change=change,
-                low=low,
-                high=high,
-                verdict=verdict(low, high),
+                change=change.ratio,
+                low=change.low,
+                high=change.high,
+                verdict=change.verdict,
             )
         )
     return changes
 
 
-def _speedups(run: "Run") -> "pd.DataFrame | None":
-    from flurka_bench.answers.speedup import (
-        CELL,
-        all_speedups,
-    )
-    from flurka_bench.results import to_frame
-
-    if not run.records:
-        return None
-    cells = all_speedups(to_frame(run))
-    return cells[cells["speedup"].notna()][
-        [*CELL, "subject", "baseline", "speedup", "speedup_low", "speedup_high", "verdict"]
-    ]
+def _speedups(run: Run) -> pd.DataFrame:
+    """The measured speedups of FLuRKA over every baseline."""
+    cells = of(pd.concat(Cells(prepare(to_frame(run))).views().values()), MEASURED)
+    columns = [*CELL, "subject", "baseline", "ratio", "low", "high", "verdict"]
+    return cells.loc[cells["ratio"].notna(), columns]
 
 
-def _combined(row: Mapping[str, Any], change: float) -> tuple[float, float]:
-    """The interval of a ratio of two independent speedups: half-widths in quadrature, in logs."""
-    if not all(
-        row[f"speedup_low_{side}"] > 0 and math.isfinite(row[f"speedup_high_{side}"])
-        for side in "ab"
-    ):
-        return 0.0, math.inf
-    down = math.hypot(
-        math.log(row["speedup_b"] / row["speedup_low_b"]),
-        math.log(row["speedup_high_a"] / row["speedup_a"]),
+def _change(row: Mapping[str, Any]) -> Estimate:
+    """B's speedup over A's, which are independent: half-widths in quadrature, in logs."""
+    ratio = row["ratio_b"] / row["ratio_a"]
+    if not all(row[f"low_{side}"] > 0 and math.isfinite(row[f"high_{side}"]) for side in "ab"):
+        return Estimate(ratio=ratio, low=0.0, high=math.inf)
+    below, above = (
+        {side: abs(math.log(row[f"{edge}_{side}"] / row[f"ratio_{side}"])) for side in "ab"}
+        for edge in ("low", "high")
     )
-    up = math.hypot(
-        math.log(row["speedup_high_b"] / row["speedup_b"]),
-        math.log(row["speedup_a"] / row["speedup_low_a"]),
-    )
-    return change * math.exp(-down), change * math.exp(up)
+    down, up = math.hypot(below["b"], above["a"]), math.hypot(above["b"], below["a"])
+    return Estimate(ratio=ratio, low=ratio * math.exp(-down), high=ratio * math.exp(up))
 
 
 def environment_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Difference]:

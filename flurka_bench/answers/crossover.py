@@ -7,10 +7,15 @@ m = 64". The interval is that of the crossings when every point is drawn anew fr
 or the crossings of the band's two edges (predicted).
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
-from flurka_bench.answers.speedup import CELL
+from flurka_bench.answers.ratio import Array
+from flurka_bench.answers.sources import MEASURED, PREDICTED, of, present, spread
+from flurka_bench.answers.speedup import CELL, SIDES
 from flurka_bench.answers.words import SYMBOLS
 from flurka_bench.words.errors import unknown
 from flurka_bench.words.sizes import SIZES
@@ -20,12 +25,9 @@ REPLICATES = 400
 _NORMAL_95 = 1.959964  # half-width of a 95 % interval in standard deviations
 _UNKNOWN = 100.0  # log-speedup that stands for "anything": exp of it still computes
 _FORM = ("mechanism", "order", "backend")
-_SPEEDUPS = ("speedup", "predicted_speedup", "predicted_speedup_low", "predicted_speedup_high")
 
 
-def crossing(
-    axis: np.ndarray, log_ratio: np.ndarray, rising: bool, broken: np.ndarray | None = None
-) -> np.ndarray:
+def crossing(axis: Array, log_ratio: Array, rising: bool, broken: Array | None = None) -> Array:
     """The first place where each curve starts (rising) or stops (falling) to be positive.
 
     ``axis`` (points,) ascending, ``log_ratio`` (..., points). A curve that is already there at the
@@ -49,7 +51,7 @@ def crossing(
     return result
 
 
-def _wins(log_ratio: np.ndarray) -> str:
+def _wins(log_ratio: Array) -> str:
     """``throughout``, ``nowhere``, ``from`` (wins above the crossing), ``up to`` (below it), ``in
     part`` (more than once)."""
     positive = log_ratio >= 0
@@ -63,7 +65,7 @@ _DESCRIBED = ("wins", "crossing", "crossing_low", "crossing_high", "between_low"
 
 
 def _describe(
-    axis: np.ndarray, centre: np.ndarray, replicates: np.ndarray, broken: np.ndarray
+    axis: Array, centre: Array, replicates: Array, broken: Array
 ) -> tuple[str, float, float, float, float, float]:
     """The values of ``_DESCRIBED``."""
     wins = _wins(centre)
@@ -79,7 +81,7 @@ def _describe(
     return wins, start, low, high, np.nan, np.nan
 
 
-def replicates(cells: pd.DataFrame) -> np.ndarray:
+def replicates(cells: pd.DataFrame) -> Array:
     """(REPLICATES, cells) log-speedups drawn from each cell's own interval, its sides apart; nan
     where there is no speedup.
 
@@ -87,106 +89,98 @@ def replicates(cells: pd.DataFrame) -> np.ndarray:
     on either side of 1.
     """
     draws = np.random.default_rng(0).standard_normal((REPLICATES, len(cells)))
-    speedup, low, high = (
-        cells[name].to_numpy(dtype=float) for name in ("speedup", "speedup_low", "speedup_high")
-    )
+    speedup, low, high = (cells[name].to_numpy(dtype=float) for name in ("ratio", "low", "high"))
     with np.errstate(divide="ignore", invalid="ignore"):
         down, up = (
             np.minimum(np.log(ratio), _UNKNOWN) for ratio in (speedup / low, high / speedup)
         )
-        return np.log(speedup) + np.where(draws < 0, down, up) * draws / _NORMAL_95
+        drawn: Array = np.log(speedup) + np.where(draws < 0, down, up) * draws / _NORMAL_95
+    return drawn
 
 
-def forms(cells: pd.DataFrame, prefix: str = "") -> np.ndarray:
+def _edges(cells: pd.DataFrame) -> Array:
+    """(2, cells) log-speedups at the two edges of the predicted band."""
+    return np.log(cells[["low", "high"]].to_numpy(dtype=float).T)
+
+
+_CURVES = {MEASURED: replicates, PREDICTED: _edges}
+
+
+def forms(cells: pd.DataFrame) -> Array:
     """Per cell a number for the pair of forms that it compares: mechanism, order and backend of
     both sides. Equal numbers, equal forms."""
-    names = [f"{prefix}{side}_{name}" for side in ("subject", "baseline") for name in _FORM]
-    return cells.groupby(names, dropna=False, sort=False).ngroup().to_numpy()
-
-
-def _series(
-    axis: str,
-    index: np.ndarray,
-    numbers: dict[str, np.ndarray],
-    curves: np.ndarray,
-    pairs: dict[str, np.ndarray],
-) -> dict:
-    entry: dict = {}
-    for prefix in ("", "predicted_"):
-        known = index[~np.isnan(numbers[f"{prefix}speedup"][index])]
-        places = numbers[axis][known]
-        known, places = known[np.r_[True, np.diff(places) > 0][: len(known)]], np.unique(places)
-        if len(known) < 2:
-            continue
-        band = (
-            np.log(
-                [numbers["predicted_speedup_low"][known], numbers["predicted_speedup_high"][known]]
-            )
-            if prefix
-            else curves[:, known]
-        )
-        broken = np.diff(pairs[prefix][known]) != 0
-        words = _describe(places, np.log(numbers[f"{prefix}speedup"][known]), band, broken)
-        entry |= {f"{prefix}{name}": word for name, word in zip(_DESCRIBED, words)}
-        entry.setdefault("tested_from", int(places[0]))
-        entry.setdefault("tested_to", int(places[-1]))
-        entry.setdefault("points", len(places))
-    return entry
+    names = [f"{side}_{name}" for side in SIDES for name in _FORM]
+    numbers: Array = cells.groupby(names, dropna=False, sort=False).ngroup().to_numpy()
+    return numbers
 
 
 def crossovers(cells: pd.DataFrame, *axes: str) -> pd.DataFrame:
-    """One row per axis and series of at least two cells along it, from ``cells`` =
+    """One row per axis, source and series of at least two cells along the axis, from ``cells`` =
     ``speedups(frame, ...)``.
 
-    Columns: ``CELL`` (the axis itself 0), subject, baseline, axis, ``tested_from``, ``tested_to``,
-        ``points``; measured
-    ``wins`` (``from``, ``up to``, ``throughout``, ``nowhere``, ``in part``), ``crossing``,
-    ``crossing_low``, ``crossing_high`` (0 and inf: outside the tested range, on that side); where
-    another form stands on the other side of it, ``crossing`` is nan and ``between_low`` and
-    ``between_high`` are the two tested points. The same prefixed ``predicted_``. Raises RequestError for an unknown axis.
+    Columns: ``CELL`` (the axis itself 0), subject, baseline, axis, source, ``tested_from``,
+    ``tested_to``, ``points``; ``wins`` (``from``, ``up to``, ``throughout``, ``nowhere``, ``in
+    part``), ``crossing``, ``crossing_low``, ``crossing_high`` (0 and inf: outside the tested range,
+    on that side); where another form stands on the other side of it, ``crossing`` is nan and
+    ``between_low`` and ``between_high`` are the two tested points. Raises RequestError for an
+    unknown axis.
     """
     for axis in axes:
         if axis not in SIZES:
             raise unknown("axis", axis, SIZES)
     cells = cells.reset_index(drop=True)
-    numbers = {name: cells[name].to_numpy(dtype=float) for name in [*axes, *_SPEEDUPS]}
-    curves = replicates(cells)
-    pairs = {prefix: forms(cells, prefix) for prefix in ("", "predicted_")}
+    centre, pairs = np.log(cells["ratio"].to_numpy(dtype=float)), forms(cells)
+    curves = {source: make(of(cells, source)) for source, make in _CURVES.items()}
+    column = cells.groupby("source").cumcount().to_numpy()  # of a cell in its source's curves
+    known = cells[cells["ratio"].notna()]
     found = []
     for axis in axes:
-        fixed = [name for name in [*CELL, "subject", "baseline"] if name != axis]
-        ordered = cells.sort_values(axis, kind="stable")
-        for key, index in ordered.groupby(fixed, sort=False).indices.items():
-            entry = _series(axis, ordered.index[index].to_numpy(), numbers, curves, pairs)
-            if entry:
-                found.append(dict(zip(fixed, key)) | {axis: 0, "axis": axis} | entry)
-    named = [f"{prefix}{name}" for prefix in ("", "predicted_") for name in _DESCRIBED]
-    return pd.DataFrame(
-        found,
-        columns=[
-            *CELL,
-            "subject",
-            "baseline",
-            "axis",
-            "tested_from",
-            "tested_to",
-            "points",
-            *named,
-        ],
-    )
+        fixed = [name for name in [*CELL, "subject", "baseline", "source"] if name != axis]
+        ordered = known.sort_values(axis, kind="stable")
+        for key, place in ordered.groupby(fixed, sort=False).indices.items():
+            index = ordered.index[place].to_numpy()
+            places = cells[axis].to_numpy(dtype=float)[index]
+            index = index[np.r_[True, np.diff(places) > 0]]
+            if len(index) < 2:
+                continue
+            entry = dict(zip(fixed, key)) | {axis: 0, "axis": axis}
+            places = np.unique(places)
+            drawn = curves[entry["source"]][:, column[index]]
+            broken = np.diff(pairs[index]) != 0
+            entry |= {"tested_from": int(places[0]), "tested_to": int(places[-1])}
+            entry["points"] = len(places)
+            words = _describe(places, centre[index], drawn, broken)
+            found.append(entry | dict(zip(_DESCRIBED, words)))
+    return pd.DataFrame(found, columns=[*_SERIES, "source", *_TESTED, *_DESCRIBED])
 
 
-def in_words(row: "pd.Series | dict", prefix: str = "") -> str:
+_SERIES = [*CELL, "subject", "baseline", "axis"]
+_TESTED = ("tested_from", "tested_to", "points")
+
+
+def side_by_side(crossings: pd.DataFrame) -> pd.DataFrame:
+    """One row per axis and series of ``crossovers``, measured beside predicted: the names of
+    JSON."""
+    return spread(crossings, _SERIES, _TESTED, {name: name for name in _DESCRIBED})
+
+
+def told(crossings: pd.DataFrame) -> pd.DataFrame:
+    """One row per axis and series of ``crossovers``: where it lies, and of each source that is
+    present the crossing in words, ``"n/a"`` where it has none."""
+    result = crossings[_SERIES].drop_duplicates()
+    for source in present(crossings, "wins"):
+        own = of(crossings, source)
+        words = own[_SERIES].assign(words=[in_words(row) for row in own.to_dict("records")])
+        found = result.merge(words, how="left", on=_SERIES)["words"]
+        result[source] = found.fillna(UNKNOWN).to_numpy()
+    return result
+
+
+def in_words(row: Mapping[str, Any]) -> str:
     """``"from N = 1420 (1380 to 1460)"`` or ``"starting between m = 32 and m = 64 (the form
-    changes there)"``: one crossover as a reader says it; ``n/a`` where there is none to tell."""
+    changes there)"``: one crossover as a reader says it."""
     symbol = SYMBOLS[row["axis"]]
-    wins, low, high = (
-        row[f"{prefix}wins"],
-        row[f"{prefix}crossing_low"],
-        row[f"{prefix}crossing_high"],
-    )
-    if not isinstance(wins, str):
-        return UNKNOWN
+    wins, low, high = row["wins"], row["crossing_low"], row["crossing_high"]
     tested = f"{row['tested_from']} to {row['tested_to']}"
     if wins in ("throughout", "nowhere"):
         sure = low == high and low in (0.0, np.inf)
@@ -199,11 +193,11 @@ def in_words(row: "pd.Series | dict", prefix: str = "") -> str:
         else f"{v:.0f}"
         for v in (low, high)
     ]
-    start, end = row[f"{prefix}between_low"], row[f"{prefix}between_high"]
+    start, end = row["between_low"], row["between_high"]
     if start == start:  # not nan: the bracket of the grid
         sure = "" if (low, high) == (start, end) else f"; {edge[0]} to {edge[1]}"
         place = f"between {symbol} = {start:.0f} and {symbol} = {end:.0f}"
         verb = {"from": "starting", "up to": "ending"}.get(wins, "in part, changing first")
         return f"{verb} {place} (the form changes there{sure})"
-    place = f"{symbol} = {row[f'{prefix}crossing']:.0f} ({edge[0]} to {edge[1]})"
+    place = f"{symbol} = {row['crossing']:.0f} ({edge[0]} to {edge[1]})"
     return f"in part, changing first at {place}" if wins == "in part" else f"{wins} {place}"

@@ -2,36 +2,39 @@
 ``words.statistics``' to say."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from flurka_bench.cost.uncertainty import ratio_half_width
 from flurka_bench.words.statistics import (
+    NUM_RESAMPLES,
     paired_ratio,
     unpaired_ratio,
 )
-from flurka_bench.words.verdict import verdict
+from flurka_bench.words.verdict import MISSING, Estimate, verdict
 
-MISSING = "MISSING"
 # Beyond this many records a fifth of the resamples does: the interval's own noise, about 5 % of its
 # width, shows on no map.
 MANY_RECORDS, FEW_RESAMPLES = 2000, 200
 
-
-def paired(own_rounds: Sequence[int] | None, other_rounds: Sequence[int] | None) -> bool:
-    """Whether two cases were timed in shared rounds, so that their samples are pairs."""
-    return bool(own_rounds) and bool(other_rounds) and not set(own_rounds).isdisjoint(other_rounds)
-
-
+Array = npt.NDArray[Any]
+Samples = Sequence[float] | None
+Rounds = Sequence[int] | None
 Estimates = dict[tuple[int, int], tuple[float, float, float]]
 
 
+def paired(own_rounds: Rounds, other_rounds: Rounds) -> bool:
+    """Whether two cases were timed in shared rounds, so that their samples are pairs."""
+    if not own_rounds or not other_rounds:
+        return False
+    return not set(own_rounds).isdisjoint(other_rounds)
+
+
 def measured(
-    samples: np.ndarray,
-    rounds: np.ndarray,
-    seconds: np.ndarray,
-    pairs: np.ndarray,
-    known: Estimates | None = None,
-) -> np.ndarray:
+    samples: Array, rounds: Array, seconds: Array, pairs: Array, known: Estimates | None = None
+) -> Array:
     """(cells, 3) ratio, low, high for row pairs (own, other): above 1 own is faster; nan where a
     side has no time.
 
@@ -39,13 +42,13 @@ def measured(
     """
     result = np.full((len(pairs), 3), np.nan)
     known = {} if known is None else known
-    both = np.flatnonzero((pairs >= 0).all(axis=1))
-    resamples = {"num_resamples": FEW_RESAMPLES} if len(samples) > MANY_RECORDS else {}
-    for index in both:
+    resamples = FEW_RESAMPLES if len(samples) > MANY_RECORDS else NUM_RESAMPLES
+    for index in np.flatnonzero((pairs >= 0).all(axis=1)):
         pair = (int(pairs[index, 0]), int(pairs[index, 1]))
         if pair not in known:
-            sides = (column[side] for side in pair for column in (samples, rounds, seconds))
-            known[pair] = estimate(*sides, **resamples)
+            own, other = ([column[side] for column in (samples, rounds, seconds)] for side in pair)
+            found = estimate(*own, *other, num_resamples=resamples)
+            known[pair] = (found.ratio, found.low, found.high)
         result[index] = known[pair]
     return result
 
@@ -54,62 +57,60 @@ SIDE = ("samples_s", "round_ids", "seconds")  # what ``estimate`` reads of a rec
 
 
 def estimate(
-    own: Sequence | None,
-    own_rounds: Sequence | None,
+    own: Samples,
+    own_rounds: Rounds,
     own_s: float,
-    other: Sequence | None,
-    other_rounds: Sequence | None,
+    other: Samples,
+    other_rounds: Rounds,
     other_s: float,
-    **resamples: int,
-) -> tuple[float, float, float]:
-    """The speedup (ratio, low, high) of one case over another, in every line, table and picture.
+    num_resamples: int = NUM_RESAMPLES,
+) -> Estimate:
+    """The speedup of one case over another, in every line, table and picture.
 
     From the pairs where the two share rounds, from the medians of their samples where not; without
     samples from the recorded medians, with the interval of no knowledge.
     """
     if own is None or other is None or len(own) == 0 or len(other) == 0:
-        return other_s / own_s, 0.0, np.inf
+        return Estimate(ratio=other_s / own_s, low=0.0, high=np.inf)
     if paired(own_rounds, other_rounds):
-        found = paired_ratio(other, own, other_rounds, own_rounds, **resamples)
-    else:
-        found = unpaired_ratio(other, own, **resamples)
-    return found.ratio, found.low, found.high
+        return paired_ratio(other, own, other_rounds, own_rounds, num_resamples=num_resamples)
+    return unpaired_ratio(other, own, num_resamples=num_resamples)
 
 
-def predicted(
-    seconds: np.ndarray, low: np.ndarray, high: np.ndarray, scale: np.ndarray, pairs: np.ndarray
-) -> np.ndarray:
-    """(cells, 3) ratio, low, high of predictions.
+def shapes(seconds: Array, low: Array, high: Array, scale: Array) -> tuple[Array, Array]:
+    """Half-widths (log-seconds) below and above a prediction that are the case's own, of records
+    that hold its band and ``scale`` alone: what quadrature leaves of the band.
 
-    ``scale`` is the part of a band's half-width (log-seconds) that all cases on the device share:
-    of it only the difference remains in a ratio, as in ``cost.uncertainty.ratio_band``. The rest
-    adds in quadrature, each side its own. It is 0 for records of before it was kept, which leaves
-    their band on the wide side.
+    Older records have no scale either (0), which widens the bands of their ratios.
     """
-    own, other = pairs[:, 0], pairs[:, 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        down, up = np.log(seconds / low), np.log(high / seconds)
+    below, above = (np.sqrt(np.maximum(side**2 - scale**2, 0)) for side in (down, up))
+    return below, above
+
+
+def predicted(seconds: Array, scale: Array, below: Array, above: Array, pairs: Array) -> Array:
+    """(cells, 3) ratio, low, high of predictions for row pairs (own, other), as
+    ``cost.uncertainty.ratio_band`` gives them one at a time.
+
+    ``scale`` is the part of a band's half-width (log-seconds) that all cases on the device share,
+    ``below`` and ``above`` are the case's own parts.
+    """
     result = np.full((len(pairs), 3), np.nan)
-    known = (own >= 0) & (other >= 0)
-    own, other = own[known], other[known]
-    a, b = np.log(seconds[own]), np.log(seconds[other])
-    sides = (
-        (b - np.log(low[other]), np.log(high[own]) - a),
-        (np.log(high[other]) - b, a - np.log(low[own])),
-    )
-    shared = scale[own] - scale[other]
-    own_rest, other_rest = scale[own] ** 2, scale[other] ** 2
+    known = (pairs >= 0).all(axis=1)
+    own, other = pairs[known].T
+    ratio = np.log(seconds[other]) - np.log(seconds[own])
     down, up = (
         np.where(
-            own == other,
-            0.0,
-            np.sqrt(shared**2 + np.maximum(x**2 - other_rest, 0) + np.maximum(y**2 - own_rest, 0)),
+            own == other, 0.0, ratio_half_width((scale[own], scale[other]), (mine[own], its[other]))
         )
-        for x, y in sides
+        for mine, its in ((above, below), (below, above))
     )
-    result[known] = np.exp(np.column_stack([b - a, b - a - down, b - a + up]))
+    result[known] = np.exp(np.column_stack([ratio, ratio - down, ratio + up]))
     return result
 
 
-def verdicts(ratios: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+def verdicts(ratios: Array, low: Array, high: Array) -> Array:
     """FASTER, SLOWER, SAME or AMBIGUOUS for each, MISSING where there is no ratio; an unknown
     interval is AMBIGUOUS."""
     words = [

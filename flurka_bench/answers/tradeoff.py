@@ -90,7 +90,7 @@ def sentence(rows: pd.DataFrame, family: str) -> str:
 
     def over_exact(row: Any) -> str:
         found = ratio.estimate(*(one.get(name) for one in (row, exact) for name in ratio.SIDE))
-        return format_ratio(found[0])
+        return format_ratio(found.ratio)
 
     return (
         f"At {size}, exact attention takes {format_seconds(strong)} (full-sdpa); of what is faster, the most accurate is "

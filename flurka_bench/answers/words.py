@@ -6,7 +6,6 @@ Every table, sentence, picture and page takes these from here, so that one thing
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flurka_bench.answers.ratio import MISSING
 from flurka_bench.cases.registry import FIXED_FEATURES
 from flurka_bench.words.sizes import SIZES
 from flurka_bench.words.units import (
@@ -14,6 +13,7 @@ from flurka_bench.words.units import (
     format_ratio,
     format_seconds,
 )
+from flurka_bench.words.verdict import MISSING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +35,7 @@ VERDICT_WORDS = {
     MISSING: "no time",
 }
 SIGNS = {"FASTER": "+", "SLOWER": "−", "SAME": "=", "AMBIGUOUS": "~"}
-UNDECIDED = ("AMBIGUOUS", "SAME")
+UNDECIDED = ("AMBIGUOUS", "SAME")  # neither of the two is the one to choose
 FAILURES = ("oom", "timeout", "crashed", "incorrect", "invalid", "skipped", "unsupported")
 
 IMPOSSIBLE = "k > N: impossible"  # no rank is larger than the number of keys

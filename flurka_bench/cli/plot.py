@@ -88,10 +88,7 @@ def draw(
 
     ``named`` says that the kinds were asked for by name, so that one without a picture is told.
     """
-    from flurka_bench.answers.speedup import (
-        prepare,
-        speedups,
-    )
+    from flurka_bench.answers.speedup import Cells, prepare
     from flurka_bench.render.figures import (
         heatmap,
         style,
@@ -104,7 +101,7 @@ def draw(
 
     found = [read_run(each) for each in run]
     frame = prepare(to_frame(found))
-    cells = speedups(frame, subject, baseline)
+    cells = Cells(frame).speedups(subject, baseline)
     across, up = heatmap.map_axes(cells, x, y)
     paths = []
     for name in kinds:
@@ -137,7 +134,9 @@ def _figures(
     y: str,
     profile: "Profile | None",
 ) -> "list[tuple[str, Figure]]":
-    from flurka_bench.answers.speedup import all_speedups
+    import pandas as pd
+
+    from flurka_bench.answers.speedup import Cells
     from flurka_bench.answers.typical import fastest_forms, largest_workload
     from flurka_bench.render.figures import (
         curves,
@@ -164,9 +163,8 @@ def _figures(
         case "predicted":
             return [("predicted", model.predicted_against_measured(frame))]
         case "crossover":
-            every = all_speedups(
-                frame, subject, ["best-other", "strong-low-rank", "strong-kernel", "paper-low-rank"]
-            )
+            names = ["best-other", "strong-low-rank", "strong-kernel", "paper-low-rank"]
+            every = pd.concat(Cells(frame).views(subject, names).values(), ignore_index=True)
             axes = [
                 axis for axis in ("rank", "num_features", "seq_len") if every[axis].nunique() > 1
             ] or ["rank"]

@@ -348,9 +348,9 @@ class _Answer:
     judged: "Agreement | None"
 
     @property
-    def prefix(self) -> str:
-        """Of the columns that hold the answer."""
-        return "" if self.judged is not None else "predicted_"
+    def source(self) -> str:
+        """Of the numbers that are the answer."""
+        return "predicted" if self.judged is None else "measured"
 
 
 def _answer(
@@ -365,14 +365,11 @@ def _answer(
     from flurka_bench.answers.agreement import agreement
     from flurka_bench.answers.baselines import BASELINES
     from flurka_bench.answers.crossover import crossovers
-    from flurka_bench.answers.speedup import (
-        prepare,
-        speedups,
-    )
+    from flurka_bench.answers.speedup import Cells, prepare
 
     rows = prepare(frame)
     names = list(BASELINES) if baseline in (None, ("all",)) else list(baseline or ())
-    views = {name: speedups(rows, subject, name) for name in names}
+    views = Cells(rows).views(subject, names)
     axes = [axis for axis in dict.fromkeys((x, y)) if axis] or ["seq_len", "rank", "num_features"]
     return _Answer(
         rows=rows,
@@ -384,13 +381,22 @@ def _answer(
 
 
 def _as_json(found: _Answer, bases: list[dict[str, str]]) -> dict[str, Any]:
+    from flurka_bench.answers import crossover
+    from flurka_bench.answers.speedup import side_by_side
+
     judged = found.judged
     return {
-        "kind": "predicted" if judged is None else "measured",
+        "kind": found.source,
         "basis": bases,
         "answer": found.told.to_dict("records"),
-        "cells": {name: _cells(cells) for name, cells in found.views.items()},
-        "crossovers": {name: table.to_dict("records") for name, table in found.crossed.items()},
+        "cells": {
+            name: side_by_side(cells)[_CELL_KEYS].to_dict("records")
+            for name, cells in found.views.items()
+        },
+        "crossovers": {
+            name: crossover.side_by_side(table).to_dict("records")
+            for name, table in found.crossed.items()
+        },
         "agreement": None if judged is None else {
             name: getattr(judged, name).to_dict("records")
             for name in ("signs", "times", "confusion", "bounds", "worst")
@@ -434,16 +440,14 @@ def _print(
 
 def _print_crossings(found: _Answer, name: str, everything: bool) -> None:
     from flurka_bench.answers.crossover import in_words
+    from flurka_bench.answers.sources import of
     from flurka_bench.answers.words import where
 
-    table, prefix = found.crossed[name], found.prefix
-    if not len(table):
-        return
-    table = table[table[f"{prefix}wins"].notna()]
+    table = of(found.crossed[name], found.source)
     # those with a crossing first: the others win or lose throughout
-    flat = ~table[f"{prefix}wins"].isin(["from", "up to", "in part"])
+    flat = ~table["wins"].isin(["from", "up to", "in part"])
     table = table.assign(_flat=flat).sort_values("_flat", kind="stable")
-    lines = [(where(row), in_words(row, prefix)) for row in table.to_dict("records")]
+    lines = [(where(row), in_words(row)) for row in table.to_dict("records")]
     shown = lines if everything else lines[:12]
     if shown:
         print_table(
@@ -459,37 +463,34 @@ def _print_crossings(found: _Answer, name: str, everything: bool) -> None:
         print(f"... and {len(lines) - len(shown)} lines more (--all)")
 
 
-_CELL_KEYS = (
+_CELL_KEYS = [
     "device", "level", "pass", "dtype", "batch", "num_heads", "seq_len", "head_dim", "rank", "num_features",
     "subject_case_id", "baseline_case_id", "speedup", "speedup_low", "speedup_high", "verdict",
     "predicted_subject_case_id", "predicted_baseline_case_id", "predicted_speedup", "predicted_speedup_low",
     "predicted_speedup_high", "predicted_verdict", "missing",
-)  # fmt: skip
-
-
-def _cells(cells: "pd.DataFrame") -> list[dict[str, Any]]:
-    return [{key: row[key] for key in _CELL_KEYS if key in row} for row in cells.to_dict("records")]
+]  # fmt: skip
 
 
 def _why(found: _Answer, name: str) -> None:
     """The reason at the best and at the worst cell."""
+    from flurka_bench.answers.sources import of
     from flurka_bench.answers.stages import (
         flop_conditions,
         reason,
     )
     from flurka_bench.answers.words import place
 
-    rows, column = found.rows, f"{found.prefix}speedup"
-    known = found.views[name][found.views[name][column].notna()]
+    rows, known = found.rows, of(found.views[name], found.source)
+    known = known[known["ratio"].notna()]
     if not len(known):
         return
-    picks = {"best": known.loc[known[column].idxmax()], "worst": known.loc[known[column].idxmin()]}
-    for word, cell in picks.items():
-        pair = cell[f"{found.prefix}subject_row"], cell[f"{found.prefix}baseline_row"]
+    for word, index in (("best", known["ratio"].idxmax()), ("worst", known["ratio"].idxmin())):
+        cell = known.loc[index]
+        pair = cell["subject_row"], cell["baseline_row"]
         own, other = (rows.loc[index] for index in pair)
         condition = flop_conditions(rows, [pair])[0]
         print_text(
-            f"\n{word}: {format_ratio(cell[column])} over {name} at {place(cell)}, "
+            f"\n{word}: {format_ratio(cell['ratio'])} over {name} at {place(cell)}, "
             f"{own['mechanism']} against {other['mechanism']}: {reason(own, other)}"
             + (f"; fewer matmul FLOPs where {condition}" if condition else ""),
             indent="  ",

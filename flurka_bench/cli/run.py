@@ -26,6 +26,7 @@ from flurka_bench.words.units import (
 )
 
 if TYPE_CHECKING:
+    from flurka_bench.answers.leading import Lead
     from flurka_bench.bench.kind import Event
     from flurka_bench.bench.session import Summary
     from flurka_bench.cases.case import Case
@@ -33,11 +34,11 @@ if TYPE_CHECKING:
     from flurka_bench.devices.probe import FoundDevice
     from flurka_bench.hardware import Profile
     from flurka_bench.kinds.timing.judging import Peaks
+    from flurka_bench.words.verdict import Estimate
 
 # Datasheet peaks hold at the boost clock; single boards clock a little above it. A CPU's clock is
 # what its system admits, which in virtual machines is the base clock.
 _PEAK_MARGIN = {"gpu": 1.05, "cpu": 2.0}
-_OPPONENTS = {"low-rank": "low-rank parent", "kernel": "kernel parent", "full": "full attention"}
 
 
 def run(
@@ -126,7 +127,7 @@ def run(
         or Path("results") / f"{loaded.name}-{found.device.removesuffix(':0').replace(':', '-')}"
     )
     if not json:  # what the lines are made with: loaded now, not in the run's own time
-        import flurka_bench.answers.speedup  # noqa: F401
+        import flurka_bench.answers.leading  # noqa: F401
     with Progress(quiet=json, headline=_news) as progress:
         plan = TimingPlan(
             suite=loaded,
@@ -278,51 +279,13 @@ def _print_plan(
 
 
 def _news(event: "Event") -> str:
+    from flurka_bench.answers.leading import headline
+
     return headline(event.records) if event.records else event.text
 
 
-def headline(records: "tuple[dict[str, Any], ...]") -> str:
-    """The news of one workload in a line: its fastest FLuRKA against the strong forms beside it,
-    in the numbers of the end-of-run table."""
-    import pandas as pd
-
-    from flurka_bench.answers.baselines import FAMILY_OF
-    from flurka_bench.answers.speedup import leading
-
-    if not records:
-        return "nothing to measure"
-    timed = [record for record in records if record["status"] == "ok"]
-    ours = [record for record in timed if FAMILY_OF[record["mechanism"]] == "flurka"]
-    kept = [record for record in timed if FAMILY_OF[record["mechanism"]] != "flurka"]
-    if ours:  # of them the table shows the fastest; the rest would only cost time here
-        kept.append(min(ours, key=lambda record: record["median_s"]))
-    if not kept:
-        return f"{_place(records[0])}: none of {len(records)} cases has a time"
-    cell = leading(pd.DataFrame(kept)).iloc[0]
-    if not ours:
-        return (
-            f"{_place(cell)}: fastest {_form(cell, 'fastest')}, {format_seconds(cell['fastest_s'])}"
-        )
-    against = ", ".join(
-        f"{format_ratio(cell[name])} {cell[f'{name}_mechanism']} {cell[f'{name}_verdict']}"
-        for name in (f"strong-{key}" for key in _OPPONENTS)
-        if cell[name] == cell[name]
-    )
-    told = f"{_place(cell)}: {_form(cell, 'subject')} {format_seconds(cell['subject_s'])}"
-    return f"{told} = {against}" if against else told
-
-
-def _place(row: Any) -> str:
-    sizes = f"b={row['batch']} h={row['num_heads']} N={row['seq_len']} d={row['head_dim']}"
-    return f"{row['level']} {row['pass']} {row['dtype']} {sizes}"
-
-
 def _print_answer(folder: Path, summary: "Summary", *, as_json: bool) -> None:
-    from flurka_bench.answers.speedup import (
-        leading,
-        prepare,
-    )
-    from flurka_bench.answers.speedup import summary as best_cells
+    from flurka_bench.answers import leading
     from flurka_bench.results import (
         read_run,
         to_frame,
@@ -339,13 +302,13 @@ def _print_answer(folder: Path, summary: "Summary", *, as_json: bool) -> None:
             "num_not_reached": summary.num_late,
             "wall_s": found.meta.get("wall_s"),
             "time_in_calls_s": found.meta.get("time_in_calls_s"),
-            "cells": best_cells(frame).to_dict("records") if len(frame) else [],
+            "cells": leading.summary(frame).to_dict("records") if len(frame) else [],
         })  # fmt: skip
         return
-    workloads = leading(prepare(frame)).to_dict("records") if len(frame) else []
-    for cell in workloads:
-        _print_workload(cell)
-    if any(_form(cell, "subject") for cell in workloads):
+    workloads = leading.leading(frame) if len(frame) else []
+    for lead in workloads:
+        _print_workload(lead)
+    if any(lead.ours for lead in workloads):
         print_text(f"\n{RULE}")
     told = ", ".join(f"{count} {status}" for status, count in statuses.items())
     if summary.num_late:
@@ -368,54 +331,36 @@ def _print_answer(folder: Path, summary: "Summary", *, as_json: bool) -> None:
         print(f"note: {warning}")
 
 
-def _print_workload(cell: Any) -> None:
-    print(f"\n{_place(cell)}")
-    if not _form(cell, "fastest"):
+def _print_workload(lead: "Lead") -> None:
+    from flurka_bench.answers.leading import OPPONENTS, place_words, time_words
+    from flurka_bench.answers.sources import SOURCES
+
+    print(f"\n{place_words(lead.workload)}")
+    if lead.fastest is None:
         print("nothing was measured (the records say why)")
         return
-
-    def ratio(column: str) -> str:
-        value, low, high = (cell.get(f"{column}{part}", math.nan) for part in ("", "_low", "_high"))
-        if value != value:
-            return "n/a"
-        known = f"[{low:.2f}, {high:.2f}]" if high < 1000 else "[too few samples]"
-        return f"{format_ratio(value)} {known} {cell[f'{column}_verdict']}"
-
-    behind = ratio("over_fastest")
-    print(
-        f"fastest  {_form(cell, 'fastest')}: {format_seconds(cell['fastest_s'])}"
-        + ("" if behind == "n/a" else f"; FLuRKA's speedup over it {behind}")
-    )
-    if not _form(cell, "subject"):
+    behind = f"; FLuRKA's speedup over it {_speedup(lead.behind)}" if lead.behind else ""
+    print(f"fastest  {time_words(lead.fastest)}{behind}")
+    if lead.ours is None:
         there = "not measured (its records say why)"
-        print(f"FLuRKA   {there if cell['subject_cases'] else 'not in this run'}")
+        print(f"FLuRKA   {there if lead.num_ours else 'not in this run'}")
         return
-    print(
-        f"FLuRKA   {_form(cell, 'subject')}: {format_seconds(cell['subject_s'])};"
-        " its speedup over the strong form of"
-    )
+    print(f"FLuRKA   {time_words(lead.ours)}; its speedup over the strong form of")
     rows = []
-    for key, name in _OPPONENTS.items():
+    for key, name in OPPONENTS.items():
         for kind, label in (("strong", name), ("paper", "  paper's form")):
-            rows.append([label, *(ratio(f"{kind}-{key}{side}") for side in ("", "_predicted"))])
-    print_table(("", "measured", "predicted"), rows)
+            rows.append(
+                [label, *(_speedup(lead.over[f"{kind}-{key}", source]) for source in SOURCES)]
+            )
+    print_table(("", *SOURCES), rows)
 
 
-def _form(cell: Any, side: str) -> str:
-    """``"flurka-relu absorbed k=64 m=16"``: a case in full but for its workload; empty where there
-    is none."""
-    from flurka_bench.answers.words import KNOBS, sizes
-
-    if not isinstance(cell[f"{side}_mechanism"], str):
-        return ""
-    order, backend = cell[f"{side}_order"], cell[f"{side}_backend"]
-    parts = [cell[f"{side}_mechanism"], order, "" if backend == "eager" else backend]
-    chosen = {name: cell[f"{side}_{name}"] for name in KNOBS}
-    parts += [text.replace(" ", "") for text in sizes(chosen)]
-    kind = cell[f"{side}_compression"]
-    parts += ["" if kind == "dense" else kind, "E=F" if cell[f"{side}_share_kv"] else ""]
-    parts.append("" if cell[f"{side}_share_heads"] else "E by head")
-    return " ".join(part for part in parts if part and isinstance(part, str))
+def _speedup(estimate: "Estimate") -> str:
+    if math.isnan(estimate.ratio):
+        return "n/a"
+    low, high = estimate.low, estimate.high
+    known = f"[{low:.2f}, {high:.2f}]" if high < 1000 else "[too few samples]"
+    return f"{format_ratio(estimate.ratio)} {known} {estimate.verdict}"
 
 
 def _draw(folder: Path, *, quiet: bool) -> None:

@@ -39,6 +39,7 @@ from flurka_bench.words.sizes import (
     SIZES,
     Number,
 )
+from flurka_bench.words.verdict import Estimate
 
 CACHES = ("cold", "warm")
 BOUNDS = ("launch", "compute", "memory", "special")
@@ -330,7 +331,7 @@ def _row(case: Case, profile: Profile, part: Predictions, row: int) -> Predictio
     )
 
 
-def speedup(a: Prediction, b: Prediction) -> uncertainty.Speedup:
+def speedup(a: Prediction, b: Prediction) -> Estimate:
     """How many times faster ``a`` is than ``b`` on their device, with a 90 % band in which the
     device's scale cancels.
 

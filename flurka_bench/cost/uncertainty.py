@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from flurka_bench.hardware.profile import Profile
-from flurka_bench.words.verdict import verdict
+from flurka_bench.words.verdict import Estimate
 
 BANDS = Path(__file__).parent / "constants" / "bands.json"
 LEVEL = 0.9
@@ -128,26 +128,19 @@ def interval(seconds: Any, scale: Any, shape: Any) -> tuple[np.ndarray, np.ndarr
     return seconds / width, seconds * width
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Speedup:
-    """How many times faster the first of two cases is than the second, with its band and what the
-    band allows to say."""
+def ratio_half_width(scales: tuple[Any, Any], shapes: tuple[Any, Any]) -> Any:
+    """Half-width, in logs, of the ratio of two times on one device, from each side's half-widths.
 
-    ratio: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        """FASTER, SLOWER, SAME or AMBIGUOUS, by the rule that measured speedups have too."""
-        return verdict(self.low, self.high)
+    The device's common error cancels: only the difference of the two scales is left. The shapes
+    are independent and add in quadrature.
+    """
+    return np.hypot(scales[0] - scales[1], np.hypot(*shapes))
 
 
-def ratio_band(ratio: float, scales: tuple[float, float], shapes: tuple[float, float]) -> Speedup:
-    """The band of seconds_b / seconds_a on one device: the common scale cancels, as far as both
-    cases share it."""
-    width = float(np.exp(np.hypot(abs(scales[0] - scales[1]), np.hypot(*shapes))))
-    return Speedup(ratio=ratio, low=ratio / width, high=ratio * width)
+def ratio_band(ratio: float, scales: tuple[float, float], shapes: tuple[float, float]) -> Estimate:
+    """``seconds_b / seconds_a`` on one device with its band."""
+    width = float(np.exp(ratio_half_width(scales, shapes)))
+    return Estimate(ratio=ratio, low=ratio / width, high=ratio * width)
 
 
 def coverage(log_residuals: Iterable[float], half_widths: Iterable[float]) -> float:

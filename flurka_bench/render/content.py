@@ -22,16 +22,16 @@ from flurka_bench.answers.answer import (
     slices,
 )
 from flurka_bench.answers.baselines import (
-    BASELINES,
     FAMILIES,
     FAMILY_OF,
 )
 from flurka_bench.answers.crossover import crossovers
-from flurka_bench.answers.crossover import in_words as crossing_words
+from flurka_bench.answers.crossover import told as told_crossings
+from flurka_bench.answers.sources import MEASURED, PREDICTED, SOURCES, present
 from flurka_bench.answers.speedup import (
     WORKLOAD,
+    Cells,
     prepare,
-    speedups,
 )
 from flurka_bench.words.blocks import Block, Column, Figure, Heading, Text, table
 from flurka_bench.words.verdict import MARGIN
@@ -114,15 +114,11 @@ def collect(
     """Analyse once what the report shows. ``runs`` are run.json's contents (or {"hardware": ...}
     for predictions)."""
     everything = prepare(frame)
-    records = prepare(thin(everything).copy())
-    records.attrs = {}
-    records = prepare(records)
-    views: dict[str, dict[str, pd.DataFrame]] = {}
-    known: dict[Any, Any] = {}
-    for subject in subjects(records):
-        views[subject] = {name: speedups(records, subject, name, known) for name in BASELINES}
+    records = thin(everything).reset_index(drop=True)
+    cells = Cells(records)
+    views = {subject: cells.views(subject) for subject in subjects(records)}
     first = next(iter(views.values()), {})
-    lines = [crossovers(cells, *AXES) for cells in first.values() if len(cells)]
+    lines = [crossovers(each, *AXES) for each in first.values() if len(each)]
     return Content(
         title=title,
         predicted_only=bool(
@@ -138,7 +134,7 @@ def collect(
         fastest=fastest_by_length(records),
         crossings=pd.concat(lines, ignore_index=True)
         if lines
-        else crossovers(speedups(records), *AXES),
+        else crossovers(cells.speedups(), *AXES),
         agreement=agreement(records, next(iter(views), "flurka"), first),
         left_out=len(everything) - len(records),
         warnings=[*warnings, *noticed(everything)],
@@ -227,11 +223,8 @@ def brackets(content: Content) -> str:
 def sides(content: Content) -> tuple[bool, bool]:
     """Whether there are speedups that were measured, and that were predicted."""
     every = [cells for views in content.views.values() for cells in views.values()]
-    measured, predicted = (
-        any(bool(cells[name].notna().any()) for cells in every)
-        for name in ("speedup", "predicted_speedup")
-    )
-    return measured, predicted
+    held = {source for cells in every for source in present(cells)}
+    return MEASURED in held, PREDICTED in held
 
 
 def _fastest(content: Content, key: tuple[Any, ...]) -> str:
@@ -298,21 +291,17 @@ def failures(content: Content) -> list[Block]:
 
 def crossing_blocks(content: Content) -> list[Block]:
     """Where the subject beats the best of all others, line by line."""
-    rows = content.crossings[content.crossings["baseline"] == "best-other"]
+    rows = told_crossings(content.crossings[content.crossings["baseline"] == "best-other"])
     if rows.empty:
         return []
-    told = [
-        (prefix, f"{side}: wins")
-        for prefix, side in (("", "measured"), ("predicted_", "predicted"))
-        if rows[f"{prefix}wins"].notna().any()
-    ]
+    told = [source for source in SOURCES if source in rows]
     shown = [
         (row["axis"], row["device"], f"{row['level']} {row['pass']} {row['dtype']}",
          ", ".join([*words.sizes(row, words.SHAPE[1:]), *words.knobs(row)]),
-         *(crossing_words(row, prefix) for prefix, _ in told))
+         *(row[source] for source in told))
         for row in rows.head(MAX_CROSSINGS).to_dict("records")
     ]  # fmt: skip
-    titles = ("axis", "device", "level, pass, dtype", "at", *(title for _, title in told))
+    titles = ("axis", "device", "level, pass, dtype", "at", *(f"{source}: wins" for source in told))
     left = len(rows) - len(shown)
     return [
         Heading(f"Crossovers: where {content.subject} beats the best of all others"),

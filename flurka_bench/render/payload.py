@@ -12,7 +12,8 @@ import pandas as pd
 from flurka_bench.answers import words
 from flurka_bench.answers.answer import SLICE
 from flurka_bench.answers.baselines import BASELINES
-from flurka_bench.answers.crossover import in_words
+from flurka_bench.answers.crossover import told
+from flurka_bench.answers.sources import MEASURED, SOURCES, of, present
 from flurka_bench.answers.speedup import CELL
 from flurka_bench.answers.stages import flop_conditions, reasons
 from flurka_bench.render.content import Content
@@ -29,7 +30,7 @@ _RECORD_COLUMNS = (
     "median_s", "flops", "bytes", "peak_memory_bytes", "predicted_s", "predicted_low_s", "predicted_high_s", "bound",
     "limited_by", "graph_s", "device_s", "stages_s", "predicted_stages_s", "error", "samples_s", "round_ids",
 )  # fmt: skip
-_SIDES = {"": "measured", "predicted_": "predicted"}
+_PAIR = ["subject_row", "baseline_row", "ratio", "low", "high", "verdict"]
 
 
 def _number(value: float, digits: int = 5) -> float | None:
@@ -206,14 +207,15 @@ def _limits(cells: pd.DataFrame) -> dict[str, Any]:
     """Where colours saturate, by cell: one limit for all maps of a slice, so that they compare."""
     limits = {}
     for key, part in cells.groupby(SLICE, sort=False):
-        ratios = np.concatenate([part[f"{prefix}speedup"].dropna() for prefix in _SIDES])
-        limits[key] = heatmap.colour_limit(ratios.tolist())
-    return _column([limits[key] for key in cells[SLICE].itertuples(index=False, name=None)])
+        limits[key] = heatmap.colour_limit(part["ratio"].dropna().tolist())
+    places = of(cells, MEASURED)[SLICE]
+    return _column([limits[key] for key in places.itertuples(index=False, name=None)])
 
 
 def _off(cells: pd.DataFrame) -> dict[str, Any] | None:
     """How far the predicted speedup is from the measured one, by cell, where both are known."""
-    share = (cells["predicted_speedup"] / cells["speedup"] - 1).tolist()
+    measured, predicted = (of(cells, source)["ratio"].to_numpy() for source in SOURCES)
+    share = (predicted / measured - 1).tolist()
     told = [
         None if value != value else f"{'+' if value >= 0 else '−'}{100 * abs(value):.1f} %"
         for value in share
@@ -237,41 +239,30 @@ def views_payload(content: Content) -> dict[str, Any]:
     for subject, by_baseline in content.views.items():
         views[subject] = {}
         for name, cells in by_baseline.items():
+            places = of(cells, MEASURED)
             grid = {
-                column: _column([_plain(value) for value in cells[column]])
+                column: _column([_plain(value) for value in places[column]])
                 for column in CELL
-                if cells[column].nunique() > 1
+                if places[column].nunique() > 1
             }
             grid |= {
-                column: {"words": [_plain(cells[column].iloc[0])], "codes": None}
+                column: {"words": [_plain(places[column].iloc[0])], "codes": None}
                 for column in CELL
-                if cells[column].nunique() == 1
+                if places[column].nunique() == 1
             }
             if grid not in grids:
                 grids.append(grid)
-            view: dict[str, Any] = {"grid": grids.index(grid), "count": len(cells)}
-            for prefix, side in _SIDES.items():
-                if not cells[f"{prefix}speedup"].notna().any():
-                    view[side] = []
-                    continue
-                columns = [
-                    f"{prefix}{c}"
-                    for c in (
-                        "subject_row",
-                        "baseline_row",
-                        "speedup",
-                        "speedup_low",
-                        "speedup_high",
-                        "verdict",
-                    )
+            view: dict[str, Any] = {"grid": grids.index(grid), "count": len(places)}
+            held = present(cells)
+            for source in SOURCES:
+                rows = of(cells, source)[_PAIR] if source in held else cells.iloc[:0][_PAIR]
+                view[source] = [
+                    pairs.add(source, own, other, (a, b, c), v)
+                    for own, other, a, b, c, v in rows.itertuples(index=False)
                 ]
-                view[side] = [
-                    pairs.add(side, own, other, (a, b, c), v)
-                    for own, other, a, b, c, v in cells[columns].itertuples(index=False)
-                ]
-            if cells["subjects"].nunique() > 1:  # cells of fewer mechanisms than others are marked
-                view["subjects"] = _column(list(cells["subjects"]))
-            missing = [text if isinstance(text, str) else None for text in cells["missing"]]
+            if places["subjects"].nunique() > 1:  # cells of fewer mechanisms than others are marked
+                view["subjects"] = _column(list(places["subjects"]))
+            missing = [text if isinstance(text, str) else None for text in places["missing"]]
             if any(missing) and not content.predicted_only:
                 view["missing"] = _column(missing)
                 view["short"] = _column([words.hole_label(text) for text in missing])
@@ -295,14 +286,12 @@ def views_payload(content: Content) -> dict[str, Any]:
 
 def crossings_payload(content: Content) -> dict[str, Any]:
     """Columns, one entry per series: where it lies, and both crossings in words and numbers."""
-    crossings = content.crossings
-    columns = {
-        name: _column([_plain(value) for value in crossings[name]])
-        for name in (*CELL, "subject", "baseline", "axis")
+    crossings = told(content.crossings)
+    named = [*CELL, "subject", "baseline", "axis"]
+    columns = {name: _column([_plain(value) for value in crossings[name]]) for name in named}
+    columns |= {
+        source: _column(list(crossings[source])) for source in SOURCES if source in crossings
     }
-    for prefix, side in _SIDES.items():
-        if crossings[f"{prefix}wins"].notna().any():
-            columns[side] = _column([in_words(row, prefix) for row in crossings.to_dict("records")])
     return columns | {"count": len(crossings)}
 
 

@@ -39,10 +39,7 @@ from statistics import NormalDist
 import numpy as np
 
 from flurka_bench.words.errors import RequestError
-from flurka_bench.words.verdict import (
-    MARGIN,
-    verdict,
-)
+from flurka_bench.words.verdict import Estimate
 
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 1000
@@ -66,13 +63,9 @@ def modified_z_scores(samples: Sequence[float]) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RatioEstimate:
-    """A ratio of two times with its interval and what it means for somebody who must choose."""
+class RatioEstimate(Estimate):
+    """An estimate from samples, and how many of them it rests on."""
 
-    ratio: float
-    low: float
-    high: float
-    verdict: str
     num_pairs: int
     paired: bool = True
 
@@ -88,7 +81,6 @@ def paired_ratio(
     baseline_rounds: Sequence[int] | None = None,
     candidate_rounds: Sequence[int] | None = None,
     *,
-    margin: float = MARGIN,
     confidence: float = CONFIDENCE,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
@@ -101,7 +93,6 @@ def paired_ratio(
         baseline_rounds: round id of each baseline sample; None: 0, 1, 2, ...
         candidate_rounds: the same of the candidate. Samples whose round the other side lacks are
             left out.
-        margin: half-width of the region around 1 that counts as the same.
         confidence: of the interval.
         num_resamples: bootstrap resamples.
         seed: of the bootstrap; equal seeds give equal intervals.
@@ -121,16 +112,13 @@ def paired_ratio(
         return _too_few(logs, paired=True)
     spread = _block_bootstrap(logs, num_resamples, seed)
     num_blocks = len(logs) / block_length(logs)
-    return _estimate(
-        float(np.median(logs)), spread, num_blocks, len(logs), margin, confidence, paired=True
-    )
+    return _estimate(float(np.median(logs)), spread, num_blocks, len(logs), confidence, paired=True)
 
 
 def unpaired_ratio(
     baseline_s: Sequence[float],
     candidate_s: Sequence[float],
     *,
-    margin: float = MARGIN,
     confidence: float = CONFIDENCE,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
@@ -151,7 +139,7 @@ def unpaired_ratio(
     num_blocks = min(len(left) / block_length(left), len(right) / block_length(right))
     centre = float(np.median(left) - np.median(right))
     return _estimate(
-        centre, spread, num_blocks, min(len(left), len(right)), margin, confidence, paired=False
+        centre, spread, num_blocks, min(len(left), len(right)), confidence, paired=False
     )
 
 
@@ -172,7 +160,6 @@ def median_interval(
         spread,
         len(logs) / block_length(logs),
         len(logs),
-        MARGIN,
         confidence,
         paired=False,
     )
@@ -190,9 +177,7 @@ def _logs(samples_s: Sequence[float]) -> np.ndarray:
 
 def _too_few(logs: np.ndarray, *, paired: bool) -> RatioEstimate:
     ratio = float(np.exp(np.median(logs))) if len(logs) else math.nan
-    return RatioEstimate(
-        ratio=ratio, low=0.0, high=math.inf, verdict="AMBIGUOUS", num_pairs=len(logs), paired=paired
-    )
+    return RatioEstimate(ratio=ratio, low=0.0, high=math.inf, num_pairs=len(logs), paired=paired)
 
 
 def _autocorrelation(values: np.ndarray) -> float:
@@ -255,7 +240,6 @@ def _estimate(
     resampled: np.ndarray,
     num_blocks: float,
     num_pairs: int,
-    margin: float,
     confidence: float,
     *,
     paired: bool,
@@ -269,7 +253,6 @@ def _estimate(
         ratio=math.exp(centre),
         low=low,
         high=high,
-        verdict=verdict(low, high, margin),
         num_pairs=num_pairs,
         paired=paired,
     )

@@ -10,6 +10,7 @@ from flurka_bench.answers.crossover import (
     forms,
     in_words,
 )
+from flurka_bench.answers.sources import MEASURED, PREDICTED, leading, of
 from flurka_bench.answers.speedup import (
     CELL,
     WORKLOAD,
@@ -119,7 +120,8 @@ def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
     are compared change, as nothing was timed between two different ones.
     """
     axis_name(axis)
-    cells = cells[cells["speedup"].notna() | cells["predicted_speedup"].notna()]
+    known = cells.groupby(["baseline", "cell"])["ratio"].transform("count")
+    cells = cells[known > 0]  # by a clock or the model
     if cells.empty:
         return style.says_nothing("No cell has both sides: nothing to draw.")
     for name in CELL:
@@ -134,26 +136,23 @@ def crossover_curves(cells: pd.DataFrame, axis: str = "rank") -> Figure:
     same: dict[tuple, list[str]] = {}
     parts = {}
     for name, part in cells.groupby("baseline", sort=False):
-        parts[name] = part = part.drop_duplicates(axis).sort_values(axis)
-        key = tuple(
-            part[[axis, "baseline_row", "predicted_baseline_row"]].itertuples(
-                index=False, name=None
-            )
-        )
+        parts[name] = part = part.drop_duplicates([axis, "source"]).sort_values(axis)
+        key = tuple(part[[axis, "source", "baseline_row"]].itertuples(index=False, name=None))
         same.setdefault(key, []).append(str(name))
     for colour, names in zip(colours * 9, same.values()):
         name, part = " = ".join(names), parts[names[0]]
-        x = part[axis].to_numpy()
-        bounded = part["speedup_high"].where(np.isfinite(part["speedup_high"]), part["speedup"])
-        words = crossovers(part, axis)
-        prefix = "" if part["speedup"].notna().any() else "predicted_"
-        label = f"{name}: {in_words(words.iloc[0].to_dict(), prefix)}" if len(words) else str(name)
-        least = part["speedup_low"].where(part["speedup_low"] > 0, part["speedup"])
-        torn, *edges = _torn(forms(part), x, part["speedup"], least, bounded)
+        words = crossovers(of(part, leading(part)), axis)
+        label = f"{name}: {in_words(words.iloc[0].to_dict())}" if len(words) else name
+        own = of(part, MEASURED)
+        x = own[axis].to_numpy()
+        bounded = own["high"].where(np.isfinite(own["high"]), own["ratio"])
+        least = own["low"].where(own["low"] > 0, own["ratio"])
+        torn, *edges = _torn(forms(own), x, own["ratio"], least, bounded)
         plot.fill_between(torn, *edges[1:], color=colour, alpha=0.2, linewidth=0)
         plot.vlines(x, least, bounded, color=colour, alpha=0.35, linewidth=2)  # of lone points too
         plot.plot(torn, edges[0], "o-", color=colour, markersize=4, label=label)
-        torn, line = _torn(forms(part, "predicted_"), x, part["predicted_speedup"])
+        own = of(part, PREDICTED)
+        torn, line = _torn(forms(own), own[axis].to_numpy(), own["ratio"])
         plot.plot(torn, line, "x--", color=colour, linewidth=1, markersize=4)
     plot.axhline(1, color="black", linewidth=0.8)
     style.ratio_axis(plot)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from matplotlib.patheffects import withStroke
 from flurka_bench.answers import words
 from flurka_bench.answers.baselines import baseline
 from flurka_bench.answers.crossover import forms
+from flurka_bench.answers.sources import MEASURED, PREDICTED, SOURCES, of
 from flurka_bench.answers.speedup import CELL
 from flurka_bench.render.figures import style
 from flurka_bench.words.errors import (
@@ -28,20 +30,31 @@ from flurka_bench.words.sizes import SIZES
 from flurka_bench.words.units import format_ratio
 
 COLOURS = "BrBG"  # style.RAMP, by matplotlib's name
+LINES = {MEASURED: "-", PREDICTED: "--"}  # of the contour where both are equally fast
 LIMITS = (2, 4, 8, 16)  # where colours saturate; the figures in the cells go on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """One map: ``table`` indexed by the y values, columns the x values, for measured and predicted;
-    and what was held fixed."""
+    """One map: per source (measured, predicted) the row of ``speedups`` at each (x, y); and what
+    was held fixed."""
 
     x: str
     y: str
     xs: list[int]
     ys: list[int]
-    cells: dict[tuple[int, int], pd.Series]
+    cells: dict[str, dict[tuple[int, int], dict[str, Any]]]
     fixed: dict[str, object]
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources that have any speedup here; measured where neither has."""
+        held = [
+            source
+            for source, rows in self.cells.items()
+            if any(row["ratio"] > 0 for row in rows.values())
+        ]
+        return held or [MEASURED]
 
 
 def axis_name(name: str) -> str:
@@ -74,7 +87,10 @@ def grids(cells: pd.DataFrame, x: str, y: str) -> list[Grid]:
     fixed = [name for name in [*CELL, "subject", "baseline"] if name not in (x, y)]
     found = []
     for key, part in cells.groupby(fixed, sort=False):
-        by_place = {(row[x], row[y]): row for _, row in part.iterrows()}
+        by_place: dict[str, dict[tuple[int, int], dict[str, Any]]] = {
+            source: {(row[x], row[y]): row for row in of(part, source).to_dict("records")}
+            for source in SOURCES
+        }
         found.append(
             Grid(
                 x=x,
@@ -85,14 +101,14 @@ def grids(cells: pd.DataFrame, x: str, y: str) -> list[Grid]:
                 fixed=dict(zip(fixed, key)),
             )
         )
-    return sorted(found, key=lambda grid: -len(grid.cells))
+    return sorted(found, key=lambda grid: -len(grid.cells[MEASURED]))
 
 
 def thin_lines(grid: Grid) -> tuple[dict[tuple[str, int], str], str]:
     """Rows and columns that hold fewer of the subject's mechanisms than the map does: (axis, value)
     -> those; and a note."""
     held: dict[tuple[str, int], set[str]] = {}
-    for (x, y), row in grid.cells.items():
+    for (x, y), row in grid.cells[MEASURED].items():
         for line in ((grid.x, x), (grid.y, y)):
             held.setdefault(line, set()).update(filter(None, row["subjects"].split(", ")))
     thin = {
@@ -129,20 +145,17 @@ def heat_map(
             "No cell has both the subject and the baseline: there is no map to draw."
         )
     grid = found[which]
-    ratios = {
-        side: [row[f"{side}speedup"] for row in grid.cells.values() if row[f"{side}speedup"] > 0]
-        for side in ("", "predicted_")
-    }
-    sides = [side for side in ratios if ratios[side]] or [""]
-    limit = colour_limit([ratio for known in ratios.values() for ratio in known])
-    width = 1.9 + len(sides) * max(3.2, 0.62 * len(grid.xs) + 1.0)
+    sources = grid.sources
+    ratios = [row["ratio"] for rows in grid.cells.values() for row in rows.values()]
+    limit = colour_limit([ratio for ratio in ratios if ratio > 0])
+    width = 1.9 + len(sources) * max(3.2, 0.62 * len(grid.xs) + 1.0)
     thin, note = thin_lines(grid)
     fig = style.figure(max(width, 6.5), max(3.6, 0.36 * len(grid.ys) + 2.3) + (0.2 if note else 0))
-    axes = fig.subplots(1, len(sides), sharey=True, squeeze=False)[0]
+    axes = fig.subplots(1, len(sources), sharey=True, squeeze=False)[0]
     norm = LogNorm(1 / limit, limit)
-    for axis, side in zip(axes, sides):
-        _draw(axis, grid, side, norm, thin)
-        for contour, line in (("", "-"), ("predicted_", "--")):
+    for axis, source in zip(axes, sources):
+        _draw(axis, grid, source, norm, thin)
+        for contour, line in LINES.items():
             _contour(axis, grid, contour, line)
     axes[0].set_ylabel(words.axis_words(y))
     bar = fig.colorbar(
@@ -163,10 +176,9 @@ def heat_map(
     )
     handles = [Patch(facecolor="white", edgecolor="0.35", hatch="////", label="undecided or the same"),
                Patch(facecolor="0.88", edgecolor="0.6", label="no measurement (why: in the cell)")]  # fmt: skip
-    drawn = [(side, line) for side, line in (("measured", "-"), ("predicted", "--"))]
     handles += [
-        Line2D([], [], color="black", linestyle=line, linewidth=1.6, label=f"1× {side}")
-        for side, line in drawn
+        Line2D([], [], color="black", linestyle=line, linewidth=1.6, label=f"1× {source}")
+        for source, line in LINES.items()
     ]
     fig.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return fig
@@ -191,16 +203,15 @@ def caption(fixed: dict[str, object]) -> str:
 
 
 def _draw(
-    axis: Axes, grid: Grid, side: str, norm: LogNorm, thin: dict[tuple[str, int], str]
+    axis: Axes, grid: Grid, source: str, norm: LogNorm, thin: dict[tuple[str, int], str]
 ) -> None:
     import matplotlib
 
     colours = matplotlib.colormaps[COLOURS]
     for column, x in enumerate(grid.xs):
         for line, y in enumerate(grid.ys):
-            row = grid.cells.get((x, y))
-            ratio = np.nan if row is None else float(row[f"{side}speedup"])
-            verdict = "MISSING" if row is None else row[f"{side}verdict"]
+            row = grid.cells[source].get((x, y))
+            ratio = np.nan if row is None else float(row["ratio"])
             place = (column - 0.5, line - 0.5)
             if np.isnan(ratio):
                 axis.add_patch(
@@ -209,7 +220,7 @@ def _draw(
                 axis.text(
                     column,
                     line,
-                    style.plain(_hole(row, grid, x, y, side)),
+                    style.plain(_hole(row, grid, x, y)),
                     ha="center",
                     va="center",
                     fontsize=6.5,
@@ -218,7 +229,7 @@ def _draw(
                 continue
             colour = colours(float(np.clip(norm(ratio), 0, 1)))
             axis.add_patch(Rectangle(place, 1, 1, facecolor=colour, edgecolor="white", linewidth=1))
-            if verdict in words.UNDECIDED:
+            if row is not None and row["verdict"] in words.UNDECIDED:
                 axis.add_patch(
                     Rectangle(
                         place,
@@ -242,32 +253,33 @@ def _draw(
     axis.set_xticks(range(len(grid.xs)), across, rotation=45 if len(grid.xs) > 8 else 0)
     axis.set_yticks(range(len(grid.ys)), up)
     axis.set_xlabel(words.axis_words(grid.x))
-    axis.set_title("predicted" if side else "measured")
+    axis.set_title(source)
     axis.tick_params(length=0)
     for spine in axis.spines.values():
         spine.set_visible(False)
 
 
-def _hole(row: pd.Series | None, grid: Grid, x: int, y: int, side: str) -> str:
+def _hole(row: dict[str, Any] | None, grid: Grid, x: int, y: int) -> str:
     if row is None:
         place = grid.fixed | {grid.x: x, grid.y: y}
         return words.hole("", place)
-    if side:
-        return "no pre-\ndiction"
     text = row["missing"] or ""
+    if text == words.NO_PREDICTION:
+        return "no pre-\ndiction"
     short = words.hole(text)
     return f"{text.split(':')[0].rpartition(' ')[2]}\n{short}" if short in words.FAILURES else short
 
 
-def _contour(axis: Axes, grid: Grid, side: str, line: str) -> None:
+def _contour(axis: Axes, grid: Grid, source: str, line: str) -> None:
     table = np.full((len(grid.ys), len(grid.xs)), np.nan)
     numbers = np.full(table.shape, -1)
-    if not grid.cells:
+    cells = grid.cells[source]
+    if not cells:
         return
-    pairs = forms(pd.DataFrame(list(grid.cells.values())), side)
-    for (x, y), pair in zip(grid.cells, pairs):
+    pairs = forms(pd.DataFrame(list(cells.values())))
+    for (x, y), pair in zip(cells, pairs):
         place = grid.ys.index(y), grid.xs.index(x)
-        table[place] = np.log(grid.cells[x, y][f"{side}speedup"])
+        table[place] = np.log(cells[x, y]["ratio"])
         numbers[place] = pair
     lines = even_lines(table, numbers)
     for width, colour in ((3.2, "white"), (1.6, "black")):

@@ -1,6 +1,9 @@
 """The speedup heat map in a terminal: colour blocks where there is colour, signs where there is
 none."""
 
+import math
+from typing import Any
+
 import pandas as pd
 from rich.console import Console, Group
 from rich.table import Table
@@ -26,21 +29,19 @@ STEPS = tuple(
 WIDTH = 8
 
 
-def _cell(row: pd.Series | None, side: str) -> Text:
-    ratio = float("nan") if row is None else float(row[f"{side}speedup"])
-    if ratio != ratio:
+def _cell(row: dict[str, Any] | None) -> Text:
+    if row is None or math.isnan(row["ratio"]):
         return Text("·".center(WIDTH), style="dim")
-    undecided = row[f"{side}verdict"] in UNDECIDED  # type: ignore[index]
-    sign = "~" if undecided else "+" if ratio > 1 else "-"
+    ratio = float(row["ratio"])
+    sign = "~" if row["verdict"] in UNDECIDED else "+" if ratio > 1 else "-"
     _, background, ink = next(step for step in STEPS if ratio < step[0])
     return Text(f"{sign}{format_ratio(ratio)}".center(WIDTH), style=f"{ink} on {background}")
 
 
-def _table(grid: Grid, side: str) -> Table:
-    title = "predicted" if side else "measured"
+def _table(grid: Grid, source: str) -> Table:
     thin, _ = thin_lines(grid)
     table = Table(
-        title=title, title_style="bold", box=None, padding=0, show_header=True, pad_edge=False
+        title=source, title_style="bold", box=None, padding=0, show_header=True, pad_edge=False
     )
     table.add_column(f"{SYMBOLS[grid.y]} \\ {SYMBOLS[grid.x]} ", justify="right")
     for x in grid.xs:
@@ -53,7 +54,7 @@ def _table(grid: Grid, side: str) -> Table:
     for y in reversed(grid.ys):
         table.add_row(
             f"{y}{'*' if (grid.y, y) in thin else ' '}",
-            *[_cell(grid.cells.get((x, y)), side) for x in grid.xs],
+            *[_cell(grid.cells[source].get((x, y))) for x in grid.xs],
         )
     return table
 
@@ -67,18 +68,14 @@ def terminal_map(cells: pd.DataFrame, x: str = "seq_len", y: str = "rank", which
             Text("No cell has both the subject and the baseline: there is no map to draw.")
         )
     grid = found[which]
-    sides = [
-        side
-        for side in ("", "predicted_")
-        if any(row[f"{side}speedup"] > 0 for row in grid.cells.values())
-    ] or [""]
+    sources = grid.sources
     both = Table.grid(padding=(0, 4))
-    both.add_row(*[_table(grid, side) for side in sides])
-    wide = len(sides) * (len(grid.xs) + 1) * WIDTH <= Console().width
+    both.add_row(*[_table(grid, source) for source in sources])
+    wide = len(sources) * (len(grid.xs) + 1) * WIDTH <= Console().width
     over = legible(f"speedup of {grid.fixed['subject']} over {grid.fixed['baseline']}")
     head = Text(over, style="bold")
     key = Text("+ faster  - slower  ~ undecided or the same  · no measurement", style="dim")
     note = thin_lines(grid)[1]
     key = Text(f"{key.plain}\n* {note}", style="dim") if note else key
-    body = [both] if wide else [_table(grid, side) for side in sides]
+    body = [both] if wide else [_table(grid, source) for source in sources]
     return Group(head, Text(legible(caption(grid.fixed)), style="dim"), *body, key)

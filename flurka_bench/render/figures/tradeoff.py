@@ -7,7 +7,8 @@ from matplotlib.figure import Figure
 
 from flurka_bench.answers import words
 from flurka_bench.answers.baselines import FAMILY_OF
-from flurka_bench.answers.speedup import prepare
+from flurka_bench.answers.sources import MEASURED, leading
+from flurka_bench.answers.speedup import CELL, prepare
 from flurka_bench.answers.tradeoff import pareto_front
 from flurka_bench.render.figures import style
 from flurka_bench.render.figures.curves import _biggest
@@ -155,10 +156,8 @@ def memory(frame: pd.DataFrame) -> Figure:
 def devices(cells: pd.DataFrame, axis: str = "seq_len") -> Figure:
     """The subject's median speedup per device along one axis, with the range over the other knobs;
     one bar group per value."""
-    cells = cells.assign(
-        shown=cells["speedup"].where(cells["speedup"].notna(), cells["predicted_speedup"])
-    )
-    cells = cells[cells["shown"].notna()]
+    known = cells[cells["ratio"].notna()]
+    cells = known.drop_duplicates([*CELL, "subject", "baseline"])  # measured where it is
     if len(cells):  # one level and one pass, the layer's where there is one
         level = next(name for name in ("layer", "core", "model") if (cells["level"] == name).any())
         cells = cells[cells["level"] == level]
@@ -175,17 +174,17 @@ def devices(cells: pd.DataFrame, axis: str = "seq_len") -> Figure:
     for number, name in enumerate(names):
         part = (
             cells[cells["device"] == name]
-            .groupby(axis)["shown"]
+            .groupby(axis)["ratio"]
             .agg(["median", "min", "max"])
             .reindex(places)
         )
         where = np.arange(len(places)) + (number - (len(names) - 1) / 2) * width
-        measured = cells.loc[cells["device"] == name, "speedup"].notna().any()
+        told = leading(cells[cells["device"] == name])
         plot.vlines(
             where, part["min"], part["max"], color=colours[number % 7], linewidth=2.5, alpha=0.5
         )
-        plot.plot(where, part["median"], "o", color=colours[number % 7], markerfacecolor=None if measured else "white",
-                  label=f"{style.plain(name)} ({'measured' if measured else 'predicted'})")  # fmt: skip
+        plot.plot(where, part["median"], "o", color=colours[number % 7], markerfacecolor=None if told == MEASURED else "white",
+                  label=f"{style.plain(name)} ({told})")  # fmt: skip
     plot.axhline(1, color="black", linewidth=0.8)
     style.ratio_axis(plot)
     plot.set_xticks(range(len(places)), [str(place) for place in places])
