@@ -338,12 +338,9 @@ def test_bottlenecks_are_confused_by_hand(frame):
     assert {(r["bound"], r["limited_by"]): r["count"] for r in found.to_dict("records")} == {
         ("compute", "memory"): full, ("compute", "compute"): len(frame) - full,
     }  # fmt: skip
-    told = {
-        title: rows
-        for title, _, rows, _ in agreement.tables(agreement.agreement(rows, "flurka", {}))
-    }
-    table = next(rows for title, rows in told.items() if title.startswith("Bottlenecks"))
-    assert table[1][:2] == ["memory", str(full)]
+    tables = agreement.tables(agreement.agreement(rows, "flurka", {}))
+    table = next(table for table in tables if table.caption.startswith("Bottlenecks")).rows
+    assert table[1][:2] == ("memory", str(full))
 
 
 def test_a_crossing_is_as_uncertain_as_the_cells_beside_it(frame):

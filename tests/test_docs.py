@@ -85,7 +85,7 @@ COMMANDS: dict[str, Trial] = {
     "run NAME --dry-run": instead(("NAME", "tiny.toml")),
     "run error-time --device cpu": DRY,
     f"plot {RUN} --kind heatmap,scaling,predicted": instead((RUN, "results/quick-cpu"), ("heatmap,scaling", "scaling")),
-    "regions results/reference/layer-cpu-1-thread": PARSE,
+    "regions results/reference/layer-cpu-1-thread --all": PARSE,
     "quality plot results/reference/error": PARSE,
     "quality plot results/reference/error --timing results/error-time-cpu": PARSE,
     "validate results/reference/layer-cpu-1-thread"
