@@ -286,6 +286,20 @@ def test_predictions_share_the_devices_scale():
     assert (over(np.zeros(2), np.array([[0, 0]])) == 1).all()
 
 
+def test_the_own_part_of_a_band_is_recorded_or_what_the_band_leaves():
+    """New records say it; of older ones it is the band less the shared scale, by quadrature."""
+    rows = synthetic.frame(seq_lens=(512,), ranks=(64,), features=(16,))
+    rows["predicted_log_scale"] = 0.1
+    left = speedup.prepare(rows)
+    expected = math.sqrt(math.log(1.2) ** 2 - 0.1**2)
+    assert np.allclose(left[["shape_below", "shape_above"]], expected)
+    rows["predicted_log_shape"] = [None, *[0.05] * (len(rows) - 1)]
+    told = speedup.prepare(rows)
+    assert told["shape_below"].tolist() == pytest.approx([expected, *[0.05] * (len(rows) - 1)])
+    again = speedup.prepare(told)
+    pd.testing.assert_frame_equal(told, again)
+
+
 def test_agreement_counts_by_hand():
     won, expected = np.array([1, 1, 1, 0, 0], bool), np.array([1, 1, 0, 1, 0], bool)
     assert agreement.overlap(won, expected) == pytest.approx(2 / 4)

@@ -24,6 +24,7 @@ def predicted_fields(
             "predicted_low_s": prediction.seconds_low,
             "predicted_high_s": prediction.seconds_high,
             "predicted_log_scale": prediction.log_scale,
+            "predicted_log_shape": prediction.log_shape,
             "bound": prediction.bound,
         }
         if stages:

@@ -46,7 +46,8 @@ def as_record(prediction: Prediction, device: str) -> dict:
     """One prediction as a record with status ``predicted``: no samples, nothing measured."""
     values = prediction.as_record()
     moved = {"predicted_s": "seconds", "predicted_low_s": "seconds_low", "predicted_high_s": "seconds_high",
-             "predicted_log_scale": "log_scale", "predicted_stages_s": "stages"}  # fmt: skip
+             "predicted_log_scale": "log_scale", "predicted_log_shape": "log_shape",
+             "predicted_stages_s": "stages"}  # fmt: skip
     record = {name: values[source] for name, source in moved.items()}
     kept = {name: value for name, value in values.items() if name not in moved.values()}
     error = None if prediction.fits_in_memory else "does not fit into the device's memory"

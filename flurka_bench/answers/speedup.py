@@ -74,8 +74,6 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
         frame[name] = pd.to_numeric(frame[name]).fillna(_DEFAULTS.get(name, 0)).astype("int64")
     for name in _FLOATS:
         frame[name] = pd.to_numeric(frame[name]).astype("float64")
-    scale = pd.to_numeric(frame["predicted_log_scale"]).astype("float64")
-    frame["predicted_log_scale"] = scale.fillna(_DEFAULTS["predicted_log_scale"])
     for name in ("compression", "share_kv", "share_heads"):
         frame[name] = frame[name].where(frame[name].notna(), _DEFAULTS[name])
     if "run_id" in frame and len(frame):  # two runs on one device stay apart: no rounds are shared

@@ -194,6 +194,9 @@ FIELDS: dict[str, Field] = {
     "predicted_log_scale": Field(
         kind="number", meaning="the part of the band that all cases on a device share", least=0
     ),
+    "predicted_log_shape": Field(
+        kind="number", meaning="the part of the band that is the case's own", least=0
+    ),
     "bound": Field(kind="text", meaning="what the cost model says bounds it"),
     "stamp": Field(kind="table", meaning="clocks, temperature, load at the time"),
     "error": Field(kind="text", meaning="what went wrong, in one line"),
