@@ -91,7 +91,7 @@ def _times(both: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _signs(cells: pd.DataFrame) -> dict:
+def _signs(cells: pd.DataFrame) -> dict[str, Any]:
     decided = cells[cells["verdict"].isin(DECIDED)]
     won, expected = (
         (decided["verdict"] == "FASTER").to_numpy(),

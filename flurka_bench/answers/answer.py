@@ -114,7 +114,7 @@ def fastest_by_length(frame: pd.DataFrame) -> pd.DataFrame:
 def fastest_in_words(rows: pd.DataFrame) -> str:
     """``"At h = 8, d = 64, k = 256, m = 64 the fastest is full-sdpa for N = 512 to 2048,
     flurka-relu for N = 4096 to 16384."``"""
-    runs: list[list] = []
+    runs: list[list[Any]] = []
     for row in rows.sort_values("seq_len").to_dict("records"):
         if runs and runs[-1][0] == row["mechanism"]:
             runs[-1][2] = row["seq_len"]
@@ -130,7 +130,7 @@ def fastest_in_words(rows: pd.DataFrame) -> str:
     return f"At {sizes} the fastest is {told} ({first['kind']})."
 
 
-def in_words(row: "pd.Series | dict") -> list[str]:
+def in_words(row: Mapping[Any, Any]) -> list[str]:
     """One slice's row as sentences a reader can quote."""
     decided, opponent = row["cells"] - row[MISSING], baseline(row["baseline"]).label
     opponent = (

@@ -244,13 +244,13 @@ def _differs(key: str, a: Any, b: Any) -> bool:
     if any(isinstance(each, str | list) for each in (a, b)):
         return not math.isinf(_VOLATILE.get(key, 0.0))
     if key in ("busy_fraction", "steal_fraction") and a is not None and b is not None:
-        return abs(a - b) > _BUSY_DIFFERENCE
+        return bool(abs(a - b) > _BUSY_DIFFERENCE)
     limit = _VOLATILE.get(key)
     if limit is None:
         return True
     if not (a and b):
         return math.isfinite(limit)
-    return max(a, b) / min(a, b) > limit if math.isfinite(limit) else False
+    return math.isfinite(limit) and bool(max(a, b) / min(a, b) > limit)
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -100,7 +100,8 @@ def replicates(cells: pd.DataFrame) -> Array:
 
 def _edges(cells: pd.DataFrame) -> Array:
     """(2, cells) log-speedups at the two edges of the predicted band."""
-    return np.log(cells[["low", "high"]].to_numpy(dtype=float).T)
+    edges: Array = np.log(cells[["low", "high"]].to_numpy(dtype=float).T)
+    return edges
 
 
 _CURVES = {MEASURED: replicates, PREDICTED: _edges}

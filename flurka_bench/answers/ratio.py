@@ -46,8 +46,8 @@ def measured(
     for index in np.flatnonzero((pairs >= 0).all(axis=1)):
         pair = (int(pairs[index, 0]), int(pairs[index, 1]))
         if pair not in known:
-            own, other = ([column[side] for column in (samples, rounds, seconds)] for side in pair)
-            found = estimate(*own, *other, num_resamples=resamples)
+            own, other = ((samples[i], rounds[i], float(seconds[i])) for i in pair)
+            found = estimate(*own, *other, resamples)
             known[pair] = (found.ratio, found.low, found.high)
         result[index] = known[pair]
     return result

@@ -163,7 +163,7 @@ class Cells:
             if source == MEASURED:
                 part["missing"] = self._why_missing(part, sides)
             else:
-                part["missing"] = np.where(part["ratio"].isna(), NO_PREDICTION, None)
+                part["missing"] = part["ratio"].isna().map({True: NO_PREDICTION, False: None})
             parts.append(part)
         return pd.concat(parts).sort_index(kind="stable", ignore_index=True)
 
@@ -253,10 +253,11 @@ class Cells:
     def _estimates(self, source: str, pairs: Array) -> Array:
         """(cells, 3) ratio, low, high of one source, for pairs of rows."""
         if source == PREDICTED:
-            names = (SECONDS[source], "predicted_log_scale", "shape_below", "shape_above")
-            return ratio.predicted(*(self.rows[name].to_numpy() for name in names), pairs)
-        columns = (self.rows[name].to_numpy() for name in ratio.SIDE)
-        return ratio.measured(*columns, pairs, self._known)
+            names = [SECONDS[source], "predicted_log_scale", "shape_below", "shape_above"]
+            seconds, scale, below, above = self.rows[names].to_numpy().T
+            return ratio.predicted(seconds, scale, below, above, pairs)
+        samples, rounds, seconds = (self.rows[name].to_numpy() for name in ratio.SIDE)
+        return ratio.measured(samples, rounds, seconds, pairs, self._known)
 
     def _subjects(self, grid: pd.DataFrame, sides: _Sides) -> list[str]:
         """Per cell, which of the subject's mechanisms have a time there, as ``"flurka-elu,

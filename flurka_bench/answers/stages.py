@@ -30,7 +30,7 @@ _WHOLE = (
 
 def case_of(record: Mapping[str, Any]) -> Case:
     """The case that a record (or a row of a frame; 0 and nan mean None) is about."""
-    values = {}
+    values: dict[str, Any] = {}
     for name, attribute in _FIELDS.items():
         value = record.get(name)
         if value is None or value != value:
@@ -90,9 +90,9 @@ def reasons(own: Mapping[Hashable, Any], other: Mapping[Hashable, Any]) -> tuple
     return stage, bound, flops
 
 
-def reason(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+def reason(own: Mapping[Any, Any], other: Mapping[Any, Any]) -> str:
     """``reasons`` in one sentence; FLOPs that the records lack are counted."""
-    known = [
+    known: list[dict[Hashable, Any]] = [
         {**record, "flops": record.get("flops") or total(lower(case_of(record), "cuda"), "flops")}
         for record in (own, other)
     ]
@@ -113,7 +113,7 @@ def flop_conditions(rows: pd.DataFrame, pairs: Sequence[tuple[int, int]]) -> lis
     place = dict(zip(rows.index, range(len(rows))))
     used = sorted({index for pair in pairs for index in pair})
     flops = _matmul_flops(rows.loc[[index for index in used if rows.at[index, "level"] != "model"]])
-    known: dict[tuple, str] = {}
+    known: dict[tuple[Any, ...], str] = {}
     told = []
     for own, other in pairs:
         mine, theirs = forms[place[own]], forms[place[other]]
@@ -133,7 +133,7 @@ def flop_conditions(rows: pd.DataFrame, pairs: Sequence[tuple[int, int]]) -> lis
 
 def _matmul_flops(rows: pd.DataFrame) -> dict[int, float]:
     """Matmul FLOPs by row, counted for all rows of one form at once."""
-    found = {}
+    found: dict[int, float] = {}
     for _, part in rows.groupby([*_FORM, "batch"], dropna=False, sort=False):
         first = case_of(part.iloc[0])
         sizes = ("seq_len", "num_heads", "head_dim", "rank", "num_features")

@@ -47,13 +47,14 @@ def join_time(frame: pd.DataFrame, run: ErrorRun, *, family: str, seq_len: int) 
     )
 
 
-def pareto_front(*costs: np.ndarray) -> np.ndarray:
+def pareto_front(*costs: ratio.Array) -> ratio.Array:
     """Which points no other beats: as good in every cost and better in one (smaller is better). A
     boolean array."""
     points = np.stack(costs, axis=1)
     no_worse = (points[:, None] <= points[None]).all(-1)
     better = (points[:, None] < points[None]).any(-1)
-    return ~(no_worse & better).any(axis=0)
+    front: ratio.Array = np.logical_not((no_worse & better).any(axis=0))
+    return front
 
 
 def form(row: Any) -> str:
